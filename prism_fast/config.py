@@ -1,0 +1,109 @@
+"""What every configuration shares: canonical form, content hash, devices, folders, environment fingerprint.
+
+Environment variables are read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_fast.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+_FINGERPRINT_PACKAGES = ("torch", "diffusers", "transformers", "timm")
+
+
+def canonical(value: Any) -> Any:
+    """``value`` as plain JSON types: dataclasses to dicts, tuples to lists, paths to strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a configuration cannot hold a {type(value).__name__}")
+
+
+def content_hash(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_yaml(value: Any, path: Path) -> None:
+    """Writes the resolved configuration beside an output, atomically."""
+    import yaml
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(yaml.safe_dump(canonical(value), sort_keys=False, allow_unicode=True))
+    os.replace(temporary, path)
+
+
+def cache_dir() -> Path:
+    """Where downloads and derived files go: ``$PRISM_FAST_CACHE`` or ``~/.cache/prism_fast``."""
+    return Path(os.environ.get("PRISM_FAST_CACHE") or Path.home() / ".cache" / "prism_fast")
+
+
+def data_dir() -> Path:
+    """Where real data sets lie: ``$PRISM_FAST_DATA`` or a folder in the cache."""
+    return Path(os.environ.get("PRISM_FAST_DATA") or cache_dir() / "data")
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is one; an explicit name works or raises.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} asked for, but torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """A dtype by its torch name.
+
+    Raises:
+        UserError: not one of :data:`DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r} (known: {', '.join(DTYPES)})")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def environment(device: torch.device, dtype: str) -> dict[str, str]:
+    """What, besides the configuration, can change the last bits of an image. Saved with every shard set."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {package: metadata.version(package) for package in _FINGERPRINT_PACKAGES}
+    return {**versions, "device": device.type, "device_name": name, "dtype": dtype}
