@@ -1,0 +1,81 @@
+"""Prompt lists as parquet: six columns, one row a prompt, and where the list came from in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_fast.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("class_index", "prompt", "sense", "content", "style", "source")
+_METADATA_KEY = b"prism_fast"
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], metadata: Mapping[str, Any]) -> None:
+    """Writes :data:`COLUMNS` (``class_index`` int64, the others text) to ``path``, all of it or nothing.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.int64() if name == COLUMNS[0] else pa.string()) for name in COLUMNS])
+    schema = schema.with_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    table = pa.table({name: columns[name] for name in COLUMNS}, schema=schema)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write the prompt list {path}: {error.strerror or error}") from error
+
+
+def read_columns(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """The columns of a prompt list, and its metadata (empty for a file that another program wrote).
+
+    Raises:
+        UserError: no such file, not parquet, or columns or types that a prompt list does not have.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"no prompt list {path}: make one with `prism-fast prompts --out {path}`")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}") from error
+    _check(path, table)
+    metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    return {name: table.column(name).to_pylist() for name in COLUMNS}, metadata
+
+
+def _check(path: Path, table: pa.Table) -> None:
+    import pyarrow.types as kind
+
+    if sorted(table.column_names) != sorted(COLUMNS):
+        raise UserError(
+            f"{path} has the columns {', '.join(table.column_names)}; a prompt list has exactly {', '.join(COLUMNS)}"
+        )
+    for name in COLUMNS:
+        found = table.schema.field(name).type
+        right = kind.is_integer(found) if name == COLUMNS[0] else kind.is_string(found) or kind.is_large_string(found)
+        if not right:
+            wanted = "integer" if name == COLUMNS[0] else "string"
+            raise UserError(f"{path}: column {name!r} is of type {found}, expected {wanted}")
+        if table.column(name).null_count:
+            raise UserError(f"{path}: column {name!r} has {table.column(name).null_count} empty entries")
+    if not table.num_rows:
+        raise UserError(f"{path} has no prompts")

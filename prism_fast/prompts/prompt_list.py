@@ -1,0 +1,253 @@
+"""The prompt list: for each class its prompts, drawn from the vocabulary's grammar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from prism_fast.errors import UserError
+from prism_fast.prompts.choices import choices
+from prism_fast.prompts.fit import Fits, fit_choice, fit_text
+from prism_fast.prompts.grammar import Grammar, load_grammar
+from prism_fast.prompts.prompt_config import PromptConfig
+from prism_fast.prompts.prompt_file import COLUMNS, read_columns, write_columns
+from prism_fast.prompts.vocabulary import Sense, Vocabulary
+
+__all__ = ["Prompt", "PromptConfig", "PromptList", "build_prompts"]
+
+NOTHING = "none"  # what the columns content and style say of a prompt without any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt and what it is made of.
+
+    Attributes:
+        class_index: 0-based.
+        prompt: the text for the text encoder.
+        sense: the words in it that stand for the class; never cut.
+        content: the words of content in it, or ``none``.
+        style: the name of its style, or ``none``.
+        source: what made it (``grammar:fashion``).
+    """
+
+    class_index: int
+    prompt: str
+    sense: str
+    content: str
+    style: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptList:
+    """Prompts of every class of a task.
+
+    Attributes:
+        prompts: ordered by class; any first n of a class are balanced over the choices that content ``uniform`` and
+            style allow, as long as none had to be shortened.
+        classes: the class names in the order of their indices, or None where a file does not say.
+        report: counts: ``classes``, ``requested``, ``prompts``, ``unique`` (the same prompt of two classes counts
+            twice), ``shortened`` (cut to fit the tokenizer), ``duplicates`` (dropped), ``short_classes`` (those that
+            got fewer prompts than asked for) and ``without_gloss`` (classes that a gloss was asked for and have none).
+    """
+
+    prompts: tuple[Prompt, ...]
+    classes: tuple[str, ...] | None = None
+    report: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    @cached_property
+    def _by_class(self) -> dict[int, list[Prompt]]:
+        found: dict[int, list[Prompt]] = {}
+        for prompt in self.prompts:
+            found.setdefault(prompt.class_index, []).append(prompt)
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any prompt or their order."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(json.dumps(astuple(prompt)).encode())
+        return digest.hexdigest()[:16]
+
+    def class_indices(self) -> list[int]:
+        """The classes that have prompts, ascending."""
+        return sorted(self._by_class)
+
+    def for_class(self, index: int) -> list[Prompt]:
+        """The prompts of a class.
+
+        Raises:
+            UserError: there are none.
+        """
+        if index not in self._by_class:
+            raise UserError(f"the prompt list has no prompts of class {index}")
+        return list(self._by_class[index])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the list as parquet, atomically. Columns: see :class:`Prompt`.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        columns = {name: [getattr(prompt, name) for prompt in self.prompts] for name in COLUMNS}
+        write_columns(Path(path), columns, {"classes": self.classes, "report": dict(self.report)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptList:
+        """A list saved earlier, or written by another program with the same columns.
+
+        Raises:
+            UserError: missing, not parquet, other columns or types, an empty prompt, a negative class index.
+        """
+        columns, metadata = read_columns(Path(path))
+        rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+        prompts = tuple(Prompt(**dict(zip(COLUMNS, row, strict=True))) for row in rows)
+        for number, prompt in enumerate(prompts):
+            if prompt.class_index < 0 or not prompt.prompt.strip():
+                raise UserError(f"{path}, row {number}: no class index or no prompt: {prompt!r}")
+        classes = metadata.get("classes")
+        return cls(prompts=prompts, classes=tuple(classes) if classes else None, report=metadata.get("report", {}))
+
+
+def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None) -> PromptList:
+    """The prompts that ``config`` asks for; a pure function of its arguments.
+
+    Args:
+        vocabulary: the classes.
+        config: which prompts; with ``file`` they are read and only checked against the classes and ``fits``.
+        fits: whether the pipeline's tokenizer takes a text without cutting it; None accepts everything. A prompt
+            that does not fit loses its style, then its content from the end, never words of the class.
+
+    Raises:
+        UserError: the words of a class alone do not fit; content ``frequency`` where no frequencies are known; a file
+            that is malformed or belongs to other classes.
+    """
+    if config.file is not None:
+        return _from_file(vocabulary, Path(config.file), fits)
+    grammar = load_grammar(vocabulary.grammar)
+    prompts: list[Prompt] = []
+    shortened = duplicates = short_classes = 0
+    for index in range(len(vocabulary)):
+        made = _class_prompts(vocabulary, index, grammar, config, fits)
+        prompts += made.prompts
+        shortened += made.shortened
+        duplicates += made.duplicates
+        short_classes += len(made.prompts) < config.per_class
+    report = {
+        "classes": len(vocabulary),
+        "requested": len(vocabulary) * config.per_class,
+        "prompts": len(prompts),
+        "unique": len({(p.class_index, p.prompt) for p in prompts}),
+        "shortened": shortened,
+        "duplicates": duplicates,
+        "short_classes": short_classes,
+        "without_gloss": sum(not s.gloss for s in vocabulary.senses) if config.sense == "gloss" else 0,
+    }
+    return PromptList(prompts=tuple(prompts), classes=vocabulary.names, report=report)
+
+
+@dataclass(kw_only=True)
+class _ClassPrompts:
+    prompts: list[Prompt] = field(default_factory=list)
+    shortened: int = 0
+    duplicates: int = 0
+
+
+def _class_prompts(
+    vocabulary: Vocabulary, index: int, grammar: Grammar, config: PromptConfig, fits: Fits | None
+) -> _ClassPrompts:
+    sense = vocabulary.senses[index]
+    phrase = sense.phrase if config.sense == "gloss" else sense.bare
+    made, seen = _ClassPrompts(), set[str]()
+    for content, style in choices(grammar, sense, config):
+        fitted = fit_choice(grammar, phrase, content, style, fits)
+        if fitted is None:
+            raise _too_long(index, sense, phrase)
+        text, said, styled = fitted
+        if text in seen and config.content != "frequency":  # true frequencies are kept by repeating prompts
+            made.duplicates += 1
+            continue
+        seen.add(text)
+        made.shortened += (said, styled) != (content, style)
+        made.prompts.append(
+            Prompt(
+                class_index=index,
+                prompt=text,
+                sense=phrase,
+                content=grammar.join(said) or NOTHING,
+                style=styled or NOTHING,
+                source=f"grammar:{vocabulary.grammar}",
+            )
+        )
+        if len(made.prompts) == config.per_class:
+            break
+    return made
+
+
+def _too_long(index: int, sense: Sense, phrase: str) -> UserError:
+    cure = "shorten its gloss, or use --prompts.sense name" if phrase != sense.bare else "give it a shorter name"
+    return UserError(
+        f"class {index} ({sense.name!r}): {phrase!r} alone is longer than the pipeline's tokenizer takes; {cure}"
+    )
+
+
+def _from_file(vocabulary: Vocabulary, path: Path, fits: Fits | None) -> PromptList:
+    """A list made earlier, checked against the classes, cut where this pipeline's tokenizer takes less."""
+    loaded = PromptList.load(path)
+    _check_classes(loaded, vocabulary, path)
+    names = vocabulary.names
+    prompts = tuple(_fit_foreign(path, prompt, fits) for prompt in loaded.prompts)
+    report = {
+        "classes": len(names),
+        "requested": len(prompts),
+        "prompts": len(prompts),
+        "unique": len({(p.class_index, p.prompt) for p in prompts}),
+        "shortened": sum(new.prompt != old.prompt for new, old in zip(prompts, loaded.prompts, strict=True)),
+        "duplicates": 0,  # kept: a file may weigh prompts by repeating them
+        "short_classes": 0,
+        "without_gloss": 0,
+    }
+    return PromptList(prompts=prompts, classes=names, report=report)
+
+
+def _check_classes(loaded: PromptList, vocabulary: Vocabulary, path: Path) -> None:
+    names = vocabulary.names
+    if loaded.classes is not None and loaded.classes != names:
+        pairs = enumerate(zip(loaded.classes, names, strict=False))
+        what = next(
+            (f"class {i} is {there!r} there, {here!r} here" for i, (there, here) in pairs if there != here), None
+        )
+        what = what or f"{len(loaded.classes)} classes there, {len(names)} here"
+        raise UserError(f"{path} was made for other classes than those of vocabulary {vocabulary.name!r}: {what}")
+    found = loaded.class_indices()
+    if found != list(range(len(names))):
+        missing = sorted(set(range(len(names))).difference(found))
+        what = f"no prompts of class {missing[0]} ({names[missing[0]]})" if missing else f"prompts of class {found[-1]}"
+        raise UserError(f"{path} has {what}; vocabulary {vocabulary.name!r} has classes 0 to {len(names) - 1}")
+
+
+def _fit_foreign(path: Path, prompt: Prompt, fits: Fits | None) -> Prompt:
+    text = fit_text(prompt.prompt, prompt.sense, fits)
+    if text is None:
+        raise UserError(
+            f"{path}: the prompt {prompt.prompt!r} of class {prompt.class_index} is longer than the pipeline's "
+            f"tokenizer takes, and so are the words of its class, {prompt.sense!r}; shorten it"
+        )
+    if text == prompt.prompt:
+        return prompt
+    alone = text == prompt.sense
+    return replace(
+        prompt, prompt=text, content=NOTHING if alone else prompt.content, style=NOTHING if alone else prompt.style
+    )
