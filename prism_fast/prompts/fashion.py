@@ -79,16 +79,21 @@ def _read_frequencies(path: Path, name: str) -> dict[tuple[str, ...], float]:
     shares = table.get(name) if isinstance(table, dict) else None
     if not isinstance(shares, dict) or not shares:
         raise UserError(f"{path} has no attribute frequencies of class {name!r}")
-    known = {word for words in ATTRIBUTES.values() for word in words}
     frequencies: dict[tuple[str, ...], float] = {}
     for combination, share in shares.items():
         words = tuple(combination.split())
-        if not known.issuperset(words) or not _is_share(share):
+        if not _is_combination(words) or not _is_share(share):
             raise UserError(f"{path}: {name!r} has the entry {combination!r}: {share!r}, not an attribute frequency")
         frequencies[words] = float(share)
     if not math.isclose(math.fsum(frequencies.values()), 1.0, abs_tol=1e-2):
         raise UserError(f"{path}: the frequencies of {name!r} sum to {math.fsum(frequencies.values()):.3f}, not 1")
     return frequencies
+
+
+def _is_combination(words: tuple[str, ...]) -> bool:
+    """Whether a caption can say these words: at most one of each attribute, in the order of the attributes."""
+    places = [place for word in words for place, axis in enumerate(ATTRIBUTES.values()) if word in axis]
+    return len(places) == len(words) and places == sorted(set(places))
 
 
 def _is_share(value: object) -> bool:

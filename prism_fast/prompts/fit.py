@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from prism_fast.prompts.grammar import Grammar
@@ -32,11 +33,11 @@ def fit_text(text: str, phrase: str, fits: Fits | None) -> str | None:
     """
     if fits is None or fits(text):
         return text
-    start = text.lower().find(phrase.lower()) if phrase else -1
-    if start < 0:
+    found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) if phrase else None
+    if found is None:
         return None
-    head, tail = text[: start + len(phrase)], text[start + len(phrase) :].split()
-    shorter = [" ".join([head, *tail[:length]]).rstrip(" ,;") for length in range(len(tail) - 1, -1, -1)]
+    gaps = [found.end() + gap.start() for gap in re.finditer(r"\s+", text[found.end() :])]
+    shorter = [text[:end].rstrip(" ,;") for end in (*gaps[::-1], found.end())]
     for candidate in (*shorter, phrase):
         if fits(candidate):
             return candidate

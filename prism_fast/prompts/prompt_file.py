@@ -24,22 +24,29 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]], metadata: Ma
         UserError: the place cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.int64() if name == COLUMNS[0] else pa.string()) for name in COLUMNS])
     schema = schema.with_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
     table = pa.table({name: columns[name] for name in COLUMNS}, schema=schema)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, table)
+    except OSError as error:
+        raise UserError(f"cannot write the prompt list {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
         with temporary.open("wb") as file:
             pq.write_table(table, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the prompt list {path}: {error.strerror or error}") from error
 
 
 def read_columns(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:

@@ -153,7 +153,7 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         "shortened": shortened,
         "duplicates": duplicates,
         "short_classes": short_classes,
-        "without_gloss": sum(not s.gloss for s in vocabulary.senses) if config.sense == "gloss" else 0,
+        "without_gloss": sum(s.phrase == s.bare for s in vocabulary.senses) if config.sense == "gloss" else 0,
     }
     return PromptList(prompts=tuple(prompts), classes=vocabulary.names, report=report)
 
@@ -226,10 +226,8 @@ def _check_classes(loaded: PromptList, vocabulary: Vocabulary, path: Path) -> No
     names = vocabulary.names
     if loaded.classes is not None and loaded.classes != names:
         pairs = enumerate(zip(loaded.classes, names, strict=False))
-        what = next(
-            (f"class {i} is {there!r} there, {here!r} here" for i, (there, here) in pairs if there != here), None
-        )
-        what = what or f"{len(loaded.classes)} classes there, {len(names)} here"
+        differing = (f"class {i} is {there!r} there, {here!r} here" for i, (there, here) in pairs if there != here)
+        what = next(differing, f"{len(loaded.classes)} classes there, {len(names)} here")
         raise UserError(f"{path} was made for other classes than those of vocabulary {vocabulary.name!r}: {what}")
     found = loaded.class_indices()
     if found != list(range(len(names))):
@@ -243,7 +241,7 @@ def _fit_foreign(path: Path, prompt: Prompt, fits: Fits | None) -> Prompt:
     if text is None:
         raise UserError(
             f"{path}: the prompt {prompt.prompt!r} of class {prompt.class_index} is longer than the pipeline's "
-            f"tokenizer takes, and so are the words of its class, {prompt.sense!r}; shorten it"
+            f"tokenizer takes, and cannot be cut to the words of its class, {prompt.sense!r}; shorten it"
         )
     if text == prompt.prompt:
         return prompt

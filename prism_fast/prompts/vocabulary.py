@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +156,7 @@ def spoken(name: str) -> str:
 
 def name_key(name: str) -> str:
     """What two spellings of one class name have in common."""
-    return spoken(name).casefold()
+    return unicodedata.normalize("NFKC", spoken(name)).casefold()
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def _sense(place: str, fields: Mapping[str, Any]) -> Sense:
         phrase=f"{bare}, {gloss}" if gloss else bare,
         gloss=gloss,
         parent=parent,
-        synonyms=tuple(" ".join(s.split()) for s in synonyms if s.strip()),
+        synonyms=tuple(_text(place, {"synonyms": s}, "synonyms") for s in synonyms if s.strip()),
     )
 
 
@@ -167,4 +168,7 @@ def _text(place: str, fields: Mapping[str, Any], field: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{place}: {field!r} must be a text, found {_json_kind(value)}")
-    return " ".join(value.split())
+    text = " ".join(value.split())
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise UserError(f"{place}: {field!r} contains control characters or broken Unicode: {text!r}")
+    return text
