@@ -57,5 +57,10 @@ def test_apportion_sums_and_stays_within_one_of_the_quota(seed: int) -> None:
         assert all(abs(counts[key] - total * raw[key] / mass) < 1 for key in raw)
 
 
+def test_apportion_gives_what_is_left_to_the_largest_remainders() -> None:
+    assert apportion({"a": 0.5, "b": 0.3, "c": 0.2}, 3) == {"a": 1, "b": 1, "c": 1}  # quotas 1.5, 0.9, 0.6
+    assert apportion({"a": 1.0, "b": 5.0, "c": 3.0}, 4) == {"a": 1, "b": 2, "c": 1}  # quotas 0.44, 2.22, 1.33
+
+
 def test_apportion_gives_ties_to_the_earlier_key() -> None:
     assert apportion({"b": 0.5, "a": 0.5}, 3) == {"b": 2, "a": 1}

@@ -92,7 +92,7 @@ def test_a_foreign_list_must_cover_the_classes(tmp_path: Path) -> None:
 
 
 def test_a_foreign_list_is_cut_to_the_tokenizer_but_never_the_class(tmp_path: Path) -> None:
-    long = "a very nice photo of the crane, a bird in a park"
+    long = "a very nice photo of the Crane, a bird in a park"
     path = foreign(tmp_path / "p.parquet", prompt=[long, "nail"])
     config = PromptConfig(file=str(path))
 
@@ -100,10 +100,10 @@ def test_a_foreign_list_is_cut_to_the_tokenizer_but_never_the_class(tmp_path: Pa
         return build_prompts(TWO, config, fits=lambda text: len(text.split()) <= words)
 
     assert cut_to(12).report["shortened"] == 0
-    assert cut_to(9).prompts[0].prompt == "a very nice photo of the crane, a bird"
+    assert cut_to(9).prompts[0].prompt == "a very nice photo of the Crane, a bird"
     assert cut_to(9).report["shortened"] == 1
-    assert cut_to(8).prompts[0].prompt == "a very nice photo of the crane, a"
-    assert cut_to(7).prompts[0].prompt == "a very nice photo of the crane"
+    assert cut_to(8).prompts[0].prompt == "a very nice photo of the Crane, a"
+    assert cut_to(7).prompts[0].prompt == "a very nice photo of the Crane"
     assert cut_to(3).prompts[0].prompt == "crane"
     assert (cut_to(3).prompts[0].content, cut_to(3).prompts[0].style) == ("none", "none")
     with pytest.raises(UserError, match=r"p\.parquet: the prompt .*is longer than the pipeline's tokenizer"):

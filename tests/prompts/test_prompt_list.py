@@ -156,6 +156,9 @@ def test_frequency_repeats_prompts_as_often_as_they_are_true(tmp_path: Path, mon
     }
     assert made.report["prompts"] == 2000
     assert made.report["unique"] == 30
+    other = build_prompts(FASHION, PromptConfig(content="frequency", per_class=200, seed=1))
+    assert Counter(other.prompts) == Counter(made.prompts)
+    assert other.prompts != made.prompts
     wide = build_prompts(FASHION, PromptConfig(content="frequency", style="wide", per_class=200))
     assert set(Counter(p.style for p in wide.for_class(4)).values()) == {50}
 
