@@ -12,8 +12,8 @@ _MOST_CLASSES = 12  # shown unless classes are asked for; a task may have thousa
 _COUNTS = (
     ("shortened", "cut to fit the tokenizer"),
     ("duplicates", "duplicates dropped"),
-    ("short_classes", "classes with fewer than asked for (the grammar has no more)"),
-    ("without_gloss", "classes without a gloss (the bare name is used)"),
+    ("short_classes", "classes with fewer prompts than asked for, as the grammar has no more"),
+    ("without_gloss", "classes without a gloss, where the bare name is used"),
 )
 
 
@@ -57,5 +57,5 @@ def _summary(prompts: PromptList, vocabulary: Vocabulary) -> str:
     sizes = [len(prompts.for_class(index)) for index in prompts.class_indices()]
     each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     lines = [f"{vocabulary.name}: {len(prompts)} prompts of {len(vocabulary)} classes, {each} a class"]
-    lines += [f"  {prompts.report[key]} {words}" for key, words in _COUNTS if prompts.report.get(key)]
+    lines += [f"  {words}: {prompts.report[key]}" for key, words in _COUNTS if prompts.report.get(key)]
     return "\n".join(lines)

@@ -191,11 +191,11 @@ def test_sample_shows_counts_and_a_few_prompts() -> None:
     made = build_prompts(FASHION, PromptConfig())
     lines = sample_text(made, FASHION, per_class=2).splitlines()
     assert lines[0] == "fashion: 360 prompts of 10 classes, 36 a class"
-    assert "10 classes with fewer" in lines[1]
+    assert lines[1] == "  classes with fewer prompts than asked for, as the grammar has no more: 10"
     assert len(lines) == 2 + 10 * 2
     assert lines[2].startswith("   0 top")
     assert sample_text(made, FASHION, classes=[9], per_class=1).splitlines()[-1].startswith("   9 boot  a photo of")
     many = Vocabulary(name="many", senses=tuple(Sense(name=f"kind {i}", phrase=f"kind {i}") for i in range(30)))
     text = sample_text(build_prompts(many, PromptConfig(per_class=3)), many)
     assert text.endswith("... and 18 more classes")
-    assert "30 classes without a gloss" in text
+    assert "classes without a gloss, where the bare name is used: 30" in text
