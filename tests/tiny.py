@@ -1,4 +1,4 @@
-"""Random-weight pipelines and teachers that fit in a test: same file formats as the real ones, a few thousand parameters.
+"""Random-weight pipelines and teachers that fit in a test: the file formats of the real ones, 0.3 M parameters.
 
 Images are 32x32, latents 4x8x8. The tokenizer has every word of the ``fashion`` captions as one token (others fall
 back to letters) and ``model_max_length`` 24, like the built-in pipeline's.
@@ -6,6 +6,7 @@ back to letters) and ``model_max_length`` 24, like the built-in pipeline's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import string
@@ -43,11 +44,11 @@ def _bpe(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """The pieces of ``word`` under ``ranks`` (lowest rank merges first), as CLIP's tokenizer finds them."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
-        pairs = [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in ranks]
+        pairs = [pair for pair in itertools.pairwise(pieces) if pair in ranks]
         if not pairs:
             break
         best = min(pairs, key=ranks.__getitem__)
-        index = list(zip(pieces, pieces[1:], strict=False)).index(best)
+        index = list(itertools.pairwise(pieces)).index(best)
         pieces[index : index + 2] = ["".join(best)]
     return pieces
 
@@ -125,7 +126,7 @@ def save_tiny_pipeline(folder: str | Path, seed: int = 0) -> Path:
 def save_tiny_teacher(
     folder: str | Path, num_classes: int = 10, seed: int = 0, architecture: str = "resnet10t", size: int = IMAGE_SIZE
 ) -> Path:
-    """Writes a random classifier in timm's local-dir format (``config.json``, ``model.safetensors``); returns the folder.
+    """Writes a random classifier in timm's local-dir format (``config.json``, ``model.safetensors``).
 
     Its batch-norm statistics are set from random images and its logits spread, so that energies differ between images.
     """

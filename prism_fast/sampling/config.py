@@ -1,0 +1,138 @@
+"""What decides how rows become images. Light to import: no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from prism_fast.config import DTYPES
+
+Scheduler = Literal["pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+KARRAS_SCHEDULERS = ("euler", "dpmsolver++")
+_SCHEDULERS = ("pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++")
+
+
+def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
+
+
+def _number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} must be a number from {low} to {high}, not {value}")
+
+
+def _count(name: str, value: object) -> None:
+    if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """EDA: every guided step moves the predicted clean latents x̂0 down the teacher's energy.
+
+        x̂0' = x̂0 − s · w_t · gate · g / (rms(g) + δ),   g = ∂E/∂x̂0,   gate = sigmoid((E − τ_y)/δ_y)
+
+    Args:
+        scale: s, in standard deviations of the (scaled) latents; 0 guides nowhere.
+        free_weight: λ_f of −T·logsumexp(f/T) in E.
+        class_weight: λ_c of the cross-entropy with the image's class in E.
+        temperature: T, in units of logits.
+        weighting: w_t: 1, σ_t or α_t (variance-preserving, both in [0, 1]).
+        gate: ``pilot``: images whose energy is already as low as the unguided pilot's are left alone;
+            ``none``: gate = 1.
+        gate_quantile: τ_y is this quantile of class y's pilot energies.
+        start: first guided step as a share of the trajectory, 0 being pure noise.
+        stop: guidance ends before this share.
+        every: every k-th step between them.
+        repeats: passes over a guided step, re-noised between (time travel); 1 = none.
+        at: where g is taken: ``x0``: at x̂0; ``latent``: at x_t through the UNet; ``noisy``: at x_t, decoded as it is.
+        direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
+        max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
+    """
+
+    scale: float = 0.1
+    free_weight: float = 1.0
+    class_weight: float = 1.0
+    temperature: float = 1.0
+    weighting: Literal["constant", "sigma", "alpha"] = "constant"
+    gate: Literal["pilot", "none"] = "pilot"
+    gate_quantile: float = 0.25
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+    repeats: int = 1
+    at: Literal["x0", "latent", "noisy"] = "x0"
+    direction: Literal["energy", "random"] = "energy"
+    max_bad_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _number("guidance.scale", self.scale, 0.0)
+        _number("guidance.free_weight", self.free_weight, 0.0)
+        _number("guidance.class_weight", self.class_weight, 0.0)
+        if not self.free_weight + self.class_weight > 0:
+            raise ValueError("guidance.free_weight and guidance.class_weight are both 0: nothing guides")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"guidance.temperature must be positive, not {self.temperature}")
+        _choice("guidance.weighting", self.weighting, ("constant", "sigma", "alpha"))
+        _choice("guidance.gate", self.gate, ("pilot", "none"))
+        _number("guidance.gate_quantile", self.gate_quantile, 0.0, 1.0)
+        _number("guidance.start", self.start, 0.0, 1.0)
+        _number("guidance.stop", self.stop, 0.0, 1.0)
+        if self.start >= self.stop:
+            raise ValueError(f"guidance.start ({self.start}) must be below guidance.stop ({self.stop})")
+        _count("guidance.every", self.every)
+        _count("guidance.repeats", self.repeats)
+        _choice("guidance.at", self.at, ("x0", "latent", "noisy"))
+        _choice("guidance.direction", self.direction, ("energy", "random"))
+        _number("guidance.max_bad_rate", self.max_bad_rate, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """One image's way from noise: scheduler, classifier-free guidance, precision, batch shape, guidance.
+
+    Args:
+        scheduler: ``pndm`` (without Runge-Kutta steps), ``ddim``, ``ddpm``, ``euler``, ``euler_a`` or
+            ``dpmsolver++`` (2M).
+        steps: denoising steps.
+        cfg_scale: classifier-free guidance: ε = ε_u + c·(ε_c − ε_u); at 1 and below the unconditional half is skipped.
+        eta: DDIM's noise, 0 (deterministic) to 1; 0 for every other scheduler.
+        spacing: which timesteps; ``None`` leaves it to the pipeline's scheduler configuration.
+        karras: Karras et al.'s noise levels (``euler`` and ``dpmsolver++``).
+        compute_batch: rows of every network call; decides the last bits of an image.
+        dtype: of the networks. Latents and guidance are fp32.
+        level: rung of the exactness ladder.
+        guidance: EDA; ``None`` samples unguided.
+    """
+
+    scheduler: Scheduler = "dpmsolver++"
+    steps: int = 20
+    cfg_scale: float = 3.0
+    eta: float = 0.0
+    spacing: Spacing | None = None
+    karras: bool = False
+    compute_batch: int = 64
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    level: Literal["reference"] = "reference"
+    guidance: GuidanceConfig | None = None
+
+    def __post_init__(self) -> None:
+        _choice("scheduler", self.scheduler, _SCHEDULERS)
+        _count("steps", self.steps)
+        _number("cfg_scale", self.cfg_scale, 0.0)
+        _number("eta", self.eta, 0.0, 1.0)
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta is DDIM's: {self.scheduler} has none")
+        _choice("spacing", self.spacing, (None, "leading", "trailing", "linspace"))
+        if self.karras and self.scheduler not in KARRAS_SCHEDULERS:
+            raise ValueError(f"karras is for {' and '.join(KARRAS_SCHEDULERS)}, not {self.scheduler}")
+        _count("compute_batch", self.compute_batch)
+        _choice("dtype", self.dtype, DTYPES)
+        _choice("level", self.level, ("reference",))
+        if self.guidance is not None and self.guidance.repeats > 1 and self.scheduler == "pndm":
+            # PNDM's second call corrects a sample it kept from the first: there is no state to travel back to.
+            raise ValueError("guidance.repeats > 1 does not work with pndm: choose another scheduler")

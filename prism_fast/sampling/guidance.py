@@ -1,0 +1,179 @@
+"""EDA's arithmetic: gate, gradient through the decoder, correction of the predicted clean latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_fast.energy.terms import EnergyTerm, guidance_energy
+from prism_fast.errors import UserError
+from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.schedules import NoiseLevel
+from prism_fast.teachers.base import Teacher
+
+RMS_FLOOR = 1e-12
+"""δ of the guidance equation: far below any gradient that carries information."""
+
+MIN_GATE_WIDTH = 1e-3
+"""Narrowest gate, in units of energy: a class whose pilot energies coincide gets a step, not a division by zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateThresholds:
+    """Where each class's gate stands: gate = sigmoid((E − tau_y)/delta_y). Frozen into a plan.
+
+    Args:
+        tau: of each class, in units of energy: the quantile of its unguided pilot.
+        delta: of each class, positive: a quarter of the pilot's interquartile range, so that the gate goes from 0.12
+            to 0.88 over one interquartile range.
+    """
+
+    tau: tuple[float, ...]
+    delta: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        # Lists come out of JSON
+        object.__setattr__(self, "tau", tuple(self.tau))
+        object.__setattr__(self, "delta", tuple(self.delta))
+        if len(self.tau) != len(self.delta):
+            raise ValueError(f"as many tau as delta: {len(self.tau)} and {len(self.delta)}")
+        if not all(map(math.isfinite, self.tau)) or not all(math.isfinite(d) and d > 0 for d in self.delta):
+            raise ValueError("tau must be finite, delta finite and positive")
+
+    @classmethod
+    def from_energies(
+        cls, energies: Sequence[float] | Tensor, classes: Sequence[int] | Tensor, num_classes: int, quantile: float
+    ) -> GateThresholds:
+        """Thresholds from the energies of unguided pilot images. Non-finite energies are left out.
+
+        Raises:
+            UserError: a class has no finite energy.
+        """
+        values = torch.as_tensor(energies, dtype=torch.float64).cpu()
+        labels = torch.as_tensor(classes).cpu()
+        tau, delta = [], []
+        for index in range(num_classes):
+            own = values[(labels == index) & values.isfinite()]
+            if not len(own):
+                raise UserError(f"the pilot has no usable energy for class {index}: raise pilot_images")
+            low, middle, high = own.quantile(torch.tensor([0.25, quantile, 0.75], dtype=torch.float64)).tolist()
+            tau.append(middle)
+            delta.append(max((high - low) / 4, MIN_GATE_WIDTH))
+        return cls(tau=tuple(tau), delta=tuple(delta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What guidance does to a batch at one step.
+
+    Args:
+        delta: fp32 [B, C, h, w], x0' − x0; zero in dropped rows.
+        energy: fp32 [B], as measured.
+        gate: fp32 [B]; zero in dropped rows.
+        applied: bool [B]; not set where the guidance was dropped: energy or gradient non-finite, or gradient zero.
+    """
+
+    delta: Tensor
+    energy: Tensor
+    gate: Tensor
+    applied: Tensor
+
+
+def guided_steps(config: GuidanceConfig, steps: int) -> tuple[int, ...]:
+    """Which of ``steps`` steps are guided: every k-th of those whose share of the trajectory is in [start, stop)."""
+    inside = [index for index in range(steps) if config.start <= index / steps < config.stop]
+    return tuple(inside[:: config.every])
+
+
+def step_weight(config: GuidanceConfig, level: NoiseLevel) -> float:
+    """w_t of the guidance equation."""
+    return {"constant": 1.0, "sigma": level.sigma, "alpha": level.alpha}[config.weighting]
+
+
+def gate_values(energy: Tensor, targets: Tensor, thresholds: GateThresholds | None) -> Tensor:
+    """Gate [B] in [0, 1] of energies [B]; one where there are no thresholds."""
+    if thresholds is None:
+        return torch.ones_like(energy)
+    tau = torch.tensor(thresholds.tau, device=energy.device, dtype=energy.dtype)[targets]
+    delta = torch.tensor(thresholds.delta, device=energy.device, dtype=energy.dtype)[targets]
+    return ((energy - tau) / delta).sigmoid()
+
+
+def correction(
+    energy: Tensor, gradient: Tensor, finite: Tensor, gate: Tensor, strength: float, direction: Tensor | None = None
+) -> Correction:
+    """x0' − x0 = −strength · gate · g/(rms(g) + δ), rms of each image alone.
+
+    Args:
+        energy: [B].
+        gradient: g, fp32 [B, C, h, w].
+        finite: bool [B], energy and gradient are finite.
+        gate: [B].
+        strength: s·w_t.
+        direction: goes in g's place (the random ablation); what is dropped is still decided by g.
+    """
+    size = _rms(gradient)
+    applied = finite & size.isfinite() & (size > 0)
+    gate = torch.where(applied, gate, torch.zeros_like(gate))
+    along = gradient if direction is None else direction
+    factor = strength * gate / (_rms(along) + RMS_FLOOR)
+    delta = -factor.view(-1, 1, 1, 1) * along
+    # where, not a product: a non-finite gradient times zero is still not a number
+    delta = torch.where(applied.view(-1, 1, 1, 1), delta, torch.zeros_like(delta))
+    return Correction(delta=delta, energy=energy, gate=gate, applied=applied)
+
+
+class Guide:
+    """The guidance equation with its teacher, energy and gate.
+
+    Args:
+        config: EDA's options.
+        teacher: what measures the energy.
+        gate: pilot thresholds, one for each of the teacher's classes; needed with ``config.gate == "pilot"``.
+
+    Raises:
+        UserError: thresholds are missing or are for another number of classes.
+    """
+
+    def __init__(self, config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:
+        if config.gate == "pilot" and gate is None:
+            raise UserError("guidance.gate: pilot needs thresholds: run the pilot (synthesize does), or set gate: none")
+        if gate is not None and len(gate.tau) != teacher.num_classes:
+            raise UserError(f"gate thresholds for {len(gate.tau)} classes, the teacher has {teacher.num_classes}")
+        self.config = config
+        self.teacher = teacher
+        self._gate = gate if config.gate == "pilot" else None
+        self._term: EnergyTerm = guidance_energy(
+            free_weight=config.free_weight, class_weight=config.class_weight, temperature=config.temperature
+        )
+
+    def correct(
+        self, images: Tensor, variable: Tensor, level: NoiseLevel, targets: Tensor, direction: Tensor | None = None
+    ) -> Correction:
+        """What guidance adds to x0 at one step.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1], with a graph that leads to ``variable``.
+            variable: [B, C, h, w], where the gradient is taken.
+            level: of the step.
+            targets: int64 [B].
+            direction: in place of the gradient.
+        """
+        result = self.teacher.energy_and_grad(images.detach(), targets, self._term)
+        # The vector-Jacobian product through the decoder (and, for ``at: latent``, the UNet)
+        (gradient,) = torch.autograd.grad(images, variable, result.grad.to(images))
+        gradient = gradient.float()
+        energy = result.energy.to(gradient)
+        finite = result.finite.to(gradient.device) & gradient.flatten(1).isfinite().all(1)
+        gate = gate_values(energy, targets, self._gate)
+        return correction(
+            energy, gradient, finite, gate, self.config.scale * step_weight(self.config, level), direction
+        )
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(dim=(1, 2, 3)).sqrt()
