@@ -92,6 +92,9 @@ class Schedule:
     """
 
     def __init__(self, scheduler: Any, config: SamplerConfig, device: torch.device) -> None:
+        trained = int(scheduler.config.num_train_timesteps)
+        if config.steps > trained:
+            raise UserError(f"{config.steps} steps, but the pipeline was trained on {trained} timesteps: take fewer")
         scheduler.set_timesteps(config.steps, device=device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -181,7 +184,7 @@ def _check_timesteps(scheduler: Any, config: SamplerConfig) -> None:
     in_range = bool((timesteps >= 0).all()) and bool((timesteps <= trained - 1).all())
     levels = scheduler.sigmas if hasattr(scheduler, "sigmas") else timesteps.cpu()[2 * (config.scheduler == "pndm") :]
     falling = bool((levels[1:] < levels[:-1]).all())
-    if config.steps > trained or not in_range or not falling:
+    if not (in_range and falling):
         raise UserError(f"{config.steps} steps are too many for {config.scheduler} on {trained} training timesteps")
 
 
