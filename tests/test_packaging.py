@@ -32,7 +32,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         if (REPOSITORY / name).exists():
             shutil.copytree(REPOSITORY / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
     # No isolation: setuptools is a development dependency, and the build needs no network.
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder), str(tree)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        f"--wheel-dir={folder}",
+        tree,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next(folder.glob("*.whl")))
@@ -91,7 +101,7 @@ def test_constraints_are_versions_inside_the_declared_ranges(constraints: str) -
     for requirement in declared:
         pin = pins.get(re.sub(r"[-_.]+", "-", requirement.name.lower()))
         assert pin is not None, f"{requirement.name} has no line in {constraints}"
-        assert requirement.specifier.contains(pin), f"{constraints} pins {requirement.name} {pin}, outside {requirement}"
+        assert requirement.specifier.contains(pin), f"{constraints} has {pin}, outside {requirement}"
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt", "pyproject.toml", "Makefile", ".ci/run"])
@@ -106,4 +116,5 @@ def test_the_citation_names_this_version_and_its_papers() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == prism_fast.__version__
     papers = [citation["preferred-citation"], *citation["references"]]
-    assert [p["identifiers"][0]["value"] for p in papers] == ["arXiv:2509.16897", "arXiv:2305.12954", "arXiv:2410.17606"]
+    numbers = [paper["identifiers"][0]["value"] for paper in papers]
+    assert numbers == ["arXiv:2509.16897", "arXiv:2305.12954", "arXiv:2410.17606"]
