@@ -1,0 +1,123 @@
+"""`make install` and `make clean`, with an interpreter that only pretends to install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-m pip install"*)
+    echo installed >> "{log}"
+    [ -e "{log}.edit" ] && sleep 0.1 && echo edited >> constraints.txt && rm "{log}.edit"
+    [ -e "{log}.fail" ] && exit 1
+    printf '#!/bin/sh\\n' > "$(dirname "$0")/prism-fast" && chmod +x "$(dirname "$0")/prism-fast" ;;
+esac
+"""
+
+
+class Checkout:
+    """A folder with the real Makefile, and a `.venv` whose python counts its `pip install` calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder / "tree", folder / "log"
+        (self.folder / ".ci").mkdir(parents=True)
+        shutil.copy(REPOSITORY / "Makefile", self.folder)
+        shutil.copy(REPOSITORY / ".ci/find-python", self.folder / ".ci")
+        for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+            (self.folder / name).touch()
+        for name in ("prism_fast", "tests", "bench", "docs"):
+            (self.folder / name).mkdir()
+        python = self.folder / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(FAKE_PYTHON.format(log=self.log))
+        python.chmod(0o755)
+
+    def make(self, *arguments: str) -> int:
+        environment = {"PATH": os.environ["PATH"]}  # nothing of the make that runs these tests
+        command = ["make", "-s", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, check=False).returncode
+
+    def installations(self) -> int:
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    return Checkout(tmp_path)
+
+
+def test_the_second_installation_does_nothing(checkout: Checkout) -> None:
+    assert checkout.make("install") == 0
+    assert checkout.make("install") == 0
+    assert checkout.installations() == 1
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "setup.py", "constraints.txt"])
+def test_a_changed_input_installs_again(checkout: Checkout, name: str) -> None:
+    checkout.make("install")
+    later = time.time() + 5
+    os.utime(checkout.folder / name, (later, later))
+    checkout.make("install")
+    assert checkout.installations() == 2
+
+
+def test_a_failed_or_interrupted_installation_leaves_no_valid_stamp(checkout: Checkout) -> None:
+    failing = Path(f"{checkout.log}.fail")
+    failing.touch()
+    assert checkout.make("install") != 0
+    failing.unlink()
+    assert checkout.make("install") == 0
+    assert checkout.installations() == 2
+    (checkout.folder / "pyproject.toml").touch()  # neither does a failed renewal leave the old one
+    failing.touch()
+    assert checkout.make("install") != 0
+    failing.unlink()
+    checkout.make("install")
+    assert checkout.installations() == 4
+
+
+def test_an_edit_during_the_installation_is_not_lost(checkout: Checkout) -> None:
+    Path(f"{checkout.log}.edit").touch()
+    assert checkout.make("install") == 0
+    assert checkout.make("install") == 0
+    assert checkout.installations() == 2
+
+
+def test_a_moved_or_broken_environment_is_installed_again(checkout: Checkout) -> None:
+    checkout.make("install")
+    (checkout.folder / ".venv/bin/prism-fast").unlink()
+    checkout.make("install")
+    assert checkout.installations() == 2
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
+    checkout.make("install")
+    assert checkout.installations() == 3
+
+
+def test_clean_keeps_results_and_the_environment(checkout: Checkout) -> None:
+    (checkout.folder / "runs/demo").mkdir(parents=True)
+    (checkout.folder / "runs/demo/metrics.json").touch()
+    for name in ("build", ".mypy_cache", "prism_fast/__pycache__"):
+        (checkout.folder / name).mkdir()
+    assert checkout.make("clean") == 0
+    assert (checkout.folder / "runs/demo/metrics.json").exists()
+    assert (checkout.folder / ".venv/bin/python").exists()
+    assert not any((checkout.folder / name).exists() for name in ("build", ".mypy_cache", "prism_fast/__pycache__"))
+
+
+def test_an_interpreter_that_is_too_old_is_refused_with_the_cure(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = ["sh", str(REPOSITORY / ".ci/find-python")]
+    done = subprocess.run(command, env={**os.environ, "PYTHON": str(old)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Python >= 3.11" in done.stderr and "apt-get install" in done.stderr
