@@ -1,0 +1,149 @@
+"""The validity gates of the built-in world (docs/study/protocol.md): ``python -m prism_fast.study.gates``.
+
+They are measured on unguided samples and decide whether the world is one in which the method can fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_fast.data.fashion_mnist import as_images, load, load_split
+from prism_fast.metrics.accuracy import accuracy
+from prism_fast.metrics.agreement import agreement
+from prism_fast.metrics.features import features
+from prism_fast.metrics.prdc import prdc
+from prism_fast.pipeline.load import load_pipeline
+from prism_fast.pipeline.text import prompt_fits
+from prism_fast.progress import progress
+from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
+from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.reference import ReferenceSampler
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.plan import Plan
+from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.load import load_teacher
+
+PROMPTS = {
+    "plain": PromptConfig(sense="name", content="none", style="none"),
+    "oracle": PromptConfig(sense="gloss", content="frequency", style="photo"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One bound and what was measured: ``low <= value <= high``."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound holds."""
+        return self.low <= self.value <= self.high
+
+
+def sample_arm(pipe: Any, config: SynthesisConfig) -> tuple[Tensor, Tensor]:
+    """Unguided images of a configuration's plan: uint8 [N, 3, H, W] and requested classes [N]."""
+    vocabulary = load_vocabulary(config.vocabulary)
+    plan = Plan(config, vocabulary, build_prompts(vocabulary, config.prompts, prompt_fits(pipe)))
+    sampler = ReferenceSampler(pipe, config.sampler)
+    rows = [plan.row(index) for index in range(len(plan))]
+    batch = config.sampler.compute_batch
+    images = []
+    with progress(len(rows), "images", config.recipe) as bar:
+        for part in (rows[start : start + batch] for start in range(0, len(rows), batch)):
+            prompts, classes, seeds = zip(*((r.prompt.prompt, r.class_index, r.seed) for r in part), strict=True)
+            images.append(sampler.sample(prompts, classes, seeds).images)
+            bar.update(len(part))
+    return torch.cat(images), torch.tensor([row.class_index for row in rows])
+
+
+def balanced(images: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The first ``count`` images, shared out evenly over the classes: uint8 [count, 3, 32, 32]."""
+    classes = int(labels.max()) + 1
+    rows = torch.cat([torch.nonzero(labels == c).flatten()[: count // classes] for c in range(classes)])
+    return as_images(images[rows])
+
+
+@torch.no_grad()
+def reconstruct(pipe: Any, images: Tensor, batch: int = 100) -> Tensor:
+    """uint8 [N, 3, H, W] through the pipeline's VAE and back (the posterior's mode)."""
+    parts = []
+    for part in images.split(batch):
+        latents = pipe.vae.encode(part.float() / 127.5 - 1).latent_dist.mode()
+        parts.append(((pipe.vae.decode(latents).sample + 1) * 127.5).round().clamp(0, 255).byte())
+    return torch.cat(parts)
+
+
+def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstructed: int) -> dict[str, Any]:
+    """All figures of the first four gates, and the gates."""
+    test_images, test_labels = load("test")
+    subset = as_images(test_images[:reconstructed])
+    direct = accuracy(teacher, subset, test_labels[:reconstructed]).value
+    through = accuracy(teacher, reconstruct(pipe, subset), test_labels[:reconstructed]).value
+    reference = features(judge, balanced(*load_split("V"), count))
+    arms: dict[str, dict[str, Any]] = {}
+    sampled = {}
+    for name, prompts in PROMPTS.items():
+        config = SynthesisConfig(
+            recipe=name,
+            images=count,
+            prompts=prompts,
+            sampler=SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100),
+        )
+        images, classes = sampled[name] = sample_arm(pipe, config)
+        overlap = prdc(reference, features(judge, images))
+        arms[name] = {
+            "teacher_agreement": agreement(teacher, images, classes).value,
+            "judge_agreement": agreement(judge, images, classes).value,
+            "by_class": agreement(teacher, images, classes).by_class,
+            "precision": overlap.precision,
+            "recall": overlap.recall,
+        }
+    gates = [
+        Gate(name="teacher on reconstructed / real", value=through / direct, low=0.95, high=float("inf")),
+        Gate(name="plain teacher agreement", value=arms["plain"]["teacher_agreement"], low=0.5, high=0.75),
+        Gate(name="oracle teacher agreement", value=arms["oracle"]["teacher_agreement"], low=0.85, high=1.0),
+        Gate(name="plain recall / oracle recall", value=arms["plain"]["recall"] / max(arms["oracle"]["recall"], 1e-9),
+             low=0.0, high=0.7),
+    ]  # fmt: skip
+    rows = [{"name": g.name, "value": round(g.value, 4), "low": g.low, "high": g.high, "met": g.met} for g in gates]
+    return {"images": count, "teacher_test_subset": direct, "arms": arms, "gates": rows, "sampled": sampled}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the gates; ``--out`` keeps the figures and a picture of each arm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="images an arm")
+    parser.add_argument("--reconstructed", type=int, default=2000, help="real images through the VAE")
+    parser.add_argument("--pipeline", default="fashion")
+    parser.add_argument("--out", type=Path, help="folder for gates.json and grids")
+    options = parser.parse_args(arguments)
+    pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
+    result = measure(pipe, teacher, judge, options.images, options.reconstructed)
+    sampled = result.pop("sampled")
+    for gate in result["gates"]:
+        mark = "met" if gate["met"] else "MISSED"
+        print(f"{gate['name']:34s} {gate['value']:.3f}  in [{gate['low']}, {gate['high']}]  {mark}")
+    for name, arm in result["arms"].items():
+        print(name, {k: round(v, 3) for k, v in arm.items() if isinstance(v, float)})
+    if options.out:
+        from torchvision.utils import save_image
+
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "gates.json").write_text(json.dumps(result, indent=2) + "\n")
+        for name, (images, _) in sampled.items():
+            save_image(images[:100].float() / 255, str(options.out / f"{name}.png"), nrow=10, padding=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The teacher and the judge: timm classifiers on disjoint splits of real photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prism_fast.data.fashion_mnist import as_images, load, load_split
+from prism_fast.distill.augment import draw_views, make_view
+from prism_fast.distill.checkpoints import save_student
+from prism_fast.distill.config import AugmentConfig
+from prism_fast.distill.students import StudentSpec, build_student
+from prism_fast.metrics.accuracy import accuracy
+from prism_fast.teachers.load import load_teacher
+from prism_fast.zoo.config import ZooConfig
+from prism_fast.zoo.fashion_captions import NAMES
+from prism_fast.zoo.fit import fit
+
+MEAN, STD = (0.286,) * 3, (0.353,) * 3
+"""Of Fashion-MNIST's pixels, in [0, 1]."""
+
+SPECS = {
+    "teacher": StudentSpec(
+        architecture="resnet18",
+        model_args={"channels": [24, 48, 96, 192]},
+        num_classes=len(NAMES),
+        input_size=64,
+        mean=MEAN,
+        std=STD,
+    ),
+    "judge": StudentSpec(
+        architecture="densenet121",
+        model_args={"growth_rate": 16, "block_config": [4, 6, 8, 6]},
+        num_classes=len(NAMES),
+        input_size=64,
+        mean=MEAN,
+        std=STD,
+    ),
+}
+"""Both enlarge the 32-pixel images to 64 in their own preprocessing."""
+
+SPLITS = {"teacher": "T", "judge": "J"}
+
+
+def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
+    """``teacher`` or ``judge`` on its split's photos with flip and crop, saved as a timm ``local-dir`` model."""
+    images, labels = load_split(SPLITS[name])
+    pixels = as_images(images)
+    views = AugmentConfig(pad=2, flip=0.5)
+    torch.manual_seed(config.seed)
+    model = build_student(SPECS[name])
+
+    def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(rng.integers(len(pixels), size=config.batch))
+        drawn = draw_views(views, len(rows), int(rng.integers(2**62)), 0)
+        return make_view(pixels[rows].float() / 255, drawn, torch.arange(len(rows)), views.pad), labels[rows]
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        x, y = batch(rng)
+        return F.cross_entropy(model(x), y, label_smoothing=0.05)
+
+    metrics = fit(name, model, loss, {"teacher": config.teacher, "judge": config.judge}[name], work, seed=config.seed)
+    recalibrate(model, lambda rng: batch(rng)[0])
+    save_student(model.model, SPECS[name], folder / name, NAMES)
+    test_images, test_labels = load("test")
+    metrics["test_accuracy"] = accuracy(load_teacher(str(folder / name)), as_images(test_images), test_labels).value
+    return metrics
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batch: Callable[[np.random.Generator], Tensor], batches: int = 60) -> None:
+    """Batch-norm statistics of the averaged weights, which are not the average of the statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    for index in range(batches):
+        model(batch(np.random.default_rng([7, index])))
+    model.eval()
+    for norm in norms:
+        norm.momentum = 0.1
