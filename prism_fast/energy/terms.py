@@ -97,7 +97,11 @@ class CrossEntropy:
 
     def value_and_cotangents(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Outputs]:
         logits = _wide(outputs.logits).detach()
-        return self.value(outputs, targets).detach(), Outputs(logits=logits.softmax(-1) - _one_hot(logits, targets))
+        one_hot = _one_hot(logits, targets)
+        # softmax − one-hot, but p_y − 1 as −Σ_{j≠y} p_j: a certain target would cancel to zero
+        others = logits.softmax(-1) * (1 - one_hot)
+        cotangent = others - one_hot * others.sum(-1, keepdim=True)
+        return self.value(outputs, targets).detach(), Outputs(logits=cotangent)
 
 
 @dataclass(frozen=True, kw_only=True)

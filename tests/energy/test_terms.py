@@ -92,6 +92,14 @@ def test_extreme_logits_stay_finite() -> None:
         assert cotangents.logits.isfinite().all()
 
 
+def test_a_certain_target_still_has_a_cotangent() -> None:
+    """The cotangents sum to zero over the classes; p_y − 1 in fp32 would be 0."""
+    logits = torch.tensor([[21.0, 0.0, -1.0]])
+    _, cotangents = CrossEntropy().value_and_cotangents(Outputs(logits=logits), torch.tensor([0]))
+    assert cotangents.logits[0, 0] < -1e-10
+    torch.testing.assert_close(cotangents.logits.sum(), torch.tensor(0.0), rtol=0, atol=1e-16)
+
+
 def test_nan_stays_in_its_row() -> None:
     logits = torch.zeros(3, 4)
     logits[1, 2] = float("nan")
