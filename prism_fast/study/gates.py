@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import progress
 from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
-from prism_fast.sampling.reference import ReferenceSampler
+from prism_fast.sampling.reference import GateThresholds, ReferenceSampler
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.plan import Plan
+from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 
@@ -51,12 +52,21 @@ class Gate:
         return self.low <= self.value <= self.high
 
 
-def sample_arm(pipe: Any, config: SynthesisConfig) -> tuple[Tensor, Tensor]:
-    """Unguided images of a configuration's plan: uint8 [N, 3, H, W] and requested classes [N]."""
+def plan_of(pipe: Any, config: SynthesisConfig) -> Plan:
+    """The plan of a configuration, prompts included."""
     vocabulary = load_vocabulary(config.vocabulary)
-    plan = Plan(config, vocabulary, build_prompts(vocabulary, config.prompts, prompt_fits(pipe)))
-    sampler = ReferenceSampler(pipe, config.sampler)
-    rows = [plan.row(index) for index in range(len(plan))]
+    return Plan(config, vocabulary, build_prompts(vocabulary, config.prompts, prompt_fits(pipe)))
+
+
+def sample_rows(
+    pipe: Any,
+    config: SynthesisConfig,
+    rows: Sequence[Row],
+    teacher: Teacher | None = None,
+    gate: GateThresholds | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images of some rows of a plan, in memory: uint8 [N, 3, H, W] and requested classes int64 [N]."""
+    sampler = ReferenceSampler(pipe, config.sampler, teacher, gate)
     batch = config.sampler.compute_batch
     images = []
     with progress(len(rows), "images", config.recipe) as bar:
@@ -100,7 +110,8 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
             prompts=prompts,
             sampler=SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100),
         )
-        images, classes = sampled[name] = sample_arm(pipe, config)
+        plan = plan_of(pipe, config)
+        images, classes = sampled[name] = sample_rows(pipe, config, [plan.row(i) for i in range(len(plan))])
         overlap = prdc(reference, features(judge, images))
         arms[name] = {
             "teacher_agreement": agreement(teacher, images, classes).value,
