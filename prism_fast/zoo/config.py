@@ -20,13 +20,13 @@ class ZooConfig:
 
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
-    vae: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=2e-3))
-    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=1_950, lr=3e-3, weight_decay=0.05, ema=0.99))
-    judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_400, lr=4e-3, weight_decay=0.05, ema=0.99))
-    tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_500, lr=3e-3))
+    vae: FitConfig = field(default_factory=lambda: FitConfig(steps=2_200, lr=2e-3))
+    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=1_700, lr=3e-3, weight_decay=0.05, ema=0.99))
+    judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
+    tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
     unet: FitConfig = field(default_factory=lambda: FitConfig(steps=8_000, lr=1e-3, ema=0.999))
     batch: int = 128
     vae_batch: int = 32
-    kl_weight: float = 1e-4
+    kl_weight: float = 1e-5
     latent_garments: int = 60_000
     latent_distractors: int = 15_000
