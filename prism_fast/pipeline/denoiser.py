@@ -25,9 +25,10 @@ class Denoiser:
         config = pipe.unet.config
         extras = [key for key in ("time_cond_proj_dim", "addition_embed_type", "class_embed_type") if config.get(key)]
         if extras or config.in_channels != config.out_channels:
+            channels = f"{config.in_channels} to {config.out_channels} channels"
             raise UserError(
-                f"the pipeline's UNet ({config.in_channels} to {config.out_channels} channels, needs {extras or 'text'}) is "
-                "not a plain text-to-image one: use a Stable Diffusion 1.x or 2.x base model"
+                f"the pipeline's UNet ({channels}, wants {', '.join(extras) or 'text'}) is not a plain "
+                "text-to-image one: use a Stable Diffusion 1.x or 2.x base model"
             )
         self._unet = pipe.unet
         self._cfg_scale = cfg_scale

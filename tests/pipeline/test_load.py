@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from prism_fast.errors import UserError
+from prism_fast.pipeline import load
+from prism_fast.pipeline.load import latent_shape, load_pipeline, pipeline_fingerprint
+from tests.tiny import save_tiny_pipeline, tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("pipeline with space"))
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_saved_pipeline_comes_back(folder: Path) -> None:
+    pipe, original = load_pipeline(str(folder)), tiny_pipeline(0)
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, name)
+        assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+        expected = getattr(original, name).state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in module.state_dict().items())
+    assert latent_shape(pipe) == (4, 8, 8)
+    assert pipe.safety_checker is None
+
+
+def test_dtypes(folder: Path) -> None:
+    half = load_pipeline(str(folder), dtype=torch.float16)
+    assert half.unet.dtype == half.text_encoder.dtype == torch.float16
+    assert half.vae.dtype == torch.float32  # KL decoders overflow in fp16
+    assert torch.equal(half.vae.decoder.conv_in.weight, tiny_pipeline(0).vae.decoder.conv_in.weight)
+    assert load_pipeline(str(folder), dtype=torch.bfloat16).vae.dtype == torch.bfloat16
+
+
+def test_loading_leaves_the_libraries_progress_bars_as_they_were(folder: Path) -> None:
+    from diffusers.utils import logging as diffusers_logging
+
+    before = diffusers_logging.is_progress_bar_enabled()
+    load_pipeline(str(folder))
+    assert diffusers_logging.is_progress_bar_enabled() == before
+
+
+def test_the_safety_checker_is_left_out_with_a_notice(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with caplog.at_level(logging.WARNING):
+        assert load_pipeline(str(copy)).safety_checker is None
+    assert "safety checker is not loaded" in caplog.text
+
+
+def test_no_notice_where_there_is_no_safety_checker(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="prism_fast"):
+        load_pipeline(str(folder))
+    assert "safety checker" not in caplog.text
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_pickled_weights_are_never_opened(copy: Path, component: str) -> None:
+    for weights in (copy / component).glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=rf"{component}.*\.bin.*save_file"):
+        load_pipeline(str(copy))
+
+
+def test_missing_weights(copy: Path) -> None:
+    next((copy / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
+        load_pipeline(str(copy))
+
+
+def test_broken_folders_name_the_cure(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model_index"):
+        load_pipeline(str(tmp_path))
+    (copy / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match="cannot load the pipeline"):
+        load_pipeline(str(copy))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
+        load_pipeline(str(copy))
+    (copy / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        load_pipeline(str(copy))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="from_single_file"):
+        load_pipeline(str(tmp_path / "model.safetensors"))
+
+
+def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="did you mean fashion"):
+        load_pipeline("fashon")
+    with pytest.raises(UserError, match="no such pipeline folder"):
+        load_pipeline(str(tmp_path / "no" / "where"))
+    monkeypatch.setitem(load.BUILT_IN, "fashion", "not/there")
+    with pytest.raises(UserError, match="train it"):
+        load_pipeline("fashion")
+
+
+def test_an_unreachable_hub_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_config", unreachable)
+    with pytest.raises(UserError, match="no route"):
+        load_pipeline("org/name")
+
+
+def test_fingerprint_changes_with_what_decides_an_image(folder: Path) -> None:
+    pipe = load_pipeline(str(folder))
+    found = [pipeline_fingerprint(pipe), pipeline_fingerprint(load_pipeline(str(folder)))]
+    assert len(found[0]) == 16 and found[0] == found[1]
+    next(pipe.unet.parameters()).view(-1)[0] += 1e-6
+    found.append(pipeline_fingerprint(pipe))
+    pipe.scheduler.register_to_config(beta_end=0.013)
+    found.append(pipeline_fingerprint(pipe))
+    pipe.vae.register_to_config(scaling_factor=0.4)
+    found.append(pipeline_fingerprint(pipe))
+    pipe.tokenizer.add_tokens(["zebra"])
+    found.append(pipeline_fingerprint(pipe))
+    pipe.text_encoder.to(torch.bfloat16)
+    found.append(pipeline_fingerprint(pipe))
+    assert len(set(found)) == 6
