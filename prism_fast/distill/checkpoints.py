@@ -1,0 +1,121 @@
+"""What a run leaves on disk: the student in timm's folder format, and the training state for resuming. No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prism_fast.distill.students import StudentSpec
+from prism_fast.errors import UserError
+
+_FORMAT = 1
+
+
+def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names: Sequence[str] | None = None) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` as timm does: ``timm.create_model(f"local-dir:{folder}")``.
+
+    The folder appears whole or not at all; one that exists is replaced.
+    """
+    from safetensors.torch import save_file
+
+    size = spec.input_size
+    config = {
+        "architecture": spec.architecture,
+        "num_classes": spec.num_classes,
+        **({"label_names": list(class_names)} if class_names is not None else {}),
+        "model_args": dict(spec.model_args),
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "interpolation": "bilinear",
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": spec.num_classes,
+        },
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staged = Path(temporary) / "new"
+        staged.mkdir()
+        save_file(_plain(model.state_dict()), staged / "model.safetensors", metadata={"format": "pt"})
+        (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(staged, folder)
+
+
+def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    """One file, replaced atomically: the tensors of some state dicts, and everything else as JSON in its header.
+
+    Args:
+        parts: name to state dict; values are tensors, JSON values, or dicts and lists of these.
+        record: JSON values (step, identity, history).
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    skeleton = {name: _flatten(state, name, tensors) for name, state in parts.items()}
+    header = {"format": _FORMAT, "record": record, "parts": skeleton}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(_plain(tensors), staged, metadata={"state": json.dumps(header)})
+        with staged.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
+    """What :func:`save_state` wrote: (parts, record), tensors on the CPU.
+
+    Raises:
+        UserError: the file is damaged or not of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            header = json.loads((stream.metadata() or {})["state"])
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a training state ({error}): move it away to start again") from error
+    if header["format"] != _FORMAT:
+        raise UserError(f"{path} is a training state of format {header['format']}, not {_FORMAT}: move it away")
+    return {name: _rebuild(node, tensors) for name, node in header["parts"].items()}, header["record"]
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Own contiguous CPU memory for each tensor: safetensors takes neither shared storage nor other layouts."""
+    return {name: torch.clone(t.detach().cpu(), memory_format=torch.contiguous_format) for name, t in state.items()}
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON, its tensors moved to ``tensors``. Dicts become lists of pairs: keys may be integers."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, str | int | float | bool):
+        return {"value": value}
+    raise TypeError(f"a training state cannot hold a {type(value).__name__} ({name})")
+
+
+def _rebuild(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    if "tensor" in node:
+        return tensors[node["tensor"]]
+    if "dict" in node:
+        return {key: _rebuild(item, tensors) for key, item in node["dict"]}
+    if "list" in node:
+        return [_rebuild(item, tensors) for item in node["list"]]
+    return node["value"]

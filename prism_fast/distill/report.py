@@ -1,0 +1,70 @@
+"""The figures of a finished run, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.json"
+HISTORY = "history.json"
+STUDENT = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillReport:
+    """A finished distillation.
+
+    Attributes:
+        out: folder of the run; the student is the folder ``student`` in it.
+        identity: hash of configuration, images and teacher.
+        steps: optimizer steps done.
+        images: images in the set.
+        parameters: trainable numbers in the student.
+        loss: mean training loss over the last point of the curve.
+        agreement: share of the last point's training views where the student's class is the target's.
+        seconds: training time, all resumed parts together.
+        images_per_s: training views a second.
+        history: columns of the training curve: step, loss, agreement, lr, seconds.
+        environment: device, dtype and versions.
+    """
+
+    out: Path
+    identity: str
+    steps: int
+    images: int
+    num_classes: int
+    parameters: int
+    loss: float
+    agreement: float
+    seconds: float
+    images_per_s: float
+    history: dict[str, list[float]]
+    environment: dict[str, str]
+
+    @property
+    def student(self) -> Path:
+        """The student's folder, as ``load_teacher`` and timm's ``local-dir:`` take it."""
+        return self.out / STUDENT
+
+    def save(self) -> None:
+        """Writes ``history.json``, then ``metrics.json``: a run is finished when the latter exists."""
+        metrics = {k: v for k, v in vars(self).items() if k not in ("out", "history")}
+        write_json(self.out / HISTORY, self.history)
+        write_json(self.out / METRICS, metrics)
+
+    @classmethod
+    def load(cls, out: Path) -> DistillReport:
+        """The report of the finished run in ``out``."""
+        metrics = json.loads((out / METRICS).read_text())
+        history = json.loads((out / HISTORY).read_text())
+        return cls(out=out, history=history, **metrics)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by a rename: readers see the old file or the new one."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staged.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(staged, path)

@@ -1,0 +1,109 @@
+"""Training batches: a view of each image, and what the student should say about exactly that view."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prism_fast.distill.augment import Views, draw_views, make_view, mix
+from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.images import ImageSource
+from prism_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from prism_fast.teachers.base import Teacher
+
+
+class ViewLoader:
+    """Views and targets by (view number, rows).
+
+    Args:
+        config: which views, which targets.
+        source: the images.
+        teacher: labels the views where targets are ``online``; else unused.
+        device: where views are made.
+
+    Raises:
+        UserError: targets that the set or the teacher cannot give.
+    """
+
+    def __init__(
+        self, config: DistillConfig, source: ImageSource, teacher: Teacher | None, device: torch.device
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._teacher = teacher
+        self._device = device
+        self._tables: tuple[int, Views] | None = None
+        self._kept: dict[int, Tensor] = {}
+        if config.targets == "online":
+            _check_teacher(teacher, source)
+            _check_memory(config, source)
+
+    def load(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B,3,H,W] in [0,1] and their targets: logits [B,K], or class indices [B] for targets ``labels``."""
+        if self._config.targets == "online" and self._config.augment.views is not None:
+            targets = self._label_view(view)[rows].to(self._device)
+            return self._images(view, rows)[0], targets
+        images, labels, stored = self._images(view, rows)
+        if self._config.targets == "online":
+            return images, self._ask(images)
+        if self._config.targets == "labels":
+            return images, labels.to(self._device)
+        if stored is None:
+            raise UserError("targets 'stored' need stored logits, and this set has none: use targets 'online'")
+        return images, stored.to(self._device, torch.float32)
+
+    def _images(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        table = self._table(view)
+        batch = self._source.batch(rows)
+        images = make_view(self._scale(batch.images), table, rows, self._config.augment.pad)
+        if table.partner is not None and table.weight is not None:
+            partners = table.partner[rows]
+            others = make_view(
+                self._scale(self._source.batch(partners).images), table, partners, self._config.augment.pad
+            )
+            images = mix(images, others, table.weight[rows])
+        return images, batch.labels, batch.logits
+
+    def _scale(self, images: Tensor) -> Tensor:
+        return images.to(self._device).float().div_(255)
+
+    def _table(self, view: int) -> Views:
+        if self._tables is None or self._tables[0] != view:
+            self._tables = view, draw_views(self._config.augment, len(self._source), self._config.seed, view)
+        return self._tables[1]
+
+    def _label_view(self, view: int) -> Tensor:
+        """Teacher logits [N,K] of a whole view, asked once, in fixed batches: a resumed run sees the same bits."""
+        if view not in self._kept:
+            rows = torch.arange(len(self._source)).split(self._config.batch)
+            self._kept[view] = torch.cat([self._ask(self._images(view, part)[0]).cpu() for part in rows])
+        return self._kept[view]
+
+    def _ask(self, images: Tensor) -> Tensor:
+        if self._teacher is None:
+            raise TypeError("online targets without a teacher")
+        with torch.no_grad():
+            return self._teacher.outputs(images).logits.float()
+
+
+def _check_teacher(teacher: Teacher | None, source: ImageSource) -> None:
+    if teacher is None:
+        raise UserError("targets 'online' need a teacher")
+    if teacher.num_classes != source.num_classes:
+        raise UserError(
+            f"the teacher knows {teacher.num_classes} classes, the set has {source.num_classes}: take the teacher "
+            "that the set was made with, or targets 'stored'"
+        )
+
+
+def _check_memory(config: DistillConfig, source: ImageSource) -> None:
+    needed = (config.augment.views or 0) * len(source) * source.num_classes * 4 / 2**30
+    if needed > config.ram_gib:
+        raise UserError(
+            f"keeping the teacher's logits of {config.augment.views} views takes {needed:.1f} GiB, more than ram_gib "
+            f"{config.ram_gib:g}: set augment.views to null (the teacher then labels every batch) or raise ram_gib"
+        )

@@ -1,0 +1,66 @@
+"""Distillation of a student: ``distill`` from a shard set, ``distill_images`` from images in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from prism_fast.config import content_hash, save_yaml
+from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.images import ImageSource, MemoryImages
+from prism_fast.distill.loop import Run, check_identity
+from prism_fast.distill.report import METRICS, DistillReport
+from prism_fast.progress import ProgressFactory, silent
+
+if TYPE_CHECKING:
+    from prism_fast.teachers.base import Teacher
+
+__all__ = ["AugmentConfig", "DistillConfig", "DistillReport", "distill_images", "train"]
+
+
+def distill_images(
+    config: DistillConfig,
+    images: Tensor,
+    labels: Tensor,
+    teacher: Teacher | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    progress: ProgressFactory = silent,
+) -> DistillReport:
+    """Trains the student on images in memory, by the same loop: the study's real-data ceiling, or a user's own images.
+
+    Args:
+        config: the run; ``data`` only names the images.
+        images: uint8 [N,3,H,W].
+        labels: class indices int64 [N].
+        teacher: None only where targets are ``labels``.
+    """
+    num_classes = teacher.num_classes if teacher is not None else int(labels.max()) + 1
+    source = MemoryImages(images, labels, num_classes=num_classes, class_names=class_names)
+    return train(config, source, teacher, progress)
+
+
+def train(
+    config: DistillConfig, source: ImageSource, teacher: Teacher | None, progress: ProgressFactory = silent
+) -> DistillReport:
+    """Trains the student on ``source`` and writes the run's folder ``config.out``.
+
+    A finished run of the same configuration, images and teacher is returned as it is; an interrupted one continues.
+
+    Raises:
+        UserError: another run's folder; class counts that do not fit; a loss that is not finite.
+    """
+    identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None])
+    out = Path(config.out)
+    if (out / METRICS).exists():
+        report = DistillReport.load(out)
+        check_identity(identity, report.identity, out)
+        return report
+    run = Run(config, source, teacher, identity)
+    run.resume()
+    save_yaml(config, out / "config.yaml")
+    run.train(progress, f"distill {config.student}")
+    return run.finish()

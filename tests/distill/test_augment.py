@@ -1,0 +1,105 @@
+"""Views: what each parameter does to an image, and that a view is a function of (seed, view, image) alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from prism_fast.distill.augment import Views, draw_views, generator, make_view, mix
+from prism_fast.distill.config import AugmentConfig
+
+
+def _images(seed: int, count: int = 6, size: int = 10) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _whole(count: int, **changes: object) -> Views:
+    fields = {"shift": None, "flip": torch.zeros(count, dtype=torch.bool), "box": None, "partner": None, "weight": None}
+    return Views(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_crop_is_a_window_of_the_padded_image(seed: int) -> None:
+    images = _images(seed)
+    shift = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3], [3, 0], [0, 4]])
+    got = make_view(images, _whole(6, shift=shift), torch.arange(6), pad=2)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for i, (top, left) in enumerate(shift.tolist()):
+        assert torch.equal(got[i], padded[i, :, top : top + 10, left : left + 10])
+    assert torch.equal(got[2], images[2])
+
+
+def test_flip_mirrors_the_chosen_images(seed: int) -> None:
+    images = _images(seed)
+    flip = torch.tensor([True, False, True, False, False, True])
+    got = make_view(images, _whole(6, flip=flip), torch.arange(6), pad=0)
+    assert torch.equal(got[flip], images[flip].flip(-1)) and torch.equal(got[~flip], images[~flip])
+
+
+def test_box_of_the_whole_image_changes_nothing_and_a_half_enlarges(seed: int) -> None:
+    images = _images(seed)
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(6, 1)
+    got = make_view(images, _whole(6, box=whole), torch.arange(6), pad=0)
+    assert torch.allclose(got, images, atol=1e-5)
+    ramp = torch.linspace(0, 1, 10).expand(6, 3, 10, 10)
+    left = torch.tensor([-0.5, 0.0, 0.5, 1.0]).repeat(6, 1)
+    enlarged = make_view(ramp, _whole(6, box=left), torch.arange(6), pad=0)
+    assert enlarged.max() < 0.55 and enlarged.mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_rows_choose_their_own_parameters(seed: int) -> None:
+    config = AugmentConfig(pad=2, flip=0.5, crop_scale=0.5)
+    images = _images(seed, 40)
+    views = draw_views(config, 40, seed, 3)
+    whole = make_view(images, views, torch.arange(40), config.pad)
+    rows = torch.tensor([7, 31, 0])
+    assert torch.allclose(make_view(images[rows], views, rows, config.pad), whole[rows], atol=1e-6)
+
+
+def test_a_view_is_drawn_from_seed_and_number_only(seed: int) -> None:
+    config = AugmentConfig(pad=2, crop_scale=0.5, mixup=0.4)
+    once, again, other = (draw_views(config, 50, seed, view) for view in (1, 1, 2))
+    for name in ("shift", "flip", "box", "partner", "weight"):
+        assert torch.equal(getattr(once, name), getattr(again, name))
+        assert not torch.equal(getattr(once, name), getattr(other, name))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw_views(config, 50, seed, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_parameters_lie_in_their_ranges_and_fill_them(seed: int) -> None:
+    config = AugmentConfig(pad=3, flip=0.25, crop_scale=0.3, crop_ratio=2.0, mixup=1.0)
+    views = draw_views(config, 4000, seed, 0)
+    assert views.shift is not None and views.box is not None
+    assert views.shift.unique().tolist() == list(range(7))
+    assert views.flip.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    centre, half = views.box[:, :2], views.box[:, 2:]
+    assert (centre.abs() + half).max() <= 1 + 1e-6
+    area = half.prod(1)
+    assert area.min() >= 0.3 / 2 - 1e-3 and area.min() < 0.35 and area.max() > 0.9
+    ratio = half[:, 0] / half[:, 1]
+    assert ratio.max() <= 2 + 1e-4 and ratio.min() >= 0.5 - 1e-4
+    assert views.partner is not None and sorted(views.partner.tolist()) == list(range(4000))
+    assert views.weight is not None and views.weight.min() >= 0.5
+    assert views.weight.mean().item() == pytest.approx(0.75, abs=0.02)  # Beta(1,1) folded: uniform in [0.5, 1]
+
+
+def test_off_means_off(seed: int) -> None:
+    config = AugmentConfig(pad=0, flip=0.0)
+    assert config.identity
+    images = _images(seed)
+    assert torch.equal(make_view(images, draw_views(config, 6, seed, 0), torch.arange(6), 0), images)
+
+
+def test_mix_is_a_weighted_mean(seed: int) -> None:
+    a, b = _images(seed), _images(seed + 1)
+    weight = torch.linspace(0.5, 1, 6)
+    got = mix(a, b, weight)
+    assert torch.allclose(got, weight.view(-1, 1, 1, 1) * a + (1 - weight).view(-1, 1, 1, 1) * b, atol=1e-6)
+    assert torch.equal(got[5], a[5])
+
+
+def test_generators_of_different_purposes_differ(seed: int) -> None:
+    draws = {torch.rand(1, generator=generator(seed, *p)).item() for p in (("a", 0), ("a", 1), ("b", 0))}
+    assert len(draws) == 3

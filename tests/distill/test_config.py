@@ -1,0 +1,62 @@
+"""Bad configurations are refused by name; only what decides the weights is in the identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.errors import UserError
+
+_BASE = DistillConfig(data="set", out="run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 3, "steps": 4}, "epochs or as steps"),
+        ({"epochs": None, "steps": None}, "epochs or as steps"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"lr": -1.0}, "lr"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"ema": 1.0}, "ema"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"targets": "soft"}, "online, stored, labels"),
+        ({"amp": "half"}, "bfloat16"),
+        ({"seed": -1}, "seed"),
+        ({"targets": "stored"}, "whole image"),
+        ({"targets": "labels", "augment": AugmentConfig(mixup=0.2)}, "mixture"),
+    ],
+)
+def test_bad_values_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(_BASE, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pad": -1}, {"flip": 1.5}, {"crop_scale": 0.0}, {"crop_ratio": 0.5}, {"mixup": -1.0}, {"views": 0}]
+)
+def test_bad_augmentations_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(changes))):
+        AugmentConfig(**changes)
+
+
+def test_stored_targets_allow_a_flip() -> None:
+    DistillConfig(data="set", out="run", targets="stored", augment=AugmentConfig(pad=0, flip=0.5))
+
+
+def test_identity_is_what_decides_the_weights() -> None:
+    same = dataclasses.replace(_BASE, out="elsewhere", device="cpu", log_every=3, checkpoint_every=7)
+    assert same.identity() == _BASE.identity()
+    for change in ({"seed": 1}, {"lr": 0.2}, {"augment": AugmentConfig(pad=3)}, {"model_args": {"drop_rate": 0.1}}):
+        assert dataclasses.replace(_BASE, **change).identity() != _BASE.identity()  # type: ignore[arg-type]
+
+
+def test_peak_learning_rate_follows_the_optimizer() -> None:
+    assert dataclasses.replace(_BASE, optimizer="sgd").peak_lr == 0.1
+    assert dataclasses.replace(_BASE, optimizer="adamw").peak_lr == 2e-3
+    assert dataclasses.replace(_BASE, optimizer="adamw", lr=0.5).peak_lr == 0.5
