@@ -30,7 +30,7 @@ SPECS = {
         architecture="resnet18",
         model_args={"channels": [24, 48, 96, 192]},
         num_classes=len(NAMES),
-        input_size=64,
+        input_size=48,
         mean=MEAN,
         std=STD,
     ),
@@ -38,12 +38,12 @@ SPECS = {
         architecture="densenet121",
         model_args={"growth_rate": 16, "block_config": [4, 6, 8, 6]},
         num_classes=len(NAMES),
-        input_size=64,
+        input_size=48,
         mean=MEAN,
         std=STD,
     ),
 }
-"""Both enlarge the 32-pixel images to 64 in their own preprocessing."""
+"""Both enlarge the 32-pixel images to 48 in their own preprocessing."""
 
 SPLITS = {"teacher": "T", "judge": "J"}
 

@@ -21,7 +21,7 @@ class ZooConfig:
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
     vae: FitConfig = field(default_factory=lambda: FitConfig(steps=2_200, lr=2e-3))
-    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=1_700, lr=3e-3, weight_decay=0.05, ema=0.99))
+    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=2_600, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
     unet: FitConfig = field(default_factory=lambda: FitConfig(steps=8_000, lr=1e-3, ema=0.999))

@@ -49,8 +49,8 @@ class WorldConfig:
     shifted: float = 0.5
     rotation_deg: float = 20.0
     scale: tuple[float, float] = (0.75, 1.15)
-    gamma: tuple[float, float] = (0.6, 1.6)
-    background: float = 0.25
+    gamma: tuple[float, float] = (0.7, 1.4)
+    background: float = 0.05
     head_weight: float = 0.7
     other_sense: float = 0.4
     distractors: float = 0.2
