@@ -1,0 +1,3 @@
+"""Reads what training and measuring need: published shards, real data sets."""
+
+from __future__ import annotations

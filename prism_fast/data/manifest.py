@@ -1,0 +1,124 @@
+"""What a folder of shards says about itself: ``_info.json`` and the ``.json`` of each published shard, checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+from prism_fast.errors import UserError
+from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
+from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+
+MAX_JSON_BYTES = 1 << 28
+MAX_CLASSES = 10**6
+MAX_SHARDS = 10**6
+
+
+@dataclass(frozen=True)
+class Published:
+    """A shard that is there: its number, how many images it holds, its archive's size and SHA-256."""
+
+    number: int
+    images: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A set of shards, by its own account.
+
+    Args:
+        info: all of ``_info.json``.
+        num_classes: K.
+        class_names: in the order of the labels.
+        image_format: of the image files.
+        planned: shards that the set will have.
+        shards: those that are published, in order.
+    """
+
+    info: dict[str, Any]
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_format: ImageFormat
+    planned: int
+    shards: tuple[Published, ...]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks what ``folder`` says; opens no archive.
+
+    Raises:
+        UserError: no such set, or a damaged one; the file is named.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: make a set with `prism-fast synthesize --out {folder}`")
+    path = folder / INFO_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no shards (no {INFO_FILE}): give a folder that synthesize wrote")
+    info = _read_json(path)
+    planned = info.get("shards")
+    if not _whole(planned, 1, MAX_SHARDS):
+        raise UserError(f"damaged {path}: it does not say how many shards there are")
+    names = {entry.name for entry in os.scandir(folder)}
+    numbers = [number for number in range(planned) if shard_name(number, "json") in names]
+    return Manifest(
+        info=info,
+        num_classes=len(_class_names(path, info)),
+        class_names=_class_names(path, info),
+        image_format=_image_format(path, info),
+        planned=planned,
+        shards=tuple(_published(folder / shard_name(number, "json"), number) for number in numbers),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes: this is no set of shards")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"damaged {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"damaged {path}: not a JSON object")
+    return value
+
+
+def _class_names(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
+    names = info.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"damaged {path}: it does not name its classes")
+    if not 1 <= len(names) <= MAX_CLASSES or info.get("num_classes") != len(names):
+        raise UserError(f"damaged {path}: {info.get('num_classes')} classes with {len(names)} names")
+    return tuple(names)
+
+
+def _image_format(path: Path, info: dict[str, Any]) -> ImageFormat:
+    members = info.get("members")
+    if not isinstance(members, list) or members[1:] != list(LABEL_MEMBERS) or members[0] not in IMAGE_FORMATS:
+        raise UserError(
+            f"{path} describes members {members}; readable are one of {', '.join(IMAGE_FORMATS)}, then "
+            f"{', '.join(LABEL_MEMBERS)}"
+        )
+    return cast("ImageFormat", members[0])
+
+
+def _published(path: Path, number: int) -> Published:
+    stats = _read_json(path)
+    files, images = stats.get("files"), stats.get("images")
+    tar = files.get("tar") if isinstance(files, dict) else None
+    if not isinstance(tar, dict) or not _whole(images, 0, MAX_SHARDS):
+        raise UserError(f"damaged {path}: it does not describe a shard; synthesize again to make it anew")
+    size_bytes, sha256 = tar.get("bytes"), tar.get("sha256")
+    if not _whole(size_bytes, 0, 1 << 62) or not isinstance(sha256, str):
+        raise UserError(f"damaged {path}: it does not describe its archive; synthesize again to make it anew")
+    return Published(number, images, size_bytes, sha256)
+
+
+def _whole(value: object, low: int, high: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

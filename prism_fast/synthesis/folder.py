@@ -1,0 +1,190 @@
+"""The folder of a set: which configuration and environment it belongs to, and who may write into it.
+
+``_info.json`` claims a folder, once, before the first shard. It says what the shards are (for our readers), which
+archives there are (for timm's, once all are published) and what they were made from. ``config.yaml`` is the command's
+own configuration. Nothing here deletes or overwrites what a user or another run put there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prism_fast.config import canonical, content_hash
+from prism_fast.errors import UserError
+from prism_fast.prompts.prompt_list import PromptList
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.synthesis.config import SynthesisConfig, identity
+from prism_fast.synthesis.models import Models
+from prism_fast.synthesis.plan import Plan
+from prism_fast.synthesis.publish import create_file, replace_file
+from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+
+CONFIG_FILE = "config.yaml"
+FORMAT_VERSION = 1
+"""Of the shards; part of the hash."""
+
+_SHARD_FILE = re.compile(r"shard-\d+\.(tar|idx|parquet|json)\Z")
+_NAMED = 4
+"""Differences that an error message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run asks of its folder.
+
+    Args:
+        made_from: everything that decides the set's bytes, but for what the pilot finds.
+        environment: what else can change the last bits.
+    """
+
+    made_from: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of both; the pilot is filed under it."""
+        return content_hash({"made_from": self.made_from, "environment": self.environment})
+
+    def config_hash(self, gate: Mapping[str, Any] | None) -> str:
+        """16 hex digits of everything that decides the set's bytes in one environment."""
+        return content_hash({"made_from": self.made_from, "gate": gate})
+
+
+def describe_request(
+    config: SynthesisConfig, plan: Plan, prompts: PromptList, models: Models, environment: Mapping[str, str]
+) -> Request:
+    """The request of a run; weights, prompts and classes enter by content."""
+    made_from = {
+        "format_version": FORMAT_VERSION,
+        **identity(config),
+        "pipeline": models.pipeline_fingerprint,
+        "teacher": models.teacher.fingerprint,
+        "classes": content_hash(plan.class_names),
+        "prompt_list": prompts.fingerprint,
+    }
+    return Request(made_from=made_from, environment=dict(environment))
+
+
+def gate_facts(gate: GateThresholds | None) -> dict[str, Any] | None:
+    """Thresholds as they are hashed and saved."""
+    return None if gate is None else {"tau": list(gate.tau), "delta": list(gate.delta)}
+
+
+def check_place(out: Path) -> None:
+    """Refuses a place that cannot be a set's folder, before any work is done.
+
+    Raises:
+        UserError: it is a file, or holds shards or a ``config.yaml`` without an ``_info.json``.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder for the images")
+    if not out.is_dir() or (out / INFO_FILE).exists():
+        return
+    foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
+    if foreign:
+        raise UserError(f"{out} holds {foreign[0]} of something else (no {INFO_FILE}): choose another output folder")
+
+
+def read_info(out: Path, request: Request) -> dict[str, Any] | None:
+    """The folder's ``_info.json`` if it has one and it is this request's.
+
+    Raises:
+        UserError: it is damaged, or of another configuration or environment; nothing was touched.
+    """
+    path = out / INFO_FILE
+    if not path.exists():
+        return None
+    try:
+        info: dict[str, Any] = json.loads(path.read_bytes())
+        there, environment, gate = info["made_from"], info["environment"], info["gate"]
+        sound = info["config_hash"] == Request(made_from=there, environment=environment).config_hash(gate)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): choose another output folder") from error
+    if not sound:
+        raise UserError(f"{path} was changed (its hash does not fit): choose another output folder")
+    _refuse_differences(out, "configuration", there, canonical(request.made_from))
+    _refuse_differences(out, "environment", environment, canonical(request.environment))
+    return info
+
+
+def claim_folder(
+    out: Path, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, gate: GateThresholds | None
+) -> dict[str, Any]:
+    """Makes the folder this set's: writes ``_info.json`` and ``config.yaml``, or finds them there.
+
+    Raises:
+        UserError: another run was faster and claimed it for another set.
+    """
+    import yaml
+
+    info = {
+        "format_version": FORMAT_VERSION,
+        "config_hash": request.config_hash(gate_facts(gate)),
+        "complete": False,
+        "images": len(plan),
+        "shards": len(plan.shards),
+        "shard_size": config.shard_size,
+        "members": [config.format, *LABEL_MEMBERS],
+        "logits": {"dtype": "<f2", "shape": [len(plan.counts)], "temperature": 1.0},
+        "num_classes": len(plan.counts),
+        "class_names": list(plan.class_names),
+        "counts": list(plan.counts),
+        "prompts": dict(prompts.report),
+        "recipe": config.recipe,
+        "made_from": canonical(request.made_from),
+        "gate": gate_facts(gate),
+        "environment": dict(request.environment),
+        "splits": {},
+    }
+    create_file(out / INFO_FILE, _pretty(info))
+    found = read_info(out, request)
+    if found is None or found["config_hash"] != info["config_hash"]:
+        raise UserError(f"{out} was claimed by another run at this moment: start again, or choose another folder")
+    text = yaml.safe_dump(canonical(config), sort_keys=False, allow_unicode=True)
+    create_file(out / CONFIG_FILE, text.encode())
+    return found
+
+
+def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
+    """Names the archives in ``_info.json``, now that all are published. Does nothing when they are named already.
+
+    Args:
+        info: as it is there.
+        images: images of each shard.
+    """
+    train = {
+        "name": "train",
+        "num_samples": sum(images.values()),
+        "filenames": [shard_name(shard, "tar") for shard in sorted(images)],
+        "shard_lengths": [images[shard] for shard in sorted(images)],
+    }
+    finished = {**info, "complete": True, "splits": {"train": train}}
+    if finished != info:
+        replace_file(out / INFO_FILE, _pretty(finished))
+
+
+def _pretty(value: Any) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _refuse_differences(out: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    old, new = dict(_flat(there)), dict(_flat(here))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return
+    told = [f"{name} is {old.get(name, 'absent')} there, {new.get(name, 'absent')} here" for name in names[:_NAMED]]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    cure = "choose another output folder" if what == "configuration" else "go on in that one, or choose another folder"
+    raise UserError(f"{out} holds images of another {what}: {'; '.join(told)}{more}; nothing was changed; {cure}")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, entry in value.items():
+        pairs += _flat(entry, f"{prefix}{name}.") if isinstance(entry, Mapping) else [(f"{prefix}{name}", entry)]
+    return pairs

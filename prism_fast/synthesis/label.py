@@ -1,0 +1,94 @@
+"""What the teacher says about the images as they are stored: logits, energies, probability of the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prism_fast.energy.terms import Outputs
+from prism_fast.errors import UserError
+from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.teachers.base import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The teacher's verdict on n images.
+
+    Args:
+        logits: fp16 [n, K] at T = 1.
+        energy: the guidance energy E of each image and its class.
+        free_energy: −T·logsumexp(f/T), T of the guidance.
+        class_energy: cross-entropy with the class, in nats.
+        probability: softmax probability of the class.
+        top1: the teacher's own choice.
+    """
+
+    logits: NDArray[np.float16]
+    energy: list[float]
+    free_energy: list[float]
+    class_energy: list[float]
+    probability: list[float]
+    top1: list[int]
+
+
+class Labeller:
+    """Labels images in calls of one fixed shape.
+
+    Args:
+        teacher: who labels.
+        guidance: weights and temperature of the energies; the defaults where nothing guides.
+        compute_batch: rows of every call.
+    """
+
+    def __init__(self, teacher: Teacher, guidance: GuidanceConfig | None, compute_batch: int) -> None:
+        from prism_fast.energy.terms import CrossEntropy, FreeEnergy, guidance_energy
+
+        used = guidance or GuidanceConfig()
+        self._teacher, self._batch = teacher, compute_batch
+        self._free, self._class = FreeEnergy(temperature=used.temperature), CrossEntropy()
+        self._energy = guidance_energy(
+            free_weight=used.free_weight, class_weight=used.class_weight, temperature=used.temperature
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, classes: list[int]) -> Labels:
+        """Labels uint8 images [n, 3, H, W], n <= ``compute_batch``, asked to show ``classes``.
+
+        Raises:
+            UserError: a logit that is not finite, or too large for the fp16 in which shards store it.
+        """
+        count = len(classes)
+        padded = torch.cat([images, images[-1:].expand(self._batch - count, -1, -1, -1)])
+        outputs = self._teacher.outputs(padded.float() / 255)
+        # Energies are computed on the padded batch too: the shape decides the last bits.
+        logits = outputs.logits.float().cpu()
+        targets = torch.tensor([*classes, *[0] * (self._batch - count)])
+        wide = Outputs(logits=logits)
+        stored = logits.half()
+        if not stored[:count].isfinite().all():
+            largest = logits[:count].abs().max().item()
+            raise UserError(
+                f"the teacher's logits are not finite in fp16, as shards store them (largest: {largest}): "
+                "this teacher cannot label these images"
+            )
+        parts = {
+            "energy": self._energy.value(wide, targets),
+            "free_energy": self._free.value(wide, targets),
+            "class_energy": self._class.value(wide, targets),
+            "probability": logits.softmax(1).gather(1, targets[:, None])[:, 0],
+        }
+        return Labels(
+            logits=stored[:count].numpy(),
+            top1=logits[:count].argmax(1).tolist(),
+            **{name: [significant(value) for value in part[:count].tolist()] for name, part in parts.items()},
+        )
+
+
+def significant(value: float) -> float:
+    """Six significant digits: what fp32 arithmetic is worth, and half the text in a shard's ``.json``."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,76 @@
+"""The models behind a synthesis: loaded by name, or handed in by whoever has their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from prism_fast.config import resolve_device, resolve_dtype
+from prism_fast.prompts.fit import Fits
+from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.reference import SampleBatch
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.teachers.base import Teacher
+
+
+class Sampler(Protocol):
+    """Rows to images; ``ReferenceSampler`` is one."""
+
+    def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+        """Up to ``compute_batch`` rows; an image depends on its own row alone."""
+        ...
+
+
+SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], Sampler]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What turns a plan into labelled images.
+
+    Args:
+        teacher: guides and labels.
+        make_sampler: a sampler for a configuration and, where its gate is ``pilot``, thresholds.
+        pipeline_fingerprint: 16 hex digits of the generator's weights and settings.
+        fits: whether the generator's tokenizer takes a prompt uncut; None: it takes everything.
+        device: where all of it runs.
+    """
+
+    teacher: Teacher
+    make_sampler: SamplerFactory
+    pipeline_fingerprint: str
+    fits: Fits | None
+    device: torch.device
+
+
+def load_models(config: SynthesisConfig) -> Models:
+    """The pipeline and the teacher that ``config`` names.
+
+    The teacher computes in fp32 whatever the pipeline's dtype: it is a small part of the work and its logits are kept.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
+    from prism_fast.pipeline.text import prompt_fits
+    from prism_fast.sampling.reference import ReferenceSampler
+    from prism_fast.teachers.load import load_teacher
+
+    device = resolve_device(config.device)
+    teacher = load_teacher(config.teacher, device)
+    pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
+
+    def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> Sampler:
+        return ReferenceSampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
+
+    return Models(
+        teacher=teacher,
+        make_sampler=make_sampler,
+        pipeline_fingerprint=pipeline_fingerprint(pipe),
+        fits=prompt_fits(pipe),
+        device=device,
+    )

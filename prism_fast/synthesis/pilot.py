@@ -1,0 +1,103 @@
+"""The pilot: unguided images of the plan's own prompts, from whose energies the guidance gate learns its thresholds.
+
+No real image is involved: what counts as "in distribution already" is what the generator reaches unguided, at its
+better end (``gate_quantile``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_fast.errors import UserError
+from prism_fast.progress import ProgressFactory
+from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.label import Labeller
+from prism_fast.synthesis.models import Sampler
+from prism_fast.synthesis.plan import Row
+from prism_fast.synthesis.publish import create_file
+
+PILOT_FILE = "pilot.json"
+
+
+def pilot_energies(
+    rows: Sequence[Row],
+    sampler: Sampler,
+    labeller: Labeller,
+    compute_batch: int,
+    stop: StopRequest,
+    report: ProgressFactory,
+) -> list[float]:
+    """Guidance energies of the unguided images of ``rows``.
+
+    Args:
+        rows: :meth:`Plan.pilot_rows`.
+        sampler: without guidance.
+        labeller: with the energy that is to guide later.
+        compute_batch: rows of a batch.
+        stop: looked at between batches.
+        report: progress.
+    """
+    energies: list[float] = []
+    with report(len(rows), "images", "pilot", 0) as bar:
+        for first in range(0, len(rows), compute_batch):
+            stop.check()
+            part = rows[first : first + compute_batch]
+            classes = [row.class_index for row in part]
+            batch = sampler.sample([row.prompt.prompt for row in part], classes, [row.seed for row in part])
+            energies += labeller(batch.images, classes).energy
+            bar.update(len(part))
+    return energies
+
+
+def gate_thresholds(
+    rows: Sequence[Row], energies: Sequence[float], num_classes: int, guidance: GuidanceConfig
+) -> GateThresholds:
+    """Thresholds of every class; those that no row shows get tau 0 and delta 1, which nothing reads."""
+    shown = sorted({row.class_index for row in rows})
+    place = {class_index: number for number, class_index in enumerate(shown)}
+    found = GateThresholds.from_energies(
+        energies, [place[row.class_index] for row in rows], len(shown), guidance.gate_quantile
+    )
+    tau, delta = [0.0] * num_classes, [1.0] * num_classes
+    for class_index, number in place.items():
+        tau[class_index], delta[class_index] = found.tau[number], found.delta[number]
+    return GateThresholds(tau=tuple(tau), delta=tuple(delta))
+
+
+def save_pilot(folder: Path, key: str, gate: GateThresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:
+    """Keeps a pilot in ``pilot.json``; one that is there already stays."""
+    found = {
+        "key": key,
+        "gate": {"tau": list(gate.tau), "delta": list(gate.delta)},
+        "classes": [row.class_index for row in rows],
+        "energies": list(energies),
+    }
+    create_file(folder / PILOT_FILE, json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def load_pilot(folder: Path, key: str) -> GateThresholds | None:
+    """The thresholds of an earlier pilot in this folder, or None where there is none.
+
+    Raises:
+        UserError: the file is damaged, or of another configuration or environment.
+    """
+    path = folder / PILOT_FILE
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        same = found["key"] == key
+        gate = GateThresholds(tau=found["gate"]["tau"], delta=found["gate"]["delta"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
+    if not same:
+        raise UserError(
+            f"{path} is of another configuration or environment: choose another output folder (or delete that file, "
+            "if the run that made it is not needed)"
+        )
+    return gate

@@ -1,0 +1,56 @@
+"""A row's provenance, as its ``.json`` member and (without the trace) the shard's ``.parquet`` keep it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prism_fast.synthesis.label import Labels, significant
+from prism_fast.synthesis.plan import Row
+
+if TYPE_CHECKING:
+    from prism_fast.sampling.reference import SampleBatch
+
+NOT_FINITE = "not finite"
+"""Why a row has no image: not-a-number or infinity appeared in it."""
+
+
+def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, config_hash: str) -> list[dict[str, Any]]:
+    """One record a row. Every record of a set has the same keys and types, so that tables can be made of them."""
+    finite = batch.latents.flatten(1).isfinite().all(1).tolist()
+    skipped = batch.skipped.tolist()
+    return [
+        {
+            "index": row.index,
+            "seed": row.seed,
+            "attempt": row.attempt,
+            "class_index": row.class_index,
+            "class_name": row.class_name,
+            "prompt": row.prompt.prompt,
+            "sense": row.prompt.sense,
+            "content": row.prompt.content,
+            "style": row.prompt.style,
+            "source": row.prompt.source,
+            "energy": labels.energy[place],
+            "free_energy": labels.free_energy[place],
+            "class_energy": labels.class_energy[place],
+            "teacher_probability": labels.probability[place],
+            "teacher_top1": labels.top1[place],
+            "skipped": skipped[place],
+            "accepted": finite[place],
+            "reason": "" if finite[place] else NOT_FINITE,
+            "guidance": {
+                "steps": list(batch.guided_steps),
+                "energy": [_number(value) for value in batch.energy[:, place].tolist()],
+                "gate": [_number(value) for value in batch.gate[:, place].tolist()],
+            },
+            "config_hash": config_hash,
+        }
+        for place, row in enumerate(rows)
+    ]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: a guidance that was dropped for one leaves null."""
+    return significant(value) if math.isfinite(value) else None

@@ -1,0 +1,150 @@
+"""Counts of a set: those of each shard, which its ``.json`` keeps, and their sums, which decide whether to go on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prism_fast.errors import UserError
+
+MAX_REJECTED = 0.01
+"""Largest share of rows without an image. More means that the pipeline does not work in its dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisReport:
+    """What a run left behind.
+
+    Args:
+        out: the set's folder.
+        config_hash: of the set.
+        images: in the set.
+        rows: planned; images and rejected rows.
+        rejected: rows without an image, by reason.
+        shards: in the set.
+        made: rows that this run made; fewer than ``rows`` where it continued an earlier one.
+        seconds: that this run took, models loaded.
+        prompts_shortened: prompts of the list that were cut to fit the tokenizer.
+        guidances: gradients asked for, over all images.
+        skipped: of them dropped, for a zero or non-finite energy or gradient.
+        teacher_agreement: share of images whose class is the teacher's first choice.
+        teacher_probability: mean probability of the image's class.
+        energy: mean guidance energy.
+    """
+
+    out: Path
+    config_hash: str
+    images: int
+    rows: int
+    rejected: Mapping[str, int]
+    shards: int
+    made: int
+    seconds: float
+    prompts_shortened: int
+    guidances: int
+    skipped: int
+    teacher_agreement: float
+    teacher_probability: float
+    energy: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run."""
+        return self.made / self.seconds if self.seconds > 0 else 0.0
+
+
+def shard_stats(shard: int, records: Sequence[Mapping[str, Any]], guidances: int, config_hash: str) -> dict[str, Any]:
+    """Statistics of a shard, without those of its files.
+
+    Args:
+        shard: its number.
+        records: of its rows, see :mod:`prism_fast.synthesis.record`.
+        guidances: gradients asked for, over all rows.
+        config_hash: of the set.
+    """
+    kept = [record for record in records if record["accepted"]]
+    return {
+        "shard": shard,
+        "config_hash": config_hash,
+        "first_row": records[0]["index"],
+        "rows": len(records),
+        "images": len(kept),
+        "rejected": dict(sorted(Counter(r["reason"] for r in records if not r["accepted"]).items())),
+        "guidances": guidances,
+        "skipped": sum(record["skipped"] for record in records),
+        "teacher_agreed": sum(record["teacher_top1"] == record["class_index"] for record in kept),
+        "teacher_probability_sum": math.fsum(record["teacher_probability"] for record in kept),
+        "energy_sum": math.fsum(record["energy"] for record in kept),
+    }
+
+
+class Tally:
+    """Sums over published shards.
+
+    Args:
+        max_bad_rate: largest share of dropped guidances.
+    """
+
+    def __init__(self, max_bad_rate: float) -> None:
+        self.shards: dict[int, Mapping[str, Any]] = {}
+        self._max_bad_rate = max_bad_rate
+
+    def add(self, shard: int, stats: Mapping[str, Any]) -> None:
+        """Counts a shard, once."""
+        self.shards[shard] = {key: value for key, value in stats.items() if key != "files"}
+
+    def check(self) -> None:
+        """Stops a run whose guidance or pipeline does not work. What is published stays.
+
+        Raises:
+            UserError: too many guidances dropped, or too many rows without an image.
+        """
+        guidances, skipped = self.total("guidances"), self.total("skipped")
+        if guidances and skipped / guidances > self._max_bad_rate:
+            raise UserError(
+                f"{skipped} of {guidances} guidances were dropped for a zero or non-finite energy or gradient "
+                f"({skipped / guidances:.1%}; guidance.max_bad_rate allows {self._max_bad_rate:.1%}): use another "
+                "sampler.dtype or teacher, or allow more. The shards made so far record each; they stay"
+            )
+        rows, rejected = self.total("rows"), self.total("rows") - self.total("images")
+        if rejected > MAX_REJECTED * rows:
+            raise UserError(
+                f"{rejected} of {rows} images hold numbers that are not finite: the pipeline does not work in this "
+                "sampler.dtype; try bfloat16 or float32. The shards made so far record each; they stay"
+            )
+
+    def total(self, key: str) -> Any:
+        """Sum of one figure."""
+        values = [stats[key] for stats in self.shards.values()]
+        return math.fsum(values) if key.endswith("_sum") else sum(values)
+
+    def report(self, out: Path, config_hash: str, before: int, seconds: float, shortened: int) -> SynthesisReport:
+        """The report of a run that found ``before`` rows done and took ``seconds``."""
+        rejected: Counter[str] = Counter()
+        for stats in self.shards.values():
+            rejected.update(stats["rejected"])
+        images = self.total("images")
+        mean = {
+            key: self.total(key) / images if images else math.nan
+            for key in ("teacher_agreed", "teacher_probability_sum", "energy_sum")
+        }
+        return SynthesisReport(
+            out=out,
+            config_hash=config_hash,
+            images=images,
+            rows=self.total("rows"),
+            rejected=dict(rejected),
+            shards=len(self.shards),
+            made=self.total("rows") - before,
+            seconds=seconds,
+            prompts_shortened=shortened,
+            guidances=self.total("guidances"),
+            skipped=self.total("skipped"),
+            teacher_agreement=mean["teacher_agreed"],
+            teacher_probability=mean["teacher_probability_sum"],
+            energy=mean["energy_sum"],
+        )
