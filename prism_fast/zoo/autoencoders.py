@@ -1,4 +1,4 @@
-"""The generator's autoencoders: the KL one, and a small decoder distilled from it."""
+"""The generator's autoencoders: the KL one, and a small decoder distilled from it. Stored in fp16, used in fp32."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train_vae(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         latents = vae.encode(x).latent_dist.sample()
         metrics["l1"] = float((vae.decode(latents).sample - x).abs().mean() / 2)
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    vae.save_pretrained(folder / "pipeline" / "vae")
+    vae.half().save_pretrained(folder / "pipeline" / "vae")
     return metrics
 
 
@@ -62,5 +62,5 @@ def train_tiny(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         return reconstruction_loss(tiny.decode(latents * vae.config.scaling_factor).sample, target)
 
     metrics = fit("tiny", tiny.decoder, loss, config.tiny, work, seed=config.seed)
-    tiny.save_pretrained(folder / "pipeline" / "vae_tiny")
+    tiny.half().save_pretrained(folder / "pipeline" / "vae_tiny")
     return metrics

@@ -1,4 +1,7 @@
-"""The text-to-image generator: UNet and text encoder, trained together on cached latents."""
+"""The text-to-image generator: UNet and text encoder, trained together on cached latents.
+
+The UNet is stored in fp16. The text encoder is stored in fp32: transformers loads a model in the precision it finds.
+"""
 
 from __future__ import annotations
 
@@ -95,10 +98,10 @@ def save_pipeline(unet: Any, text: Any, tokenizer: Any, folder: Path) -> None:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "pipeline" / "vae"),
+        vae=AutoencoderKL.from_pretrained(folder / "pipeline" / "vae").half(),
         text_encoder=text,
         tokenizer=tokenizer,
-        unet=unet,
+        unet=unet.half(),
         scheduler=networks.build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
