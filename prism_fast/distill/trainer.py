@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from prism_fast.config import content_hash, save_yaml
+from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.distill.config import AugmentConfig, DistillConfig
-from prism_fast.distill.images import ImageSource, MemoryImages
+from prism_fast.distill.images import ImageSource, MemoryImages, open_images
 from prism_fast.distill.loop import Run, check_identity
 from prism_fast.distill.report import METRICS, DistillReport
 from prism_fast.progress import ProgressFactory, silent
@@ -18,7 +18,28 @@ from prism_fast.progress import ProgressFactory, silent
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
 
-__all__ = ["AugmentConfig", "DistillConfig", "DistillReport", "distill_images", "train"]
+__all__ = ["AugmentConfig", "DistillConfig", "DistillReport", "distill", "distill_images", "train"]
+
+
+def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> DistillReport:
+    """Trains the student on the shard set ``config.data``; reads no other image. See :func:`train`.
+
+    Raises:
+        UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
+    """
+    from prism_fast.data.shards import ShardDataset, ShardSet
+    from prism_fast.teachers.load import load_teacher
+
+    shards = ShardSet(config.data)
+    teacher = load_teacher(config.teacher, resolve_device(config.device)) if config.targets == "online" else None
+    source = open_images(
+        ShardDataset(shards),
+        shards.num_classes,
+        ram_bytes=int(config.ram_gib * 2**30),
+        class_names=shards.class_names,
+        fingerprint=shards.fingerprint,
+    )
+    return train(config, source, teacher, progress)
 
 
 def distill_images(
