@@ -1,0 +1,233 @@
+"""The command line: ``prism-fast demo|prompts|synthesize|distill|evaluate|info``.
+
+Only the chosen command's packages are imported, and torch only once there is something to compute.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prism_fast
+from prism_fast.config import canonical, save_yaml
+from prism_fast.errors import UserError
+from prism_fast.recipes.command_line import CommandLine, Option
+from prism_fast.recipes.fields import build
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL: run the same command again."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: one line about it, and what it does with its arguments."""
+
+    summary: str
+    run: Callable[[Sequence[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for bad input, 75 where it was interrupted."""
+    from prism_fast.synthesis.interruption import Interrupted
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("prism_fast").setLevel(logging.INFO)
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # warns of every .to(dtype)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"prism-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except (Interrupted, KeyboardInterrupt) as stop:
+        reason = str(stop) or "stopped; the same command continues"
+        print(f"prism-fast: {reason}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+    elif name in ("-V", "--version"):
+        print(f"prism-fast {prism_fast.__version__}")
+    elif name in COMMANDS:
+        COMMANDS[name].run(arguments[1:])
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<12}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: prism-fast COMMAND [--help] ...\n\n"
+        "Distil a student from a teacher without its data: a text-to-image model draws the training set,\n"
+        "pulled toward what the teacher recognises.\n\n"
+        f"commands:\n{rows}\n\n"
+        "Settings come from defaults < recipe < --config FILE < flags; every output keeps its own config.yaml."
+    )
+
+
+_OUT = Option(name="--out", description="folder to write to; the same command continues an interrupted run")
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    from prism_fast.study.arms import DemoConfig
+
+    line = CommandLine(
+        program="prism-fast demo",
+        description="The main job end to end: synthesize, distil, measure on the real test set, report.",
+        kind=DemoConfig,
+        options=[Option(name="--full", description="every arm, and the real-data ceiling", kind=bool, default=False)],
+    )
+    parsed = line.parse(arguments)
+    config = build(DemoConfig, parsed.fields | ({"full": True} if parsed.options["full"] else {}))
+    from prism_fast.study.demo import run_demo
+
+    run_demo(config)
+
+
+def _prompts(arguments: Sequence[str]) -> None:
+    from prism_fast.prompts.prompt_config import PromptConfig
+
+    line = CommandLine(
+        program="prism-fast prompts",
+        description="Writes a prompt list: for each class what the generator is told, and how that came about.",
+        kind=PromptConfig,
+        recipe_group="prompts",
+        options=[
+            Option(name="--vocabulary", description="the classes: fashion, or a .csv or .json file", default="fashion"),
+            Option(name="--recipe", description="take the kind of prompts from this recipe"),
+            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes"),
+            Option(name="--out", description="parquet file to write", metavar="FILE", default="prompts.parquet"),
+        ],
+    )
+    parsed = line.parse(arguments)
+    config, options = build(PromptConfig, parsed.fields), parsed.options
+    from prism_fast.prompts import build_prompts, load_vocabulary, sample_text
+
+    vocabulary = load_vocabulary(options["vocabulary"])
+    fits = None
+    if options["pipeline"] is not None:
+        from prism_fast.pipeline.load import load_pipeline
+        from prism_fast.pipeline.text import prompt_fits
+
+        fits = prompt_fits(load_pipeline(options["pipeline"]))
+    prompts = build_prompts(vocabulary, config, fits)
+    out = Path(options["out"])
+    prompts.save(out)
+    save_yaml({**options, "prompts": config}, out.with_suffix(".yaml"))
+    print(sample_text(prompts, vocabulary))
+    print(f"\nwrote {len(prompts)} prompts to {out}")
+
+
+def _synthesize(arguments: Sequence[str]) -> None:
+    from prism_fast.synthesis.config import SynthesisConfig
+
+    line = CommandLine(
+        program="prism-fast synthesize",
+        description="Draws labelled images and writes them as WebDataset shards.",
+        kind=SynthesisConfig,
+        recipe="prism",
+        options=[_OUT, Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B")],
+    )
+    parsed = line.parse(arguments)
+    out, batch = parsed.options["out"], parsed.options["batch"]
+    if batch is not None:
+        if "sampler.compute_batch" in parsed.given:
+            raise UserError("--batch and --sampler.compute_batch are the same setting: give one of them")
+        parsed.fields["sampler"]["compute_batch"] = batch
+    if out is None:
+        raise UserError("synthesize needs --out DIR, the folder for the shards")
+    config = build(SynthesisConfig, parsed.fields)
+    from prism_fast.progress import progress
+    from prism_fast.study.text import synthesis_summary
+    from prism_fast.synthesis.worker import synthesize
+
+    print(synthesis_summary(synthesize(config, Path(out), progress=progress)))
+
+
+def _distill(arguments: Sequence[str]) -> None:
+    from prism_fast.distill.config import DistillConfig
+
+    line = CommandLine(
+        program="prism-fast distill",
+        description="Trains a student on a shard set with the teacher's soft labels.",
+        kind=DistillConfig,
+    )
+    parsed = line.parse(arguments)
+    if parsed.fields["steps"] is not None and "epochs" not in parsed.given:
+        parsed.fields["epochs"] = None  # a length in steps replaces the default length in epochs
+    config = build(DistillConfig, parsed.fields)
+    from prism_fast.distill.trainer import distill
+    from prism_fast.progress import progress
+    from prism_fast.study.text import distill_summary
+
+    print(distill_summary(distill(config, progress=progress)))
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    from prism_fast.study.evaluate import EvaluateConfig
+
+    line = CommandLine(
+        program="prism-fast evaluate",
+        description=(
+            "Measures against real images: the accuracy of a classifier (a built-in name, a folder, a hub id), or of a "
+            "shard set the agreement of teacher and judge and how its images cover the real ones."
+        ),
+        kind=EvaluateConfig,
+        options=[
+            Option(name="target", description="classifier or shard set (same as --target)"),
+            Option(name="--out", description="also write the figures and settings to this JSON file", metavar="FILE"),
+            Option(name="--json", description="print JSON", kind=bool, default=False),
+        ],
+    )
+    parsed = line.parse(arguments)
+    fields, options = parsed.fields, parsed.options
+    if options["target"] is None:
+        raise UserError("evaluate needs a classifier or a shard set: prism-fast evaluate FOLDER")
+    config = build(EvaluateConfig, {**fields, "target": options["target"]})
+    from prism_fast.distill.report import write_json
+    from prism_fast.progress import progress
+    from prism_fast.study.evaluate import evaluate, figures_text
+
+    figures = evaluate(config, progress)
+    result = {**figures, "config": canonical(config)}
+    if options["out"] is not None:
+        Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(options["out"]), result)
+    print(json.dumps(result, indent=1) if options["json"] else figures_text(figures))
+
+
+def _info(arguments: Sequence[str]) -> None:
+    line = CommandLine(
+        program="prism-fast info",
+        description="Devices, versions, and which back-ends are usable here, or why not.",
+        options=[Option(name="--json", description="print JSON", kind=bool, default=False)],
+    )
+    parsed = line.parse(arguments)
+    from prism_fast.engine.backends import backends, devices, versions
+    from prism_fast.study.text import info_text
+
+    found: dict[str, Any] = {"versions": versions(), "devices": devices(), "backends": canonical(backends())}
+    print(json.dumps(found, indent=1) if parsed.options["json"] else info_text(found))
+
+
+COMMANDS = {
+    "demo": Command("the main job on the built-in world, with a report", _demo),
+    "prompts": Command("write a prompt list", _prompts),
+    "synthesize": Command("draw labelled images into shards", _synthesize),
+    "distill": Command("train a student on shards", _distill),
+    "evaluate": Command("measure a classifier or a shard set on real images", _evaluate),
+    "info": Command("devices, versions and back-ends of this machine", _info),
+}

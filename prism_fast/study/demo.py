@@ -1,0 +1,274 @@
+"""The demo: for each arm synthesize, distil and measure; then the figures and the report. Every stage resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism_fast.config import canonical, content_hash, environment, resolve_device
+from prism_fast.distill.report import DistillReport, write_json
+from prism_fast.distill.trainer import distill, distill_images
+from prism_fast.errors import UserError
+from prism_fast.progress import ProgressFactory, progress
+from prism_fast.study import text
+from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
+from prism_fast.study.measure import (
+    Reference,
+    distribution_settings,
+    gap_closed,
+    measure_accuracy,
+    measure_agreement,
+    measure_distribution,
+)
+from prism_fast.study.pairs import Pair, pair_figures
+from prism_fast.study.real import balanced_rows, real_images
+from prism_fast.study.sets import LabelledSet, read_set
+from prism_fast.study.stages import Stages, check_settings
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.worker import synthesize
+from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.load import load_teacher
+
+METRICS = "metrics.json"
+REPORT = "report.html"
+UNGUIDED = "prism-unguided"
+_EVALUATION = "evaluation.json"
+_PLACES = ("full", "out", "device")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything a report shows.
+
+    Attributes:
+        config: of the demo.
+        metrics: as written to ``metrics.json``.
+        sets: the arms' images; also :data:`UNGUIDED` where the demo made it.
+        students: the arms' training runs; also the ceiling's.
+        pairs: guided arms beside the same rows without guidance.
+    """
+
+    config: DemoConfig
+    metrics: dict[str, Any]
+    sets: dict[str, LabelledSet]
+    students: dict[str, DistillReport]
+    pairs: dict[str, Pair]
+
+
+def run_demo(config: DemoConfig, say: Say = print, bars: ProgressFactory = progress) -> Outcome:
+    """Runs what is not finished yet and writes ``metrics.json`` and ``report.html``.
+
+    Args:
+        config: the demo.
+        say: where lines of text go.
+        bars: progress of the long parts.
+
+    Raises:
+        UserError: the folder holds another demo, or anything that synthesis, distillation and measuring refuse.
+    """
+    from prism_fast.study.report import write_report
+
+    out = Path(config.out)
+    check_settings(out, {k: v for k, v in canonical(config).items() if k not in _PLACES})
+    say(text.demo_heading(config))
+    outcome = _Demo(config, out, say, bars).run()
+    write_json(out / METRICS, outcome.metrics)
+    write_report(outcome, out / REPORT)
+    say(text.demo_summary(outcome.metrics, config, out / REPORT, out / METRICS))
+    return outcome
+
+
+class _Demo:
+    """One run: what is loaded once, and the stages in order."""
+
+    def __init__(self, config: DemoConfig, out: Path, say: Say, bars: ProgressFactory) -> None:
+        self.config, self.out, self.say, self.bars = config, out, say, bars
+        self.stages = Stages(out)
+        device = resolve_device(config.device)
+        self.environment = environment(device, "float32")
+        with self.stages.stage("real test images"):
+            self.test = Reference("test", *real_images("test"))
+        self.teacher: Teacher = load_teacher(config.teacher, device)
+        self.judge: Teacher = load_teacher(config.judge, device)
+        if self.judge.num_classes != self.teacher.num_classes:
+            raise UserError(
+                f"the judge knows {self.judge.num_classes} classes, the teacher {self.teacher.num_classes}: "
+                "the judge must know the teacher's classes"
+            )
+
+    def run(self) -> Outcome:
+        config = self.config
+        sets: dict[str, LabelledSet] = {}
+        students: dict[str, DistillReport] = {}
+        figures: dict[str, dict[str, Any]] = {}
+        references = self._references()
+        for arm in config.arms:
+            sets[arm] = self._synthesize(arm, synthesis_config(config, arm))
+            students[arm] = self._distill(arm)
+            figures[arm] = self._measure(arm, sets[arm], students[arm])
+        if ARMS["prism"].unguided not in sets:
+            sets[UNGUIDED] = self._synthesize(UNGUIDED, paired_config(config, "prism"))
+        if config.full:
+            students[CEILING] = self._ceiling()
+            figures[CEILING] = self._measure(CEILING, None, students[CEILING])
+        pairs = self._pairs(sets)
+        return Outcome(
+            config=config,
+            metrics=self._metrics(references, figures, pairs),
+            sets=sets,
+            students=students,
+            pairs=pairs,
+        )
+
+    def _references(self) -> dict[str, float]:
+        """Accuracies of teacher and judge."""
+        identity = content_hash([self.teacher.fingerprint, self.judge.fingerprint, self.test.name])
+
+        def measure() -> dict[str, Any]:
+            both = {"teacher_accuracy": self.teacher, "judge_accuracy": self.judge}
+            return {
+                name: measure_accuracy(model, self.test, name.replace("_", " "), self.bars)
+                for name, model in both.items()
+            }
+
+        found = self._once("teacher and judge", self.out / "references.json", identity, measure)
+        self.say(
+            text.stage_line(
+                "teacher and judge",
+                f"on the real test set {text.percent(found['teacher_accuracy'])} and "
+                f"{text.percent(found['judge_accuracy'])}",
+                self.stages.seconds("teacher and judge"),
+            )
+        )
+        return found
+
+    def _synthesize(self, arm: str, config: SynthesisConfig) -> LabelledSet:
+        name = f"{arm}: synthesize"
+        with self.stages.stage(name):
+            synthesize(config, self.out / arm / "shards", progress=self.bars)
+        made = read_set(self.out / arm / "shards")
+        agrees = text.percent(made.teacher_agreement)
+        what = f"{len(made)} images; teacher agrees with {agrees}"
+        self.say(text.stage_line(name, what, self.stages.seconds(name)))
+        return made
+
+    def _distill(self, arm: str) -> DistillReport:
+        name = f"{arm}: distil"
+        with self.stages.stage(name):
+            report = distill(distill_config(self.config, arm), progress=self.bars)
+        self.say(text.stage_line(name, f"{report.steps} steps", self.stages.seconds(name)))
+        return report
+
+    def _ceiling(self) -> DistillReport:
+        """The student that learns from as many real images of the teacher's split, by the same loop."""
+        name = f"{CEILING}: distil"
+        with self.stages.stage(name):
+            images, labels = real_images("T")
+            rows = balanced_rows(labels, self.config.images, self.config.seed)
+            report = distill_images(
+                distill_config(self.config, CEILING), images[rows], labels[rows], self.teacher, progress=self.bars
+            )
+        self.say(text.stage_line(name, f"{report.steps} steps on real images", self.stages.seconds(name)))
+        return report
+
+    def _measure(self, arm: str, made: LabelledSet | None, report: DistillReport) -> dict[str, Any]:
+        name = f"{arm}: measure"
+        identity = content_hash(
+            [made.identity if made else None, report.identity, self.teacher.fingerprint, self.judge.fingerprint]
+        )
+
+        def measure() -> dict[str, Any]:
+            student = load_teacher(str(report.student), resolve_device(self.config.device))
+            found: dict[str, Any] = {
+                "student_accuracy": measure_accuracy(student, self.test, f"{arm}: student on real images", self.bars)
+            }
+            if made is not None:
+                found["teacher_agreement"] = measure_agreement(self.teacher, made.images, made.classes)
+                found["judge_agreement"] = measure_agreement(self.judge, made.images, made.classes)
+                found["distribution"] = measure_distribution(
+                    self.judge, self.config.judge, made.images, self.test, self.config.seed
+                )
+            return found
+
+        found = self._once(name, self.out / arm / _EVALUATION, identity, measure)
+        result = f"student {text.percent(found['student_accuracy'])} on the real test set"
+        self.say(text.stage_line(name, result, self.stages.seconds(name)))
+        return found
+
+    def _pairs(self, sets: dict[str, LabelledSet]) -> dict[str, Pair]:
+        pairs = {}
+        for name, arm in ARMS.items():
+            if name in sets and arm.unguided is not None:
+                without = arm.unguided if arm.unguided in sets else UNGUIDED
+                pairs[name] = Pair.of_sets(without, sets[without], sets[name], self.judge)
+        return pairs
+
+    def _once(self, stage: str, path: Path, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Figures from ``path`` where they are of this identity, else measured and kept there."""
+        if path.exists():
+            kept: dict[str, Any] = json.loads(path.read_text())
+            if kept.get("identity") == identity:
+                return dict(kept["figures"])
+        with self.stages.stage(stage):
+            figures = measure()
+            write_json(path, {"identity": identity, "figures": figures})
+        return figures
+
+    def _metrics(
+        self, references: dict[str, float], figures: dict[str, dict[str, Any]], pairs: dict[str, Pair]
+    ) -> dict[str, Any]:
+        arms = self.config.arms
+        count = self.config.images
+        metrics: dict[str, Any] = {
+            **references,
+            "student_accuracy": {arm: figures[arm]["student_accuracy"] for arm in arms},
+            "teacher_agreement": {arm: figures[arm]["teacher_agreement"] for arm in arms},
+            "judge_agreement": {arm: figures[arm]["judge_agreement"] for arm in arms},
+            "images": count,
+            "seconds": self.stages.total,
+        }
+        if self.config.full:
+            students = metrics["student_accuracy"]
+            ceiling = figures[CEILING]["student_accuracy"]
+            metrics["real_data_student_accuracy"] = ceiling
+            metrics["gap_closed"] = gap_closed(students["plain"], students["prism"], ceiling)
+        real = min(count, len(self.test.labels))
+        metrics["distribution"] = {
+            "settings": distribution_settings(self.config.judge, self.test.name, count, real),
+            "arms": {arm: {k: v for k, v in figures[arm]["distribution"].items() if k != "settings"} for arm in arms},
+        }
+        metrics["same_seeds"] = {
+            name: pair_figures(pair, self.judge, self.config.judge, self.test, self.config.seed)
+            for name, pair in pairs.items()
+        }
+        metrics["stages_seconds"] = self.stages.table()
+        metrics["config"] = canonical(self.config)
+        metrics["environment"] = {**self.environment, "threads": torch.get_num_threads()}
+        metrics["commit"] = _commit()
+        return metrics
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this runs from, with ``+`` where it has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    described = _git(folder, "rev-parse", "HEAD")
+    if described is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return described + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

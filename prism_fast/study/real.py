@@ -1,0 +1,45 @@
+"""The real images that figures are measured on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prism_fast.data import fashion_mnist
+from prism_fast.errors import UserError
+
+REFERENCES = ("test", *fashion_mnist.SPLITS)
+
+
+def real_images(part: str) -> tuple[Tensor, Tensor]:
+    """Real Fashion-MNIST images: the test set, or one of the committed splits of the training set.
+
+    Returns:
+        Images uint8 [N,3,32,32] and class indices int64 [N].
+    """
+    images, labels = fashion_mnist.load("test") if part == "test" else fashion_mnist.load_split(part)
+    return fashion_mnist.as_images(images), labels
+
+
+def balanced_rows(labels: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` row numbers, as many of each class as of any other (by one), in random order.
+
+    Args:
+        labels: class indices int64 [N].
+        count: how many rows; at most N.
+        seed: decides which.
+
+    Raises:
+        UserError: a class has too few rows.
+    """
+    classes = labels.unique().tolist()
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    shares = [count // len(classes) + (place < count % len(classes)) for place in range(len(classes))]
+    chosen = []
+    for index, share in zip(classes, shares, strict=True):
+        rows = (labels == index).nonzero()[:, 0]
+        if len(rows) < share:
+            raise UserError(f"{count} real images asked for, but class {index} has only {len(rows)}, not {share}")
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:share]])
+    every = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
+    return every[torch.randperm(len(every), generator=generator)]

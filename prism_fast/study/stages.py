@@ -1,0 +1,78 @@
+"""What a demo has done so far and how long it took, kept in its folder so that a resumed run adds to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prism_fast.config import canonical
+from prism_fast.distill.report import write_json
+from prism_fast.errors import UserError
+
+_STAGES = "stages.json"
+_SETTINGS = "demo.json"
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Makes ``out`` the folder of a demo with these settings.
+
+    Raises:
+        UserError: it is the folder of another demo; nothing in it is touched.
+    """
+    path = out / _SETTINGS
+    wanted = canonical(settings)
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        if changed:
+            what = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in changed)
+            raise UserError(f"{out} holds a demo of other settings ({what}): give another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
+
+
+class Stages:
+    """Times of the stages of a demo.
+
+    Args:
+        out: folder of the demo.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, out: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._path, self._clock = out / _STAGES, clock
+        self._done: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time inside, interrupted or not; a stage that is finished already costs nothing more."""
+        before = self._done.get(name, {"seconds": 0.0, "finished": False})
+        if before["finished"]:
+            yield
+            return
+        begin, finished = self._clock(), False
+        try:
+            yield
+            finished = True
+        finally:
+            seconds = round(before["seconds"] + self._clock() - begin, 3)
+            self._done[name] = {"seconds": seconds, "finished": finished}
+            write_json(self._path, self._done)
+
+    def seconds(self, name: str) -> float:
+        """Of one stage, all runs together."""
+        return float(self._done.get(name, {"seconds": 0.0})["seconds"])
+
+    def table(self) -> dict[str, float]:
+        """Seconds by stage."""
+        return {name: float(stage["seconds"]) for name, stage in self._done.items()}
+
+    @property
+    def total(self) -> float:
+        """Of all stages, all runs together."""
+        return round(sum(float(stage["seconds"]) for stage in self._done.values()), 3)

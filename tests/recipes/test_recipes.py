@@ -1,0 +1,66 @@
+"""The recipes: each sets what defines its method, and the pairs that are compared differ in one thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prism_fast.errors import UserError
+from prism_fast.recipes import load_recipe, recipe_names
+from prism_fast.recipes.fields import build, default_fields, lay_over
+from prism_fast.synthesis.config import SynthesisConfig
+
+
+def config_of(name: str) -> SynthesisConfig:
+    return build(SynthesisConfig, lay_over(SynthesisConfig, default_fields(SynthesisConfig), load_recipe(name), name))
+
+
+def test_the_recipes_of_the_study_are_there() -> None:
+    assert recipe_names() == ["dpe", "eda", "oracle", "plain", "prism", "random-direction"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_makes_a_configuration_that_knows_its_name(name: str) -> None:
+    assert config_of(name).recipe == name
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "guided"),
+    [
+        ("plain", ("name", "none", "none"), False),
+        ("eda", ("name", "none", "none"), True),
+        ("random-direction", ("name", "none", "none"), True),
+        ("dpe", ("gloss", "uniform", "photo"), False),
+        ("prism", ("gloss", "uniform", "photo"), True),
+        ("oracle", ("gloss", "frequency", "photo"), False),
+    ],
+)
+def test_what_each_arm_is(name: str, prompts: tuple[str, str, str], guided: bool) -> None:
+    config = config_of(name)
+    assert (config.prompts.sense, config.prompts.content, config.prompts.style) == prompts
+    assert (config.sampler.guidance is not None) is guided
+
+
+def differences(left: Any, right: Any) -> set[str]:
+    names = {*vars(left), *vars(right)}
+    return {name for name in names if getattr(left, name) != getattr(right, name)}
+
+
+def test_the_random_control_differs_from_eda_in_its_direction_alone() -> None:
+    eda, control = config_of("eda"), config_of("random-direction")
+    assert differences(eda, control) == {"recipe", "sampler"}
+    assert differences(eda.sampler, control.sampler) == {"guidance"}
+    assert differences(eda.sampler.guidance, control.sampler.guidance) == {"direction"}
+
+
+@pytest.mark.parametrize(("guided", "unguided"), [("eda", "plain"), ("prism", "dpe")])
+def test_guided_arms_differ_from_their_halves_in_guidance_alone(guided: str, unguided: str) -> None:
+    one, other = config_of(guided), config_of(unguided)
+    assert differences(one, other) == {"recipe", "sampler"}
+    assert differences(one.sampler, other.sampler) == {"guidance"}
+
+
+def test_an_unknown_recipe_is_told_with_near_names() -> None:
+    with pytest.raises(UserError, match="did you mean plain"):
+        load_recipe("plane")
