@@ -13,7 +13,7 @@ class ZooConfig:
     """Seed, world and optimisation of every component.
 
     Attributes:
-        batch, vae_batch: images of a step; the VAE has its own.
+        batch, vae_batch, unet_batch: images of a step; VAE and UNet have their own.
         kl_weight: of the VAE's KL term, beside a mean absolute error.
         latent_garments, latent_distractors: images drawn and encoded once for the UNet.
     """
@@ -24,9 +24,10 @@ class ZooConfig:
     teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=2_600, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
-    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=8_000, lr=1e-3, ema=0.999))
+    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=5_000, lr=1.5e-3, ema=0.998))
     batch: int = 128
     vae_batch: int = 32
+    unet_batch: int = 96
     kl_weight: float = 1e-5
     latent_garments: int = 60_000
     latent_distractors: int = 15_000

@@ -63,7 +63,7 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
     scheduler = networks.build_scheduler()
     model: Any = nn.ModuleDict({"unet": unet, "text": text})
     rows, styles, kinds = (latents[key].numpy() for key in ("rows", "styles", "kinds"))
-    others = round(config.batch * config.world.distractors)
+    others = round(config.unet_batch * config.world.distractors)
 
     def captions(garments: NDArray[np.int64], things: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
         texts = [
@@ -73,7 +73,7 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         return texts + [world.distractor_caption(data.other_names[kinds[i]], config.world, rng) for i in things]
 
     def loss(rng: np.random.Generator) -> Tensor:
-        garments = rng.integers(len(rows), size=config.batch - others)
+        garments = rng.integers(len(rows), size=config.unet_batch - others)
         things = rng.integers(len(kinds), size=others)
         picked = torch.from_numpy(np.concatenate([garments, things + len(rows)]))
         texts = captions(garments, things, rng)

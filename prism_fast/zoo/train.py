@@ -7,6 +7,7 @@ skipped once it is done; ``zoo.json`` beside the weights records configuration, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -62,11 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def record(folder: Path, name: str, config: ZooConfig, metrics: dict[str, Any]) -> None:
-    """Adds one component's metrics to ``zoo.json``."""
+    """Adds one component's metrics to ``zoo.json``, and the hashes by which all weights are frozen."""
     path = folder / "zoo.json"
     known = json.loads(path.read_text()) if path.exists() else {"components": {}}
     known["config"] = canonical(config)
     known["environment"] = environment(torch.device("cpu"), "float32")
+    known["sha256"] = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
     known["components"][name] = {key: round(value, 5) for key, value in metrics.items()}
     path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
