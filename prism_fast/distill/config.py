@@ -12,6 +12,7 @@ from prism_fast.errors import UserError
 
 TARGETS = ("online", "stored", "labels")
 AMP = ("auto", "off", "bfloat16", "float16")
+DEFAULT_EPOCHS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class DistillConfig:
         targets: ``online``: the teacher's logits of the very view the student sees; ``stored``: the shards' logits of
             the whole image (needs an augmentation that changes nothing but a flip); ``labels``: class indices.
         temperature: T of T^2 KL(teacher || student), above 0.
-        epochs, steps: length, exactly one of them.
+        epochs, steps: length, at most one of them; neither means :data:`DEFAULT_EPOCHS`.
         batch: images a step.
         optimizer: name in timm's optimizer factory.
         lr: peak learning rate; None is the optimizer's default here (SGD 0.1, others 2e-3).
@@ -85,7 +86,7 @@ class DistillConfig:
     teacher: str = "fashion"
     targets: str = "online"
     temperature: float = 4.0
-    epochs: int | None = 40
+    epochs: int | None = None
     steps: int | None = None
     batch: int = 128
     optimizer: str = "sgd"
@@ -104,8 +105,8 @@ class DistillConfig:
     ram_gib: float = 2.0
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise UserError("give the length either as epochs or as steps, not both (set the other to null)")
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("give the length either as epochs or as steps, not both")
         for name in ("epochs", "steps", "batch", "checkpoint_every", "log_every", "input_size"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "1 or more")
@@ -126,6 +127,10 @@ class DistillConfig:
             )
         if self.targets == "labels" and self.augment.mixup > 0:
             raise UserError("a class index cannot label a mixture: use targets 'online', or mixup 0")
+
+    def total_steps(self, epoch_steps: int) -> int:
+        """Length in steps, where an epoch has ``epoch_steps``."""
+        return self.steps or (self.epochs or DEFAULT_EPOCHS) * epoch_steps
 
     @property
     def peak_lr(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from pathlib import Path
@@ -22,12 +23,12 @@ from prism_fast.distill.students import build_student, student_spec
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
-from prism_fast.registry import unknown
 
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
 
 STATE = "state.safetensors"
+_CURE = "lower lr, set clip_norm to 1 or amp to off, and write to a new folder"
 _CURVE = ("step", "loss", "agreement", "lr", "seconds")
 
 
@@ -51,10 +52,11 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.batch = min(config.batch, len(source))
         self.epoch_steps = len(source) // self.batch
-        self.steps = config.steps or (config.epochs or 0) * self.epoch_steps
+        self.steps = config.total_steps(self.epoch_steps)
         self.step = 0
         self.seconds = 0.0
         self.history: dict[str, list[float]] = {name: [] for name in _CURVE}
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def train(self, progress: ProgressFactory, label: str) -> None:
         """The steps that are left."""
@@ -83,9 +85,10 @@ class Run:
     def _train_step(self) -> Tensor:
         """One optimizer step; returns (loss, agreement) [2] on the device, not waited for."""
         epoch, position = divmod(self.step, self.epoch_steps)
-        if position == 0 or not hasattr(self, "_order"):
-            self._order = torch.randperm(len(self.source), generator=generator(self.config.seed, "order", epoch))
-        rows = self._order[position * self.batch : (position + 1) * self.batch]
+        if self._order[0] != epoch:
+            source = generator(self.config.seed, "order", epoch)
+            self._order = epoch, torch.randperm(len(self.source), generator=source)
+        rows = self._order[1][position * self.batch : (position + 1) * self.batch]
         images, targets = self.views.load(self._view(epoch), rows)
         lr = learning_rate(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
@@ -128,8 +131,7 @@ class Run:
         if len(bad):
             raise UserError(
                 f"the loss became {values[bad[0, 0], 0]:g} at step {self.step - len(values) + int(bad[0, 0]) + 1} of "
-                f"{self.steps} (learning rate {lr:.3g}): lower lr (now {self.config.peak_lr:g}), set clip_norm to 1, "
-                "or set amp to off, and write to a new folder"
+                f"{self.steps} (learning rate {lr:.3g} of {self.config.peak_lr:g}): {_CURE}"
             )
         loss, agreed = values.mean(0).tolist()
         point = {"step": self.step, "loss": loss, "agreement": agreed, "lr": lr, "seconds": round(self.seconds, 3)}
@@ -147,21 +149,14 @@ class Run:
             "scaler": self.scaler.state_dict(),
             **({"average": self.average.module.state_dict()} if self.average is not None else {}),
         }
-        record = {
-            "identity": self.identity,
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-        }
+        record = {"step": self.step, "seconds": self.seconds, "history": self.history}
         save_state(self.out / STATE, parts, record)
 
     def resume(self) -> None:
         """Takes up the state in the run's folder, where there is one."""
-        self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / STATE).exists():
             return
         parts, record = load_state(self.out / STATE)
-        check_identity(self.identity, record["identity"], self.out)
         self.student.load_state_dict(parts["student"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.scaler.load_state_dict(parts["scaler"])
@@ -172,6 +167,8 @@ class Run:
     def finish(self) -> DistillReport:
         """Writes the student (the averaged weights, where there are any) and the report, then drops the state."""
         final = self.student if self.average is None else self.average.module
+        if not all(tensor.isfinite().all() for tensor in final.state_dict().values()):
+            raise UserError(f"the last step left weights that are not finite: {_CURE}")
         save_student(final.model, self.spec, self.out / STUDENT, self.source.class_names)
         report = DistillReport(
             out=self.out,
@@ -200,21 +197,14 @@ def learning_rate(step: int, steps: int, config: DistillConfig) -> float:
     return config.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def check_identity(wanted: str, found: str, out: Path) -> None:
-    """Raises a UserError where a folder holds another run than the one asked for."""
-    if wanted != found:
-        raise UserError(
-            f"{out} holds another run (identity {found}, asked for {wanted}: configuration, images or teacher differ; "
-            "see its config.yaml). Give another output folder"
-        )
-
-
 def _optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
     """By its name in timm's factory, which also keeps weight decay off biases and norms."""
     from timm.optim import create_optimizer_v2, list_optimizers
 
     if config.optimizer not in list_optimizers():
-        raise UserError(unknown("optimizer", config.optimizer, list_optimizers()))
+        near = difflib.get_close_matches(config.optimizer, list_optimizers(), n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"unknown optimizer {config.optimizer!r}: {hint}timm.optim.list_optimizers() has them all")
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         student, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )

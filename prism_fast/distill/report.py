@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_fast.errors import UserError
+
+RUN = "run.json"
+"""What a folder says about whose it is, from the first moment on."""
+
 METRICS = "metrics.json"
 HISTORY = "history.json"
 STUDENT = "student"
@@ -61,6 +66,30 @@ class DistillReport:
         metrics = json.loads((out / METRICS).read_text())
         history = json.loads((out / HISTORY).read_text())
         return cls(out=out, history=history, **metrics)
+
+
+def claim(out: Path, identity: str) -> None:
+    """Makes ``out`` this run's folder, or finds that it is.
+
+    Raises:
+        UserError: the folder holds another run, or something else; nothing was touched.
+    """
+    marker = out / RUN
+    if marker.exists():
+        try:
+            found = json.loads(marker.read_text())["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{marker} is damaged ({error!r}): give another output folder") from error
+        if found != identity:
+            raise UserError(
+                f"{out} holds another run (identity {found}, asked for {identity}: configuration, images or teacher "
+                "differ; see its config.yaml): give another output folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than a distillation: give another output folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"identity": identity})
 
 
 def write_json(path: Path, value: Any) -> None:

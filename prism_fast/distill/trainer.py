@@ -11,8 +11,8 @@ from torch import Tensor
 from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.distill.config import AugmentConfig, DistillConfig
 from prism_fast.distill.images import ImageSource, MemoryImages, open_images
-from prism_fast.distill.loop import Run, check_identity
-from prism_fast.distill.report import METRICS, DistillReport
+from prism_fast.distill.loop import Run
+from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
 from prism_fast.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ def train(
     """
     identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None])
     out = Path(config.out)
-    if (out / METRICS).exists():
-        report = DistillReport.load(out)
-        check_identity(identity, report.identity, out)
-        return report
+    if (out / RUN).exists() and (out / METRICS).exists():
+        claim(out, identity)
+        return DistillReport.load(out)
     run = Run(config, source, teacher, identity)
-    run.resume()
+    claim(out, identity)
     save_yaml(config, out / "config.yaml")
+    run.resume()
     run.train(progress, f"distill {config.student}")
     return run.finish()

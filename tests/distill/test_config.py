@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.config import DEFAULT_EPOCHS, AugmentConfig, DistillConfig
 from prism_fast.errors import UserError
 
 _BASE = DistillConfig(data="set", out="run")
@@ -17,7 +17,6 @@ _BASE = DistillConfig(data="set", out="run")
     ("changes", "message"),
     [
         ({"epochs": 3, "steps": 4}, "epochs or as steps"),
-        ({"epochs": None, "steps": None}, "epochs or as steps"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"temperature": 0.0}, "temperature"),
@@ -54,6 +53,12 @@ def test_identity_is_what_decides_the_weights() -> None:
     assert same.identity() == _BASE.identity()
     for change in ({"seed": 1}, {"lr": 0.2}, {"augment": AugmentConfig(pad=3)}, {"model_args": {"drop_rate": 0.1}}):
         assert dataclasses.replace(_BASE, **change).identity() != _BASE.identity()  # type: ignore[arg-type]
+
+
+def test_length_in_steps() -> None:
+    assert _BASE.total_steps(7) == 7 * DEFAULT_EPOCHS
+    assert dataclasses.replace(_BASE, epochs=3).total_steps(7) == 21
+    assert dataclasses.replace(_BASE, steps=5).total_steps(7) == 5
 
 
 def test_peak_learning_rate_follows_the_optimizer() -> None:

@@ -70,7 +70,7 @@ def test_student_learns_the_teachers_task(changes: dict[str, Any], seed: int, tm
 def test_folder_holds_student_report_and_curve(seed: int, tmp_path: Path) -> None:
     report = distill_images(tiny_config(tmp_path), *coloured_images(seed), ColourTeacher(), class_names="abcd")
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.yaml", "student", "metrics.json", "history.json", "tensorboard"}
+    assert names == {"run.json", "config.yaml", "student", "metrics.json", "history.json", "tensorboard"}
     assert json.loads((tmp_path / "student" / "config.json").read_text())["label_names"] == list("abcd")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 12 and metrics["images"] == 64 and metrics["num_classes"] == 4
@@ -143,6 +143,24 @@ def test_state_of_another_run_is_refused_and_kept(seed: int, tmp_path: Path) -> 
     assert (tmp_path / "config.yaml").read_bytes() == saved
 
 
+@pytest.mark.parametrize("run", ["{}", "not JSON", None])
+def test_folder_of_something_else_is_left_alone(run: str | None, seed: int, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("another's")
+    if run is not None:
+        (tmp_path / "run.json").write_text(run)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="another output folder"):
+        _train(tiny_config(tmp_path), seed)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_that_are_not_finite_are_not_saved(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_fast.distill.loop.learning_rate", lambda step, steps, config: math.inf)
+    with pytest.raises(UserError, match="lower lr"):
+        _train(tiny_config(tmp_path, steps=1), seed)
+    assert not (tmp_path / "student").exists()
+
+
 def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path) -> None:
     class Broken(ColourTeacher):
         def outputs(self, images: torch.Tensor) -> Any:
@@ -152,7 +170,7 @@ def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path) ->
             return outputs
 
     config = tiny_config(tmp_path, checkpoint_every=5, log_every=4)
-    with pytest.raises(UserError, match=r"loss became nan at step 8 of 12 .*lower lr .*clip_norm.*amp"):
+    with pytest.raises(UserError, match=r"loss became nan at step 8 of 12 .*lower lr.*clip_norm.*amp"):
         distill_images(config, *coloured_images(seed), Broken())
     assert not (tmp_path / "student").exists()
 
