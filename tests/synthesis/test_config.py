@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prism_fast.config import content_hash
+from prism_fast.prompts.prompt_config import PromptConfig
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.synthesis.config import SynthesisConfig, identity
+
+GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 1001}, {"counts": (500, 500)}, {"seed": 1}, {"shard_size": 499}, {"format": "webp"},
+        {"prompts": PromptConfig(seed=1)}, {"prompts": PromptConfig(style="none")}, {"pilot_images": 17},
+        {"sampler": SamplerConfig()}, {"sampler": SamplerConfig(guidance=GuidanceConfig(scale=0.2))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(), compute_batch=63)},
+    ],
+)  # fmt: skip
+def test_what_decides_an_image_changes_the_identity(change: dict[str, Any]) -> None:
+    assert content_hash(identity(replace(GUIDED, **change))) != content_hash(identity(GUIDED))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "cuda:3"}, {"pipeline": "a/copy/elsewhere"}, {"teacher": "elsewhere"}, {"vocabulary": "here.csv"},
+        {"recipe": "mine"}, {"prompts": PromptConfig(file="here.parquet")},
+    ],
+)  # fmt: skip
+def test_where_things_lie_does_not(change: dict[str, Any]) -> None:
+    assert identity(replace(GUIDED, **change)) == identity(GUIDED)
+
+
+def test_the_pilot_counts_only_where_there_is_one() -> None:
+    plain = SynthesisConfig()
+    assert not plain.needs_pilot
+    assert identity(replace(plain, pilot_images=3)) == identity(plain)
+    assert GUIDED.needs_pilot
+    assert not SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig(gate="none"))).needs_pilot
+
+
+def test_counts_decide_images() -> None:
+    config = SynthesisConfig(counts=(3, 0, 4))
+    assert config.images == 7
+    assert SynthesisConfig(counts=[3, 0, 4], images=7) == config
+    with pytest.raises(ValueError, match="add up to 7"):
+        SynthesisConfig(counts=(3, 0, 4), images=8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images": 0}, "images"), ({"images": True}, "images"), ({"images": 10**9 + 1}, "images"),
+        ({"shard_size": 0}, "shard_size"), ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"),
+        ({"format": "gif"}, "png, webp, jpg"), ({"counts": (1, -1)}, "counts"), ({"counts": ()}, "images"),
+        ({"counts": (0, 0)}, "images"), ({"pilot_images": 0}, "pilot_images"),
+        ({"images": 10**8, "shard_size": 1}, "million shards"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SynthesisConfig(**fields)
