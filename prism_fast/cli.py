@@ -150,11 +150,12 @@ def _synthesize(arguments: Sequence[str]) -> None:
     if out is None:
         raise UserError("synthesize needs --out DIR, the folder for the shards")
     config = build(SynthesisConfig, parsed.fields)
+    from prism_fast.engine import local
     from prism_fast.progress import progress
     from prism_fast.study.text import synthesis_summary
     from prism_fast.synthesis.worker import synthesize
 
-    print(synthesis_summary(synthesize(config, Path(out), progress=progress)))
+    print(synthesis_summary(synthesize(config, out, progress=progress, engine=local.run)))
 
 
 def _distill(arguments: Sequence[str]) -> None:

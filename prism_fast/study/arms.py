@@ -18,6 +18,7 @@ GUIDANCE_EVERY = 2
 COMPUTE_BATCH = 64
 PAIRED_IMAGES = 300
 """Rows made with and without guidance where no arm is the other half: what guidance alone does, on the same seeds."""
+PILOT_IMAGES = 16
 EPOCHS = 40
 
 CEILING = "real"
@@ -79,6 +80,7 @@ class DemoConfig:
         steps: denoising steps.
         guidance_every: every k-th step is guided.
         batch: images a network call while sampling.
+        pilot_images: unguided images of each class from which the guidance gate learns its thresholds.
         paired_images: rows that are also made without guidance, to compare same seeds.
         epochs: passes of the student over its set.
     """
@@ -95,6 +97,7 @@ class DemoConfig:
     steps: int = STEPS
     guidance_every: int = GUIDANCE_EVERY
     batch: int = COMPUTE_BATCH
+    pilot_images: int = PILOT_IMAGES
     paired_images: int = PAIRED_IMAGES
     epochs: int = EPOCHS
 
@@ -121,6 +124,7 @@ def synthesis_config(demo: DemoConfig, arm: str) -> SynthesisConfig:
         "images": demo.images,
         "seed": demo.seed,
         "device": demo.device,
+        "pilot_images": demo.pilot_images,
         "sampler": {"steps": demo.steps, "compute_batch": demo.batch},
     }
     recipe = load_recipe(arm)

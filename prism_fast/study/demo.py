@@ -14,6 +14,7 @@ import torch
 from prism_fast.config import canonical, content_hash, environment, resolve_device
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill, distill_images
+from prism_fast.engine import local
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study import text
@@ -28,6 +29,7 @@ from prism_fast.study.measure import (
 )
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.real import balanced_rows, real_images
+from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
@@ -37,6 +39,7 @@ from prism_fast.teachers.load import load_teacher
 
 METRICS = "metrics.json"
 REPORT = "report.html"
+PICTURE = "samples.png"
 UNGUIDED = "prism-unguided"
 _EVALUATION = "evaluation.json"
 _PLACES = ("full", "out", "device")
@@ -64,7 +67,7 @@ class Outcome:
 
 
 def run_demo(config: DemoConfig, say: Say = print, bars: ProgressFactory = progress) -> Outcome:
-    """Runs what is not finished yet and writes ``metrics.json`` and ``report.html``.
+    """Runs what is not finished yet and writes ``metrics.json``, ``report.html`` and ``samples.png``.
 
     Args:
         config: the demo.
@@ -81,6 +84,7 @@ def run_demo(config: DemoConfig, say: Say = print, bars: ProgressFactory = progr
     say(text.demo_heading(config))
     outcome = _Demo(config, out, say, bars).run()
     write_json(out / METRICS, outcome.metrics)
+    (out / PICTURE).write_bytes(overview(outcome.pairs["prism"], outcome.sets["prism"].class_names))
     write_report(outcome, out / REPORT)
     say(text.demo_summary(outcome.metrics, config, out / REPORT, out / METRICS))
     return outcome
@@ -153,7 +157,7 @@ class _Demo:
     def _synthesize(self, arm: str, config: SynthesisConfig) -> LabelledSet:
         name = f"{arm}: synthesize"
         with self.stages.stage(name):
-            synthesize(config, self.out / arm / "shards", progress=self.bars)
+            synthesize(config, self.out / arm / "shards", progress=self.bars, engine=local.run)
         made = read_set(self.out / arm / "shards")
         agrees = text.percent(made.teacher_agreement)
         what = f"{len(made)} images; teacher agrees with {agrees}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 38
-_RIDGE, _RIDGE_LEFT = 40, 112
+_RIDGE, _RIDGE_LEFT = 46, 112
 BINS = 48
 
 Point = tuple[float, float]
@@ -77,7 +77,7 @@ def ridges(series: Sequence[tuple[str, str, Tensor]], x_label: str) -> str:
 
     Args:
         series: (arm, title, values [N]).
-        x_label: with units. The axis spans the central 98 % of all values; what lies outside is counted at its ends.
+        x_label: with units. The axis spans the central 98 % of all values.
     """
     every = torch.cat([values.double() for _, _, values in series])
     low, high = every.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
@@ -87,9 +87,7 @@ def ridges(series: Sequence[tuple[str, str, Tensor]], x_label: str) -> str:
     base = height - _BOTTOM
     x_scale = _scale(low, high, _RIDGE_LEFT, WIDTH - _RIGHT)
     parts = [_x_axis(ticks(low, high), x_scale, base, top=_TOP)]
-    counts = [
-        torch.histc(values.double().clamp(low, high), BINS, low, high) / max(1, len(values)) for *_, values in series
-    ]
+    counts = [torch.histc(values.double(), BINS, low, high) / max(1, len(values)) for *_, values in series]
     tallest = max(float(count.max()) for count in counts) or 1.0
     for place, ((name, title, values), count) in enumerate(zip(series, counts, strict=True)):
         bottom = _TOP + (place + 1) * (_RIDGE + 6)

@@ -15,8 +15,8 @@ _AIM_JUDGE = 0.5
 
 
 def conclusions(metrics: Mapping[str, Any], config: DemoConfig) -> list[str]:
-    """Sentences, as HTML."""
-    return [_setting(config), _students(metrics, config), _guidance(metrics), _caution(config)]
+    """Two paragraphs, as HTML: what this is, and what came out."""
+    return [_setting(config), f"{_students(metrics, config)} {_guidance(metrics)} {_caution(config)}"]
 
 
 def _setting(config: DemoConfig) -> str:
@@ -64,9 +64,13 @@ def _guidance(metrics: Mapping[str, Any]) -> str:
     )
     said = f"On the same prompts and seeds guidance moves {change}."
     if ratio is None:
-        return said + " The teacher gains nothing: the guidance does not do its work here."
-    if ratio < _AIM_JUDGE:
-        return said + " The judge gains much less than the teacher: part of the change pleases the teacher alone."
+        said += " The teacher gains nothing: the guidance does not do its work here."
+    elif ratio < _AIM_JUDGE:
+        said += " The judge gains much less than the teacher: part of the change pleases the teacher alone."
+    control = metrics["same_seeds"].get("random-direction")
+    if control is not None:
+        gain = control["judge_agreement"]["gain"]
+        said += f" A random direction of the same norm changes the judge's agreement by {100 * gain:+.1f} points."
     return said
 
 

@@ -19,6 +19,7 @@ from prism_fast.study.text import duration, percent, points
 if TYPE_CHECKING:
     from prism_fast.study.demo import Outcome
 
+_COVER = ("precision", "recall", "density", "coverage")
 _TITLE = "A student that never saw its teacher's data"
 
 
@@ -38,7 +39,7 @@ def report_html(outcome: Outcome) -> str:
         f"the real Fashion-MNIST test set; {duration(metrics['seconds'])} of computing on "
         f"{escape(metrics['environment']['device'])}.</p>",
         page.tiles(_tiles(metrics, config.full)),
-        f"<p>{' '.join(conclusions(metrics, config))}</p>",
+        *(f"<p>{text}</p>" for text in conclusions(metrics, config)),
         "<h2>Arms</h2>",
         _arms(outcome),
         _pair_table(metrics),
@@ -71,32 +72,23 @@ def _tiles(metrics: Mapping[str, Any], full: bool) -> list[tuple[str, str]]:
 
 def _arms(outcome: Outcome) -> str:
     metrics, config = outcome.metrics, outcome.config
-    head = [
-        "training images",
-        "teacher agrees",
-        "judge agrees",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "student",
-    ]
+    head = ["training images", "student", "teacher agrees", "judge agrees", *_COVER]
     rows = []
     for arm in config.arms:
         covered = metrics["distribution"]["arms"][arm]
         cells = [
             f"{escape(ARMS[arm].title)}<small>{escape(ARMS[arm].about)}</small>",
+            percent(metrics["student_accuracy"][arm]),
             percent(metrics["teacher_agreement"][arm]),
             percent(metrics["judge_agreement"][arm]),
-            *(f"{covered[name]:.2f}" for name in ("precision", "recall", "density", "coverage")),
-            percent(metrics["student_accuracy"][arm]),
+            *(f"{covered[name]:.2f}" for name in _COVER),
         ]
         rows.append((cells, arm == "prism"))
     if config.full:
         ceiling = percent(metrics["real_data_student_accuracy"])
         rows.append(
             (
-                ["real images<small>as many, from the teacher's own split: the ceiling</small>", *["–"] * 6, ceiling],
+                ["real images<small>as many, from the teacher's own split: the ceiling</small>", ceiling, *["–"] * 6],
                 False,
             )
         )
@@ -115,25 +107,21 @@ def _arms(outcome: Outcome) -> str:
 def _pair_table(metrics: Mapping[str, Any]) -> str:
     rows = []
     for arm, pair in metrics["same_seeds"].items():
-        cells = [f"{escape(ARMS[arm].title)}<small>against {escape(pair['without'])}, {pair['images']:,} rows</small>"]
+        cells = [f"{escape(ARMS[arm].title)}<small>{pair['images']:,} prompts and seeds</small>"]
         for who in ("teacher_agreement", "judge_agreement"):
             found = pair[who]
-            cells.append(f"{percent(found['unguided'])} → {percent(found['guided'])}")
-            cells.append(points(found["gain"], found["gain_standard_error"]))
+            cells.append(f"{100 * found['unguided']:.1f} → {100 * found['guided']:.1f}")
+            cells.append(points(found["gain"], found["gain_standard_error"]).removesuffix(" points"))
         ratio = pair["judge_gain_per_teacher_gain"]
         cells.append("–" if ratio is None else f"{ratio:.2f}")
+        cells += [f"{pair[name]['unguided']:.2f} → {pair[name]['guided']:.2f}" for name in ("precision", "recall")]
         rows.append((cells, arm == "prism"))
-    head = [
-        "guidance alone, same prompts and seeds",
-        "teacher agrees",
-        "gain",
-        "judge agrees",
-        "gain",
-        "judge's gain per teacher's",
-    ]
+    head = ["guidance alone", "teacher agrees, %", "gain", "judge agrees, %", "gain", "judge's gain per teacher's"]
+    head += ["precision", "recall"]
     return page.table(head, rows) + (
-        '<p class="note">± one standard error over the pairs. Guidance follows the teacher, so its agreement must '
-        "rise; where the judge's rises with it, the images got better, not merely agreeable to the teacher.</p>"
+        '<p class="note">The same prompts and seeds, without → with guidance; ± one standard error over these pairs. '
+        "Guidance follows the teacher, so its agreement must rise; where the judge's rises with it, the images got "
+        "better, not merely agreeable to the teacher.</p>"
     )
 
 

@@ -1,0 +1,128 @@
+"""Command lines: which layer wins, and what is said of a flag that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prism_fast.distill.config import DistillConfig
+from prism_fast.errors import UserError
+from prism_fast.prompts.prompt_config import PromptConfig
+from prism_fast.recipes.command_line import CommandLine, Option
+from prism_fast.recipes.fields import build
+from prism_fast.synthesis.config import SynthesisConfig
+
+SYNTHESIZE = CommandLine(
+    program="prism-fast synthesize",
+    description="",
+    kind=SynthesisConfig,
+    recipe="prism",
+    options=[Option(name="--out", description="")],
+)
+
+
+def synthesis(*arguments: str) -> SynthesisConfig:
+    return build(SynthesisConfig, SYNTHESIZE.parse(arguments).fields)
+
+
+def test_without_flags_it_is_the_default_recipe() -> None:
+    config = synthesis()
+    assert config.recipe == "prism" and config.sampler.guidance is not None and config.prompts.sense == "gloss"
+    assert config.images == SynthesisConfig().images
+
+
+def test_flags_over_files_over_recipe_over_defaults(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("images: 7\nseed: 1\nsampler: {steps: 3, guidance: {every: 5, scale: 0.2}}\n")
+    two.write_text("seed: 2\n")
+    arguments = ["--sampler.guidance.scale", "0.3", "--recipe", "random-direction", f"--config={one}"]
+    config = synthesis(*arguments, "--config", str(two))
+    guidance = config.sampler.guidance
+    assert guidance is not None
+    assert (guidance.direction, guidance.every, guidance.scale) == ("random", 5, 0.3)
+    assert (config.images, config.seed, config.sampler.steps) == (7, 2, 3)
+    assert config.prompts.sense == "name"
+    assert config.sampler.cfg_scale == SynthesisConfig().sampler.cfg_scale
+
+
+def test_a_file_can_name_the_recipe_and_a_flag_overrules_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("recipe: plain\n")
+    assert synthesis("--config", str(path)).sampler.guidance is None
+    config = synthesis("--config", str(path), "--recipe", "eda")
+    assert config.recipe == "eda" and config.sampler.guidance is not None
+
+
+def test_guidance_can_be_put_on_and_taken_off_by_flags() -> None:
+    on = synthesis("--recipe", "plain", "--sampler.guidance.scale", "0.4").sampler.guidance
+    assert on is not None and on.scale == 0.4
+    assert synthesis("--sampler.guidance", "null").sampler.guidance is None
+
+
+def test_a_saved_configuration_is_a_configuration_file(tmp_path: Path) -> None:
+    from prism_fast.config import save_yaml
+
+    config = synthesis("--recipe", "eda", "--counts", "[1,2,3]", "--sampler.guidance.every", "4")
+    save_yaml(config, tmp_path / "config.yaml")
+    assert synthesis("--config", str(tmp_path / "config.yaml")) == config
+
+
+def test_hyphens_and_underscores_are_the_same() -> None:
+    assert synthesis("--shard-size=12") == synthesis("--shard_size", "12")
+
+
+def test_what_stood_on_the_line_is_told() -> None:
+    parsed = SYNTHESIZE.parse(["--images=3", "--out", "x"])
+    assert parsed.given == {"images", "out"} and parsed.options == {"out": "x"}
+
+
+def test_a_recipe_can_fill_one_group() -> None:
+    line = CommandLine(
+        program="p", description="", kind=PromptConfig, recipe_group="prompts",
+        options=[Option(name="--recipe", description="")],
+    )  # fmt: skip
+    config = build(PromptConfig, line.parse(["--recipe", "plain", "--per-class", "3"]).fields)
+    assert (config.sense, config.content, config.per_class) == ("name", "none", 3)
+    assert build(PromptConfig, line.parse([]).fields) == PromptConfig()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--imges", "3"], "unknown flag --imges; did you mean --images"),
+        (["--scale", "3"], r"unknown flag --scale; did you mean --sampler\.guidance\.scale\?"),
+        (["--sampler.guidance.scal", "3"], r"did you mean --sampler\.guidance\.scale"),
+        (["--images", "x"], "^--images takes int, not 'x'$"),
+        (["--format", "gif"], "^--format takes one of png, webp, jpg, not 'gif'$"),
+        (["--sampler.guidance.direction", "up"], r"^--sampler\.guidance\.direction takes one of energy, random, not"),
+        (["--sampler.guidance.scale", "big"], r"^--sampler\.guidance\.scale takes float, not 'big'$"),
+        (["--config"], "--config needs a value"),
+        (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["--recipe", "plane"], "unknown recipe 'plane'; did you mean plain"),
+        (["stray"], "stray"),
+    ],
+)
+def test_errors_name_the_flag_and_the_cure(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        SYNTHESIZE.parse(arguments)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_values_that_the_configuration_refuses() -> None:
+    with pytest.raises(UserError, match="steps must be a whole number from 1, not 0"):
+        synthesis("--sampler.steps", "0")
+
+
+def test_required_settings() -> None:
+    line = CommandLine(program="prism-fast distill", description="", kind=DistillConfig)
+    with pytest.raises(UserError, match="required: out"):
+        line.parse(["--data", "x"])
+
+
+def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        SYNTHESIZE.parse(["--recipe", "plain", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default: name)" in text and "--sampler.guidance" in text

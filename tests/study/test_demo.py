@@ -1,0 +1,153 @@
+"""The demo on tiny networks: its files, figures, report, and that it resumes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prism_fast.errors import UserError
+from prism_fast.progress import silent
+from prism_fast.prompts import fashion
+from prism_fast.study import demo as demo_module
+from prism_fast.study.arms import ARMS, DEFAULT_ARMS, DemoConfig
+from prism_fast.study.demo import UNGUIDED, Outcome, run_demo
+from prism_fast.teachers.load import load_teacher
+from prism_fast.zoo.fashion_captions import NAMES
+from tests.study.worlds import TEST_IMAGES, make_world, use_fake_images
+
+IMAGES = 20
+
+
+def tiny_demo(folder: Path) -> DemoConfig:
+    world = make_world(folder / "world")
+    return DemoConfig(
+        images=IMAGES,
+        out=str(folder / "demo"),
+        pipeline=str(world.pipeline),
+        teacher=str(world.teacher),
+        judge=str(world.judge),
+        steps=2,
+        batch=10,
+        pilot_images=2,
+        paired_images=10,
+        epochs=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DemoConfig, Outcome, list[str]]]:
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_images(patch)
+        config = tiny_demo(tmp_path_factory.mktemp("demo"))
+        yield config, run_demo(config, said.append, silent), said
+
+
+Finished = tuple[DemoConfig, Outcome, list[str]]
+
+
+def test_the_figures(finished: Finished) -> None:
+    config, outcome, _ = finished
+    metrics = json.loads(Path(config.out, "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(outcome.metrics))
+    assert metrics["images"] == IMAGES
+    assert metrics["seconds"] == pytest.approx(sum(metrics["stages_seconds"].values()), abs=0.01)
+    for name in ("student_accuracy", "teacher_agreement", "judge_agreement"):
+        assert list(metrics[name]) == list(DEFAULT_ARMS)
+        assert all(0 <= value <= 1 for value in metrics[name].values())
+    for name in ("teacher_accuracy", "judge_accuracy"):
+        assert metrics[name] * TEST_IMAGES == pytest.approx(round(metrics[name] * TEST_IMAGES), abs=1e-3)
+    assert "gap_closed" not in metrics and "real_data_student_accuracy" not in metrics
+    settings = metrics["distribution"]["settings"]
+    assert settings["extractor"] == config.judge and settings["reference"] == "test"
+    assert (settings["k_precision_recall"], settings["generated_images"]) == (3, IMAGES)
+
+
+def test_the_student_that_is_measured_is_the_one_that_is_saved(finished: Finished) -> None:
+    config, outcome, _ = finished
+    for arm in DEFAULT_ARMS:
+        student = load_teacher(str(Path(config.out, arm, "student", "student")))
+        assert student.num_classes == 10
+        assert outcome.students[arm].steps == 1
+
+
+def test_the_pair_is_the_same_rows_with_and_without_guidance(finished: Finished) -> None:
+    _, outcome, _ = finished
+    guided, unguided = outcome.sets["prism"], outcome.sets[UNGUIDED]
+    assert len(unguided) == 10
+    for name in ("seed", "prompt", "class_index"):
+        assert unguided.table[name] == guided.table[name][:10]
+    assert not unguided.images.equal(guided.images[:10])
+    assert outcome.metrics["same_seeds"]["prism"]["images"] == 10
+
+
+def test_arms_share_classes_and_seeds(finished: Finished) -> None:
+    _, outcome, _ = finished
+    plain, prism = outcome.sets["plain"].table, outcome.sets["prism"].table
+    assert plain["seed"] == prism["seed"] and plain["class_index"] == prism["class_index"]
+    assert set(plain["prompt"]) == set(NAMES)
+    assert len(set(prism["prompt"])) > len(NAMES)
+
+
+def test_the_report_needs_nothing_from_outside(finished: Finished) -> None:
+    config, _, _ = finished
+    text = Path(config.out, "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    assert set(re.findall(r'src="([^"]{10})', text)) == {"data:image"}
+    assert text.count("<img") == len(NAMES)
+    for name in NAMES:
+        assert f"<b>{name}</b>" in text
+    for arm in DEFAULT_ARMS:
+        assert ARMS[arm].about in text
+
+
+def test_the_summary_names_figures_and_report(finished: Finished) -> None:
+    config, outcome, said = finished
+    text = "\n".join(said)
+    assert f"{config.out}/report.html" in text and f"{config.out}/metrics.json" in text
+    assert f"{100 * outcome.metrics['student_accuracy']['prism']:.1f} %" in text
+
+
+def test_running_it_again_does_nothing_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, outcome, _ = finished
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    before = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")}
+    weights = Path(config.out, "prism", "student", "student", "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(demo_module, "measure_accuracy", refuse)
+    again = run_demo(config, lambda _: None, silent)
+    assert again.metrics == outcome.metrics
+    assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")} == before
+    assert Path(config.out, "prism", "student", "student", "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_another_demo_in_the_same_folder_is_refused(finished: Finished) -> None:
+    config, _, _ = finished
+    before = sorted(Path(config.out).rglob("*"))
+    with pytest.raises(UserError, match="images 20 there, 30 now"):
+        run_demo(replace(config, images=30), lambda _: None, silent)
+    assert sorted(Path(config.out).rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_full_adds_the_other_arms_and_the_ceiling(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frequencies = tmp_path / "attributes.json"
+    frequencies.write_text(json.dumps({name: {"dark": 0.75, "bright wide": 0.25} for name in NAMES}))
+    monkeypatch.setattr(fashion, "ATTRIBUTES_FILE", frequencies)
+    config, outcome, _ = finished
+    metrics = run_demo(replace(config, full=True), lambda _: None, silent).metrics
+    assert list(metrics["student_accuracy"]) == list(ARMS)
+    assert metrics["student_accuracy"]["prism"] == outcome.metrics["student_accuracy"]["prism"]
+    assert 0 <= metrics["real_data_student_accuracy"] <= 1 and "gap_closed" in metrics
+    assert metrics["same_seeds"]["prism"] | {"without": "dpe", "images": IMAGES} == metrics["same_seeds"]["prism"]
+    assert set(metrics["same_seeds"]) == {"eda", "random-direction", "prism"}
