@@ -34,7 +34,7 @@ def train_vae(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         kl: Tensor = posterior.kl().mean()
         return reconstruction_loss(vae.decode(posterior.sample()).sample, x) + config.kl_weight * kl
 
-    metrics = fit("vae", vae, loss, config.vae, work, seed=config.seed)
+    metrics = fit("vae", vae, loss, config.vae, work, seed=config.seed, identity=work.name)
     with torch.no_grad():
         x = torch.cat([data.mixture(config.vae_batch, np.random.default_rng([config.seed, 1, i])) for i in range(8)])
         latents = vae.encode(x).latent_dist.sample()
@@ -61,6 +61,6 @@ def train_tiny(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
             target = vae.decode(latents).sample
         return reconstruction_loss(tiny.decode(latents * vae.config.scaling_factor).sample, target)
 
-    metrics = fit("tiny", tiny.decoder, loss, config.tiny, work, seed=config.seed)
+    metrics = fit("tiny", tiny.decoder, loss, config.tiny, work, seed=config.seed, identity=work.name)
     tiny.half().save_pretrained(folder / "pipeline" / "vae_tiny")
     return metrics

@@ -65,7 +65,8 @@ def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path) -> 
         x, y = batch(rng)
         return F.cross_entropy(model(x), y, label_smoothing=0.05)
 
-    metrics = fit(name, model, loss, {"teacher": config.teacher, "judge": config.judge}[name], work, seed=config.seed)
+    settings = {"teacher": config.teacher, "judge": config.judge}[name]
+    metrics = fit(name, model, loss, settings, work, seed=config.seed, identity=work.name)
     recalibrate(model, lambda rng: batch(rng)[0])
     save_student(model.model.half(), SPECS[name], folder / name, NAMES)
     test_images, test_labels = load("test")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from prism_fast.config import canonical
 from prism_fast.zoo.fit import FitConfig
 from prism_fast.zoo.world import WorldConfig
 
@@ -21,13 +25,32 @@ class ZooConfig:
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
     vae: FitConfig = field(default_factory=lambda: FitConfig(steps=2_200, lr=2e-3))
-    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=2_600, lr=3e-3, weight_decay=0.05, ema=0.99))
+    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=1_700, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
-    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=5_000, lr=1.5e-3, ema=0.998))
+    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=1_500, lr=1.5e-3, ema=0.995))
     batch: int = 128
     vae_batch: int = 32
     unet_batch: int = 96
     kl_weight: float = 1e-5
     latent_garments: int = 60_000
     latent_distractors: int = 15_000
+
+    def identity(self, component: str, folder: Path) -> dict[str, Any]:
+        """What decides one component's weights: its own settings, and the hash of the VAE where it builds on that."""
+        keys = ["seed", component, *_SETTINGS[component]]
+        found = {key: canonical(getattr(self, key)) for key in keys}
+        if component in _ON_VAE:
+            weights = folder / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
+            found["vae_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        return found
+
+
+_SETTINGS = {
+    "vae": ("world", "vae_batch", "kl_weight"),
+    "teacher": ("batch",),
+    "judge": ("batch",),
+    "tiny": ("world", "batch"),
+    "unet": ("world", "unet_batch", "latent_garments", "latent_distractors"),
+}
+_ON_VAE = ("tiny", "unet")

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prism_fast.distill.checkpoints import load_state, save_state
+from prism_fast.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ def fit(
     work: Path,
     *,
     seed: int,
+    identity: str,
 ) -> dict[str, float]:
     """Trains ``model`` in place and leaves the averaged weights in it.
 
@@ -56,18 +59,22 @@ def fit(
     Args:
         loss: one batch's loss, drawn with the given generator.
         work: folder of the checkpoint ``<name>.safetensors`` (weights, average, optimizer state, step).
+        identity: of everything that decides the result; a checkpoint of another one is refused.
 
     Returns:
-        Final smoothed loss, steps and seconds of this call.
+        Final smoothed loss, steps, and seconds over all sittings.
+
+    Raises:
+        UserError: the checkpoint is of another configuration.
     """
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     average = {key: value.clone() for key, value in model.state_dict().items()}
     path = work / f"{name}.safetensors"
-    first = _restore(path, model, average, optimizer, schedule)
+    progress = _restore(path, identity, model, average, optimizer, schedule)
+    first, smooth, before_s = progress["step"], progress["loss"], progress["seconds"]
     model.train()
     started = saved = time.monotonic()
-    smooth = math.nan
     for step in range(first, config.steps):
         torch.manual_seed(_key(seed, step))
         value = loss(np.random.default_rng([seed, step]))
@@ -77,7 +84,7 @@ def fit(
         optimizer.step()
         schedule.step()
         _average(average, model, min(config.ema, (1 + step) / (10 + step)))
-        smooth = value.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * value.item()
+        smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
         if step % 50 == 0 or step + 1 == config.steps:
             rate = (step + 1 - first) / (time.monotonic() - started)
             left = (config.steps - step - 1) / rate
@@ -92,11 +99,12 @@ def fit(
                 "optimizer": optimizer.state_dict(),
                 "schedule": rates,
             }
-            save_state(path, parts, {"step": step + 1})
             saved = time.monotonic()
+            seconds = before_s + saved - started
+            save_state(path, parts, {"step": step + 1, "loss": smooth, "seconds": seconds, "identity": identity})
     model.load_state_dict(average)
     model.eval()
-    return {"loss": smooth, "steps": config.steps, "seconds": time.monotonic() - started}
+    return {"loss": smooth, "steps": config.steps, "seconds": before_s + time.monotonic() - started}
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
@@ -128,18 +136,21 @@ def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None
 
 def _restore(
     path: Path,
+    identity: str,
     model: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Takes up a checkpoint where there is one; returns the step to go on with."""
+) -> dict[str, Any]:
+    """Takes up a checkpoint where there is one; returns how far it got (step, loss, seconds)."""
     if not path.exists():
-        return 0
+        return {"step": 0, "loss": None, "seconds": 0.0}
     parts, record = load_state(path)
+    if record.get("identity") != identity:
+        raise UserError(f"{path} is a checkpoint of another configuration: choose another --work folder")
     model.load_state_dict(parts["model"])
     average.update(parts["average"])
     optimizer.load_state_dict(parts["optimizer"])
     schedule.load_state_dict(parts["schedule"])
     log.info("%s resumed at step %d", path.stem, record["step"])
-    return int(record["step"])
+    return record

@@ -80,14 +80,14 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         ids = tokenizer(texts, padding="max_length", max_length=networks.MAX_LENGTH, return_tensors="pt").input_ids
         x = latents["mean"][picked] + latents["std"][picked] * torch.randn(len(picked), 4, 8, 8)
         noise = torch.randn_like(x)
-        # Stratified times: a batch covers the whole schedule, which halves the loss's variance.
+        # Stratified times: a batch covers the whole schedule, which lowers the variance of the loss.
         t = ((torch.arange(len(x)) + torch.rand(len(x))) / len(x) * 1000).long()[torch.randperm(len(x))]
         noisy = scheduler.add_noise(x, noise, t)
         velocity = scheduler.get_velocity(x, noise, t)
         out = model["unet"](noisy, t, encoder_hidden_states=model["text"](ids)[0]).sample
         return F.mse_loss(out, velocity)
 
-    metrics = fit("unet", model, loss, config.unet, work, seed=config.seed)
+    metrics = fit("unet", model, loss, config.unet, work, seed=config.seed, identity=work.name)
     save_pipeline(unet, text, tokenizer, folder)
     (folder / "attributes.json").write_text(json.dumps(data.frequencies(), indent=1, sort_keys=True) + "\n")
     return metrics

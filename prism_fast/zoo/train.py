@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from prism_fast.config import cache_dir, canonical, content_hash, environment
+from prism_fast.config import cache_dir, content_hash, environment
 from prism_fast.zoo.autoencoders import train_tiny, train_vae
 from prism_fast.zoo.classifiers import train_classifier
 from prism_fast.zoo.config import ZooConfig
@@ -27,6 +27,8 @@ from prism_fast.zoo.splits import write_splits
 
 FOLDER = Path(__file__).parent / "fashion"
 
+log = logging.getLogger(__name__)
+
 Train = Callable[[ZooConfig, Path, Path], dict[str, Any]]
 
 COMPONENTS: dict[str, Train] = {
@@ -35,6 +37,14 @@ COMPONENTS: dict[str, Train] = {
     "judge": partial(train_classifier, "judge"),
     "tiny": train_tiny,
     "unet": train_unet,
+}
+
+WEIGHTS = {
+    "vae": "pipeline/vae/diffusion_pytorch_model.safetensors",
+    "teacher": "teacher/model.safetensors",
+    "judge": "judge/model.safetensors",
+    "tiny": "pipeline/vae_tiny/diffusion_pytorch_model.safetensors",
+    "unet": "pipeline/unet/diffusion_pytorch_model.safetensors",
 }
 
 
@@ -56,24 +66,40 @@ def main(arguments: list[str] | None = None) -> None:
     if not SPLITS.exists():
         write_splits()
     config = ZooConfig()
-    work = options.work or cache_dir() / "zoo" / content_hash(config)
+    work = options.work or cache_dir() / "zoo"
     for name in options.components:
-        metrics = COMPONENTS[name](config, options.out, work)
-        record(options.out, name, config, metrics)
+        identity = config.identity(name, options.out)
+        if finished(options.out, name, identity):
+            log.info("%s is done", name)
+            continue
+        # A folder of its own for each identity: neither checkpoints nor cached latents of another one are met.
+        metrics = COMPONENTS[name](config, options.out, work / content_hash(identity))
+        record(options.out, name, identity, metrics)
 
 
-def record(folder: Path, name: str, config: ZooConfig, metrics: dict[str, Any]) -> None:
-    """Adds one component's metrics to ``zoo.json``, and the hashes by which all weights are frozen."""
+def finished(folder: Path, name: str, identity: dict[str, Any]) -> bool:
+    """Whether the weights in ``folder`` are this component's under this configuration."""
+    path = folder / "zoo.json"
+    known = json.loads(path.read_text())["components"] if path.exists() else {}
+    return name in known and known[name]["config"] == identity and (folder / WEIGHTS[name]).exists()
+
+
+def record(folder: Path, name: str, identity: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Adds one component's configuration and metrics to ``zoo.json``, and the hashes by which weights are frozen."""
     path = folder / "zoo.json"
     known = json.loads(path.read_text()) if path.exists() else {"components": {}}
-    known["config"] = canonical(config)
-    known["environment"] = environment(torch.device("cpu"), "float32")
-    known["sha256"] = {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.safetensors"))
+    known["components"][name] = {
+        "config": identity,
+        "environment": environment(torch.device("cpu"), "float32"),
+        "metrics": {key: round(value, 5) for key, value in metrics.items()},
     }
-    known["components"][name] = {key: round(value, 5) for key, value in metrics.items()}
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    known["sha256"] = {
+        str(weights.relative_to(folder)): hashlib.sha256(weights.read_bytes()).hexdigest()
+        for weights in sorted(folder.rglob("*.safetensors"))
+    }
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    staged.replace(path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from prism_fast.errors import UserError
 from prism_fast.zoo.fit import FitConfig, fit
 
 
@@ -13,7 +14,7 @@ class Interrupted(Exception):
     """Stands for the machine going away."""
 
 
-def run(work, steps_allowed=None, checkpoint_s=300.0):
+def run(work, steps_allowed=None, checkpoint_s=300.0, identity="a"):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     target = torch.tensor([[1.0, -2.0, 0.5]])
@@ -28,7 +29,7 @@ def run(work, steps_allowed=None, checkpoint_s=300.0):
         return (model(x) - x @ target.T).square().mean()
 
     config = FitConfig(steps=120, lr=0.1, warmup=10, ema=0.9, checkpoint_s=checkpoint_s)
-    metrics = fit("linear", model, loss, config, work, seed=5)
+    metrics = fit("linear", model, loss, config, work, seed=5, identity=identity)
     return model, metrics, calls
 
 
@@ -52,3 +53,21 @@ def test_a_finished_component_is_not_trained_again(tmp_path):
     again, _, calls = run(tmp_path)
     assert calls == 0
     assert torch.equal(first.weight, again.weight)
+    assert metrics_of(again) == metrics_of(first)
+
+
+def metrics_of(model):
+    return model.weight.tolist(), model.bias.tolist()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(UserError, match="another configuration"):
+        run(tmp_path, identity="b")
+
+
+def test_a_resumed_run_reports_loss_and_seconds_of_all_sittings(tmp_path):
+    _, first, _ = run(tmp_path)
+    _, again, _ = run(tmp_path)
+    assert again["loss"] == first["loss"]
+    assert again["seconds"] >= first["seconds"] * 0.9
