@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,17 +134,3 @@ def run(config: SynthesisConfig, out: Path, made: Models | None = None, engine: 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones too."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def slow_process(vocabulary: Path, out: Path, log: Path, pause_s: float) -> None:
-    """A process's whole life: synthesizes with the doubles, a pause before each batch, its seeds into ``log``."""
-
-    def before(seeds: Sequence[int]) -> None:
-        with log.open("a") as file:
-            file.write("".join(f"{seed}\n" for seed in seeds))
-        time.sleep(pause_s)
-
-    from prism_fast.engine import local
-
-    torch.set_num_threads(1)
-    run(small_config(vocabulary), out, models(before), local.run)
