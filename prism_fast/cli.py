@@ -126,7 +126,7 @@ def _prompts(arguments: Sequence[str]) -> None:
     prompts = build_prompts(vocabulary, config, fits)
     out = Path(options["out"])
     prompts.save(out)
-    save_yaml({**options, "prompts": config}, out.with_suffix(".yaml"))
+    save_yaml({**options, **canonical(config)}, out.with_suffix(".yaml"))
     print(sample_text(prompts, vocabulary))
     print(f"\nwrote {len(prompts)} prompts to {out}")
 
@@ -188,7 +188,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         ),
         kind=EvaluateConfig,
         options=[
-            Option(name="target", description="classifier or shard set (same as --target)"),
+            Option(name="target", description="classifier or shard set"),
             Option(name="--out", description="also write the figures and settings to this JSON file", metavar="FILE"),
             Option(name="--json", description="print JSON", kind=bool, default=False),
         ],

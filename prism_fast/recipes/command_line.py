@@ -82,8 +82,9 @@ class CommandLine:
         for flag in given:
             if f"--{flag}" not in known and flag not in ("h",):
                 raise UserError(_unknown_flag(f"--{flag}", known))
-        fields = self._fields(files, arguments)
-        parser = self._parser(fields)
+        read = {path: read_fields(path) for path in files}
+        fields = self._fields(read, arguments)
+        parser = self._parser(fields, {name: value for content in read.values() for name, value in content.items()})
         namespace = parser.parse_args(arguments)
         values: dict[str, Any] = namespace.as_dict()
         values.pop("config", None)
@@ -92,14 +93,18 @@ class CommandLine:
         return Parsed(fields=values, options=options, given=frozenset(given))
 
     def _known_flags(self) -> list[str]:
-        paths = [f"--{path}" for path in field_paths(self.kind)] if self.kind else []
+        own = self._own()
+        paths = [f"--{path}" for path in field_paths(self.kind) if path not in own] if self.kind else []
         return [*paths, *(option.name for option in self.options if option.name.startswith("--")), *_ALWAYS]
 
-    def _fields(self, files: Sequence[str], arguments: Sequence[str]) -> Fields:
+    def _own(self) -> set[str]:
+        """Names of the options."""
+        return {option.name.lstrip("-") for option in self.options}
+
+    def _fields(self, read: Mapping[str, Fields], arguments: Sequence[str]) -> Fields:
         """Defaults, recipe and files laid over each other."""
         if self.kind is None:
             return {}
-        read = {path: read_fields(path) for path in files}
         fields = default_fields(self.kind)
         _, named = _take(arguments, "--recipe")
         named = [*(str(content["recipe"]) for content in read.values() if content.get("recipe")), *named]
@@ -109,12 +114,12 @@ class CommandLine:
             content = content[self.recipe_group] if self.recipe_group else content
             fields = lay_over(self.kind, fields, content, f"recipe {recipe}")
         for path, content in read.items():
-            if self.recipe_group:
-                content = {name: value for name, value in content.items() if name != "recipe"}
-            fields = lay_over(self.kind, fields, content, path)
+            of_kind = {name: value for name, value in content.items() if name not in self._own()}
+            fields = lay_over(self.kind, fields, of_kind, path)
         return fields
 
-    def _parser(self, fields: Fields) -> Any:
+    def _parser(self, fields: Fields, read: Mapping[str, Any]) -> Any:
+        """A parser whose defaults are ``fields``, and for the options what files say."""
         from jsonargparse import ArgumentParser
 
         class Parser(ArgumentParser):
@@ -123,7 +128,8 @@ class CommandLine:
 
         parser = Parser(prog=self.program, description=self.description)
         for option in self.options:
-            kwargs: dict[str, Any] = {"help": option.description, "default": option.default}
+            default = read.get(option.name.lstrip("-"), option.default)
+            kwargs: dict[str, Any] = {"help": option.description, "default": default}
             if option.kind is bool:
                 kwargs["action"] = "store_true"
             else:
@@ -134,9 +140,8 @@ class CommandLine:
         if self.kind is not None:
             text = "YAML file of settings, over the defaults and the recipe, under the flags; may be repeated"
             parser.add_argument("--config", metavar="FILE", type=str | None, help=text)
-            own = {option.name.lstrip("-") for option in self.options}
-            parser.add_class_arguments(self.kind, skip=own)
-            parser.set_defaults(_flat(self.kind, {k: v for k, v in fields.items() if k not in own}))
+            parser.add_class_arguments(self.kind, skip=self._own())
+            parser.set_defaults(_flat(self.kind, {k: v for k, v in fields.items() if k not in self._own()}))
         return parser
 
 

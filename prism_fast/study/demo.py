@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prism_fast.config import canonical, content_hash, environment, resolve_device
+from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill, distill_images
 from prism_fast.engine import local
@@ -81,6 +81,7 @@ def run_demo(config: DemoConfig, say: Say = print, bars: ProgressFactory = progr
 
     out = Path(config.out)
     check_settings(out, {k: v for k, v in canonical(config).items() if k not in _PLACES})
+    save_yaml(config, out / "config.yaml")
     say(text.demo_heading(config))
     outcome = _Demo(config, out, say, bars).run()
     write_json(out / METRICS, outcome.metrics)

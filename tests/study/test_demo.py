@@ -18,7 +18,7 @@ from prism_fast.study.arms import ARMS, DEFAULT_ARMS, DemoConfig
 from prism_fast.study.demo import UNGUIDED, Outcome, run_demo
 from prism_fast.teachers.load import load_teacher
 from prism_fast.zoo.fashion_captions import NAMES
-from tests.study.worlds import TEST_IMAGES, make_world, use_fake_images
+from tests.study.worlds import TEST_IMAGES, make_world, one_thread, use_fake_images
 
 IMAGES = 20
 
@@ -43,7 +43,7 @@ def tiny_demo(folder: Path) -> DemoConfig:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DemoConfig, Outcome, list[str]]]:
     said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_thread():
         use_fake_images(patch)
         config = tiny_demo(tmp_path_factory.mktemp("demo"))
         yield config, run_demo(config, said.append, silent), said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,17 @@ def fake_images(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(count)
     images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=generator)
     return images, torch.arange(count) % 10
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads, most of all on a machine that has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_fake_images(patch: pytest.MonkeyPatch) -> None:

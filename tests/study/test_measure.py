@@ -1,0 +1,70 @@
+"""Figures with known answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prism_fast.energy.terms import Outputs
+from prism_fast.errors import UserError
+from prism_fast.study.measure import Reference, gap_closed, measure_accuracy, measure_agreement, measure_distribution
+from prism_fast.study.real import balanced_rows
+
+
+class Brightness:
+    """Class = the image's first pixel; features are the image's mean in two directions."""
+
+    num_classes = 10
+
+    def outputs(self, images: torch.Tensor) -> Outputs:
+        first = (images[:, 0, 0, 0] * 255).round().long()
+        return Outputs(logits=torch.nn.functional.one_hot(first, 10).float())
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, :2, 0]
+
+
+def images_of(classes: torch.Tensor) -> torch.Tensor:
+    images = torch.randint(0, 256, (len(classes), 3, 4, 4), dtype=torch.uint8)
+    images[:, :, 0, 0] = classes[:, None].to(torch.uint8)
+    return images
+
+
+def test_accuracy_counts_over_batches() -> None:
+    labels = torch.arange(510) % 10
+    images = images_of(labels)
+    images[:51, :, 0, 0] = 9 - images[:51, :, 0, 0]  # no class is its own mirror
+    reference = Reference("test", images, labels)
+    assert measure_accuracy(Brightness(), reference, "x") == pytest.approx(459 / 510, abs=1e-6)  # type: ignore[arg-type]
+    assert measure_agreement(Brightness(), images[:51], labels[:51]) == 0  # type: ignore[arg-type]
+
+
+def test_the_reference_itself_has_full_precision_and_recall() -> None:
+    labels = torch.arange(60) % 10
+    reference = Reference("test", images_of(labels), labels)
+    found = measure_distribution(Brightness(), "brightness", reference.images, reference)  # type: ignore[arg-type]
+    assert (found["precision"], found["recall"]) == (1, 1)
+    assert found["settings"] == {
+        "extractor": "brightness", "k_precision_recall": 3, "k_density_coverage": 5,
+        "generated_images": 60, "real_images": 60, "reference": "test",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plain", "prism", "ceiling", "closed"),
+    [(0.7, 0.8, 0.9, 0.5), (0.7, 0.65, 0.8, -0.5), (0.7, 0.95, 0.9, 1.25), (0.9, 0.95, 0.9, None), (0.9, 1, 0.8, None)],
+)
+def test_gap_closed(plain: float, prism: float, ceiling: float, closed: float | None) -> None:
+    assert gap_closed(plain, prism, ceiling) == (None if closed is None else pytest.approx(closed, abs=1e-6))
+
+
+def test_balanced_rows(seed: int) -> None:
+    labels = torch.randint(0, 10, (500,))
+    rows = balanced_rows(labels, 103, seed)
+    assert len(rows.unique()) == 103
+    counts = torch.bincount(labels[rows], minlength=10)
+    assert set(counts.tolist()) <= {10, 11} and counts.sum() == 103
+    assert rows.equal(balanced_rows(labels, 103, seed))
+    assert not rows.equal(balanced_rows(labels, 103, seed + 1))
+    with pytest.raises(UserError, match="class 1 has only 1, not 5"):
+        balanced_rows(torch.tensor([0] * 9 + [1]), 10, seed)

@@ -1,0 +1,50 @@
+"""Times and settings of a demo survive interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prism_fast.errors import UserError
+from prism_fast.study.stages import Stages, check_settings
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_adds_up_over_interruptions_and_stops_when_finished(tmp_path: Path) -> None:
+    clock = Clock()
+
+    def interrupted() -> None:
+        with Stages(tmp_path, clock).stage("a"):
+            clock.now += 3
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    stages = Stages(tmp_path, clock)
+    with stages.stage("a"):
+        clock.now += 2
+    with stages.stage("b"):
+        clock.now += 1
+    with Stages(tmp_path, clock).stage("a"):
+        clock.now += 100
+    again = Stages(tmp_path, clock)
+    assert again.table() == {"a": 5.0, "b": 1.0}
+    assert (again.seconds("a"), again.seconds("c"), again.total) == (5.0, 0.0, 6.0)
+
+
+def test_a_folder_belongs_to_one_demo(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "demo"
+    check_settings(out, {"images": 3, "seed": 0})
+    check_settings(out, {"images": 3, "seed": 0})
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=r"images 3 there, 4 now\): give another --out"):
+        check_settings(out, {"images": 4, "seed": 0})
+    assert {path: path.read_bytes() for path in out.iterdir()} == before

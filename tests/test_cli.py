@@ -1,0 +1,240 @@
+"""The command line: exit statuses, messages, and the way from shards to a measured student."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import prism_fast
+from prism_fast import cli
+from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
+from tests.study.worlds import (
+    TEST_IMAGES,
+    World,
+    forbid_real_images,
+    make_world,
+    one_thread,
+    save_tiny_teacher,
+    use_fake_images,
+)
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with one_thread():
+        yield make_world(tmp_path_factory.mktemp("world"))
+
+
+def synthesize(world: World, out: Path, *more: str) -> int:
+    networks = ["--pipeline", str(world.pipeline), "--teacher", str(world.teacher)]
+    sizes = ["--images=12", "--batch", "6", "--shard-size", "6", "--sampler.steps", "2", "--pilot-images", "1"]
+    return main(["synthesize", *networks, *sizes, "--device", "cpu", "--out", str(out), *more])
+
+
+def distill(world: World, data: Path, out: Path, *more: str) -> int:
+    return main(["distill", "--data", str(data), "--teacher", str(world.teacher), "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def shards(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made with every real image out of reach."""
+    out = tmp_path_factory.mktemp("cli") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        forbid_real_images(patch)
+        assert synthesize(world, out, "--recipe", "prism", "--sampler.guidance.scale", "0.2") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def student(world: World, shards: Path) -> Path:
+    """Made with every real image out of reach."""
+    out = shards.parent / "student"
+    with pytest.MonkeyPatch.context() as patch:
+        forbid_real_images(patch)
+        assert distill(world, shards, out, "--steps", "2", "--batch", "6") == 0
+    return out
+
+
+def error_of(capsys: Capture, arguments: list[str]) -> str:
+    """The one line that a refused command prints."""
+    assert main(arguments) == EXIT_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("prism-fast: error: ")
+    return last.removeprefix("prism-fast: error: ")
+
+
+def test_synthesize_takes_the_issues_shape_and_saves_its_configuration(shards: Path) -> None:
+    config = yaml.safe_load((shards / "config.yaml").read_text())
+    assert (config["images"], config["recipe"], config["shard_size"]) == (12, "prism", 6)
+    assert (config["sampler"]["compute_batch"], config["sampler"]["guidance"]["scale"]) == (6, 0.2)
+    assert sorted(path.name for path in shards.glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
+
+
+def test_the_saved_configuration_finds_the_same_set(shards: Path, capsys: Capture) -> None:
+    assert main(["synthesize", "--config", str(shards / "config.yaml"), "--out", str(shards)]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_configuration_is_refused(world: World, shards: Path, capsys: Capture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert synthesize(world, shards, "--recipe", "plain") == EXIT_ERROR
+    assert "another configuration" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
+
+
+def test_distill_makes_a_student_that_evaluate_measures(
+    student: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert yaml.safe_load((student / "config.yaml").read_text())["epochs"] is None
+    use_fake_images(monkeypatch)
+    found = {}
+    for target in (student, student / "student"):
+        assert main(["evaluate", str(target), "--json", "--device", "cpu"]) == 0
+        found[target] = json.loads(capsys.readouterr().out)["accuracy"]
+    assert len(set(found.values())) == 1
+    assert main(["evaluate", str(student)]) == 0
+    assert f"on {TEST_IMAGES} real images (test)" in capsys.readouterr().out
+
+
+def test_evaluate_measures_a_shard_set(
+    world: World, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    use_fake_images(monkeypatch)
+    out = tmp_path / "new" / "figures.json"
+    judges = ["--teacher", str(world.teacher), "--judge", str(world.judge)]
+    assert main(["evaluate", str(shards), *judges, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert f"12 images; teacher agrees {100 * found['teacher_agreement']:.1f} %" in text
+    assert found["distribution"]["settings"]["real_images"] == 12
+    assert found["config"]["judge"] == str(world.judge)
+
+
+def test_prompts(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "p.parquet"
+    assert main(["prompts", "--vocabulary", "fashion", "--per-class", "3", "--recipe", "dpe", "--out", str(out)]) == 0
+    assert "wrote 30 prompts" in capsys.readouterr().out
+    first = out.read_bytes()
+    again = tmp_path / "again.parquet"
+    assert main(["prompts", "--config", str(tmp_path / "p.yaml"), "--out", str(again)]) == 0
+    assert again.read_bytes() == first
+
+
+def test_info(capsys: Capture) -> None:
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [backend["name"] for backend in found["backends"]]
+    assert names == ["cuda", "triton", "xformers", "tensorrt", "tensorrt-rtx", "dali", "onnxruntime", "ray"]
+    assert all(backend["usable"] or backend["reason"] for backend in found["backends"])
+    assert found["versions"]["prism_fast"] == prism_fast.__version__
+    assert found["devices"][0]["name"] == "cpu"
+    assert main(["info"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["back-ends"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synthesise"], "unknown command 'synthesise'; did you mean synthesize?"),
+        (["x"], "unknown command 'x'; commands: demo, prompts, synthesize, distill, evaluate, info"),
+        (["synthesize"], "synthesize needs --out DIR"),
+        (["synthesize", "--out", "x", "--imges", "3"], "unknown flag --imges; did you mean --images"),
+        (["synthesize", "--out", "x", "--images", "0"], "images must be a whole number from 1"),
+        (["synthesize", "--out", "x", "--recipe", "prsm"], "unknown recipe 'prsm'; did you mean prism"),
+        (["synthesize", "--out", "x", "--batch", "2", "--sampler.compute_batch", "3"], "the same setting"),
+        (["synthesize", "--out", "x", "--vocabulary", "fasion"], "unknown vocabulary 'fasion'; did you mean fashion"),
+        (["synthesize", "--out", "x", "--pipeline", "./nowhere"], "no such pipeline folder"),
+        (["distill", "--data", "x"], "required: out"),
+        (["distill", "--data", "nowhere", "--out", "x"], "no folder nowhere"),
+        (["distill", "--data", "a", "--out", "b", "--steps", "3", "--epochs", "2"], "either as epochs or as steps"),
+        (["evaluate"], "evaluate needs a classifier or a shard set"),
+        (["evaluate", "./nowhere"], "no such teacher folder"),
+        (["evaluate", "x", "--reference", "W"], "--reference takes one of test, T, G, J, V, not 'W'"),
+        (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
+        (["demo", "--images", "0"], "images is 0; it must be 1 or more"),
+        (["demo", "--full", "yes"], "yes"),
+        (["info", "--jsn"], "unknown flag --jsn; did you mean --json"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    networks = tmp_path.parent / "nothing"
+    if "--vocabulary" in arguments:  # checked before the networks are loaded
+        arguments = [*arguments, "--pipeline", str(networks)]
+    assert message in error_of(capsys, arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_of_other_classes_is_refused(world: World, tmp_path: Path, capsys: Capture) -> None:
+    teacher = save_tiny_teacher(tmp_path / "teacher", num_classes=7)
+    assert synthesize(world, tmp_path / "out", "--teacher", str(teacher)) == EXIT_ERROR
+    assert "knows 7 classes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_being_stopped_is_status_75(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    from prism_fast.synthesis.interruption import Interrupted
+
+    for stop in (Interrupted("stopped by SIGTERM"), KeyboardInterrupt()):
+
+        def run(_: object, stop: BaseException = stop) -> None:
+            raise stop
+
+        monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
+        assert main(["info"]) == EXIT_INTERRUPTED
+        assert capsys.readouterr().err.startswith("prism-fast: stopped")
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
+    with pytest.raises(ValueError, match="a bug"):
+        main(["info"])
+
+
+def test_help_of_everything(capsys: Capture) -> None:
+    assert main([]) == 0 and main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"prism-fast {prism_fast.__version__}\n"
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        assert f"prism-fast {name}" in capsys.readouterr().out
+
+
+def test_help_and_refusals_import_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom prism_fast.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
+        "    assert main([name, '--no-such-flag']) == 2\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'timm', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs_like_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prism_fast", "--nonsense"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == EXIT_ERROR
+    assert done.stderr.startswith("prism-fast: error: unknown command '--nonsense'")
