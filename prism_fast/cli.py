@@ -8,10 +8,14 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import prism_fast
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # warns of every .to(dtype)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(arguments)
+        with _terminable():
+            _dispatch(arguments)
     except UserError as error:
         print(f"prism-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
@@ -51,6 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"prism-fast: {reason}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM stops a command as Ctrl-C does; synthesis, which can end its batch first, has its own way inside."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}; the same command continues")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> None:

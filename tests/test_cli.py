@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +198,19 @@ def test_being_stopped_is_status_75(monkeypatch: pytest.MonkeyPatch, capsys: Cap
         monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
         assert main(["info"]) == EXIT_INTERRUPTED
         assert capsys.readouterr().err.startswith("prism-fast: stopped")
+
+
+def test_sigterm_is_status_75_and_the_handler_is_put_back(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
+    assert main(["info"]) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "prism-fast: stopped by SIGTERM; the same command continues\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:

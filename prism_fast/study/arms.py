@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.config import AugmentConfig, DistillConfig
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.synthesis.config import SynthesisConfig
@@ -19,7 +19,9 @@ COMPUTE_BATCH = 64
 PAIRED_IMAGES = 300
 """Rows made with and without guidance where no arm is the other half: what guidance alone does, on the same seeds."""
 PILOT_IMAGES = 16
-EPOCHS = 40
+EPOCHS = 30
+VIEWS = 10
+"""Different views of each image; the teacher labels each of them once."""
 
 CEILING = "real"
 
@@ -158,6 +160,8 @@ def distill_config(demo: DemoConfig, arm: str) -> DistillConfig:
         student=demo.student,
         teacher=demo.teacher,
         epochs=demo.epochs,
+        augment=AugmentConfig(views=VIEWS),
         seed=demo.seed,
         device=demo.device,
+        checkpoint_every=100,  # a minute's work: the demo is short, and often stopped by hand
     )
