@@ -2,7 +2,8 @@
 
 ``_info.json`` claims a folder, once, before the first shard. It says what the shards are (for our readers), which
 archives there are (for timm's, once all are published) and what they were made from. ``config.yaml`` is the command's
-own configuration. Nothing here deletes or overwrites what a user or another run put there.
+own configuration, ``README.md`` tells Hugging Face's reader which files are the data. Nothing here deletes or
+overwrites what a user or another run put there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
 
 CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
 FORMAT_VERSION = 1
 """Of the shards; part of the hash."""
 
@@ -151,7 +153,9 @@ def claim_folder(
 
 
 def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
-    """Names the archives in ``_info.json``, now that all are published. Does nothing when they are named already.
+    """Names the archives in ``_info.json``, now that all are published, and adds a ``README.md`` where there is none.
+
+    Does nothing when they are named already.
 
     Args:
         info: as it is there.
@@ -165,7 +169,24 @@ def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int])
     }
     finished = {**info, "complete": True, "splits": {"train": train}}
     if finished != info:
+        create_file(out / CARD_FILE, _card(info).encode())
         replace_file(out / INFO_FILE, _pretty(finished))
+
+
+def _card(info: Mapping[str, Any]) -> str:
+    """A dataset card: its first lines tell Hugging Face's ``load_dataset(FOLDER)`` which of the files are the data."""
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "shard-*.tar"
+---
+{info["images"]} labelled images of {info["num_classes"]} classes, sampled from a text-to-image model and labelled by a
+classifier with prism_fast. No camera took them. What they were made from is in `{INFO_FILE}` and `{CONFIG_FILE}`; where
+each comes from, in its `.json` member. `.soft` holds the classifier's logits (little-endian fp16), `.label` the class
+index (little-endian int64).
+"""
 
 
 def _pretty(value: Any) -> bytes:

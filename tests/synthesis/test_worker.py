@@ -59,7 +59,7 @@ def members(folder: Path, shard: int) -> dict[str, bytes]:
 
 def test_the_files_of_a_set(whole: dict[str, bytes]) -> None:
     shards = [f"shard-{n:06d}.{kind}" for n in range(3) for kind in ("idx", "json", "parquet", "tar")]
-    assert sorted(whole) == sorted([*shards, "_info.json", "config.yaml", "pilot.json"])
+    assert sorted(whole) == sorted([*shards, "README.md", "_info.json", "config.yaml", "pilot.json"])
 
 
 def test_members_hold_the_image_and_its_labels(tmp_path: Path) -> None:
@@ -130,6 +130,24 @@ def test_info_names_what_other_readers_need(whole: dict[str, bytes]) -> None:
     assert (info["complete"], info["num_classes"], info["counts"]) == (True, 3, [8, 8, 7])
     assert info["class_names"] == ["red thing", "green thing", "blue thing"]
     assert info["environment"] == environment(torch.device("cpu"), "float32")
+
+
+def test_a_card_tells_which_files_are_the_data(whole: dict[str, bytes], tmp_path: Path) -> None:
+    import yaml
+
+    head = whole["README.md"].decode().split("---\n")[1]
+    (config,) = yaml.safe_load(head)["configs"]
+    (entry,) = config["data_files"]
+    for name in whole:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in tmp_path.glob(entry["path"])) == [f"shard-{n:06d}.tar" for n in range(3)]
+
+
+def test_a_readme_of_the_user_is_kept(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    run(small_config(tmp_path), tmp_path / "out")
+    assert same(contents(tmp_path / "out"), {**whole, "README.md": b"mine"})
 
 
 def test_the_report_sums_up(tmp_path: Path) -> None:
