@@ -66,7 +66,12 @@ class Outcome:
     pairs: dict[str, Pair]
 
 
-def run_demo(config: DemoConfig, say: Say = print, bars: ProgressFactory = progress) -> Outcome:
+def _say(line: str) -> None:
+    """Printed at once: in a log, lines stay in order with those of the progress."""
+    print(line, flush=True)
+
+
+def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progress) -> Outcome:
     """Runs what is not finished yet and writes ``metrics.json``, ``report.html`` and ``samples.png``.
 
     Args:
