@@ -67,4 +67,4 @@ format: install
 # Environments stay too: they take minutes to make. Remove .venv by hand for a new one.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find prism_fast tests bench docs -type d -name __pycache__ -exec rm -rf {} +
+	find $(wildcard prism_fast tests bench docs) -type d -name __pycache__ -exec rm -rf {} +

@@ -33,7 +33,7 @@ class Checkout:
         shutil.copy(REPOSITORY / ".ci/find-python", self.folder / ".ci")
         for name in ("pyproject.toml", "setup.py", "constraints.txt"):
             (self.folder / name).touch()
-        for name in ("prism_fast", "tests", "bench", "docs"):
+        for name in ("prism_fast", "tests"):
             (self.folder / name).mkdir()
         python = self.folder / ".venv/bin/python"
         python.parent.mkdir(parents=True)
