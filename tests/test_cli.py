@@ -164,7 +164,7 @@ def test_info(capsys: Capture) -> None:
         (["evaluate", "./nowhere"], "no such teacher folder"),
         (["evaluate", "x", "--reference", "W"], "--reference takes one of test, T, G, J, V, not 'W'"),
         (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
-        (["demo", "--images", "0"], "images is 0; it must be 1 or more"),
+        (["demo", "--images", "0"], "images is 0; it must be 6 or more"),
         (["demo", "--full", "yes"], "yes"),
         (["info", "--jsn"], "unknown flag --jsn; did you mean --json"),
     ],

@@ -18,6 +18,8 @@ GUIDANCE_EVERY = 2
 COMPUTE_BATCH = 64
 PAIRED_IMAGES = 300
 """Rows made with and without guidance where no arm is the other half: what guidance alone does, on the same seeds."""
+MIN_IMAGES = 6
+"""One more than the neighbours that density and coverage ask for."""
 PILOT_IMAGES = 16
 EPOCHS = 30
 VIEWS = 10
@@ -104,10 +106,9 @@ class DemoConfig:
     epochs: int = EPOCHS
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images is {self.images}; it must be 1 or more")
-        if self.paired_images < 1:
-            raise ValueError(f"paired_images is {self.paired_images}; it must be 1 or more")
+        for name in ("images", "paired_images"):
+            if getattr(self, name) < MIN_IMAGES:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {MIN_IMAGES} or more")
         for name in self.arms:  # every size is checked before the first image is made
             synthesis_config(self, name)
             distill_config(self, name)

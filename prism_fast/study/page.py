@@ -35,11 +35,11 @@ p { margin: .5rem 0 1rem; max-width: 44rem; }
 .tile span { display: block; margin-top: .2rem; color: var(--soft); font-size: .8rem; line-height: 1.35; }
 .scroll { overflow-x: auto; margin-top: .75rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; }
+th, td { padding: .45rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; }
 td { white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); font-size: .8rem; vertical-align: bottom; line-height: 1.3; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td small { color: var(--soft); white-space: normal; display: block; min-width: 12rem; line-height: 1.35; }
+td small { color: var(--soft); white-space: normal; display: block; min-width: 9rem; line-height: 1.35; }
 tr.main td { font-weight: 600; }
 tr.main td small { font-weight: 400; }
 .classes {
