@@ -43,9 +43,20 @@ def canonical(value: Any) -> Any:
 
 
 def content_hash(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"))
+    """First 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces).
+
+    A whole float hashes as the integer: ``--scale 1`` on the command line and ``scale=1`` in Python are one setting.
+    """
+    text = json.dumps(_whole(canonical(value)), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def save_yaml(value: Any, path: Path) -> None:
@@ -53,7 +64,7 @@ def save_yaml(value: Any, path: Path) -> None:
     import yaml
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(canonical(value), sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.safe_dump(canonical(value), sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -81,8 +92,10 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} asked for, but torch sees no CUDA device; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
 
 
@@ -104,6 +117,10 @@ def environment(device: torch.device, dtype: str) -> dict[str, str]:
     """What, besides the configuration, can change the last bits of an image. Saved with every shard set."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # which vector instructions are used decides the order of sums
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     versions = {package: metadata.version(package) for package in _FINGERPRINT_PACKAGES}
-    return {**versions, "device": device.type, "device_name": name, "dtype": dtype}
+    # The full version names the build (+cpu, +cu130), which the package's metadata does not.
+    return {**versions, "torch": str(torch.__version__), "device": device.type, "device_name": name, "dtype": dtype}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prism_fast.errors import UserError
@@ -41,8 +41,15 @@ class Registry:
         return getattr(importlib.import_module(module), attribute)
 
 
-def unknown(kind: str, name: str, known: Any) -> str:
+_SHOWN = 40
+"""Names that a message lists at most."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name outside a table, with the nearest known names."""
-    near = difflib.get_close_matches(name, list(known), n=3)
+    names = sorted(known)
+    lower = {each.lower(): each for each in names}
+    near = [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=3)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(sorted(known))})"
+    shown = ", ".join(names[:_SHOWN]) + (f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return f"unknown {kind} {name!r}{hint} (known: {shown})"

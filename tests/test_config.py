@@ -100,20 +100,32 @@ def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert config.cache_dir() == Path(os.path.expanduser("~")) / ".cache" / "prism_fast"
 
 
+def test_a_whole_number_hashes_alike_however_it_is_written() -> None:
+    assert config.content_hash({"scale": 1}) == config.content_hash({"scale": 1.0})
+    assert config.content_hash({"scale": 1}) != config.content_hash({"scale": 1.5})
+    with pytest.raises(ValueError, match="JSON"):
+        config.content_hash({"scale": float("nan")})
+
+
 def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert config.resolve_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert config.resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="sees 2 CUDA devices"):
+        config.resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert config.resolve_device("auto").type == "cpu"
 
 
 def test_an_explicit_device_that_is_missing_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="--device cpu"):
         config.resolve_device("cuda")
     with pytest.raises(UserError, match="unknown device 'gpu'"):
         config.resolve_device("gpu")
+    with pytest.raises(UserError, match="not supported"):
+        config.resolve_device("meta")
 
 
 def test_dtypes_by_name() -> None:

@@ -42,3 +42,10 @@ def test_the_table_is_a_copy() -> None:
     registry = Registry("thing", targets)
     targets["b"] = "fractions:Fraction"
     assert registry.names() == ["a"]
+
+
+def test_a_long_table_is_cut_and_case_does_not_hide_a_near_name() -> None:
+    message = unknown("class", "TENCH", [f"name{i}" for i in range(1000)] + ["tench"])
+    assert "did you mean tench?" in message
+    assert "more" in message
+    assert len(message) < 600
