@@ -89,7 +89,9 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Eage
 
     try:
         saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        # timm picks among the weight files of a local-dir itself, and old versions prefer pickled ones: name the file.
+        named = {"source": "", "file": str(folder / _WEIGHTS), "custom_load": False}
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=named)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         # RuntimeError is what torch and timm raise for unknown architectures and weights of other shapes
         raise UserError(f"cannot load the teacher in {folder}: {error}; check config.json and {_WEIGHTS}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from prism_fast.errors import UserError
 from prism_fast.teachers import load
@@ -24,7 +25,8 @@ def test_a_local_folder_is_timms_model(folder: Path, prefix: str, seed: int) -> 
     assert teacher.num_classes == 10 and teacher.input_size == (32, 32)
     assert teacher.label_names is not None and teacher.label_names[3] == "class 3"
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{folder}").eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
     torch.testing.assert_close(teacher.outputs(images).logits, model((images - 0.5) / 0.25).detach())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     torch.testing.assert_close(teacher.model.get_classifier()(teacher.features(images)), teacher.outputs(images).logits)
@@ -46,6 +48,15 @@ def test_pickled_weights_are_never_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not even a pickle")
     with pytest.raises(UserError, match=f"{name}.*save_file"):
         load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "a.pth", "z.bin"])
+def test_pickled_weights_beside_good_ones_are_not_opened(tmp_path: Path, name: str) -> None:
+    """timm 1.0.20 would take them."""
+    save_tiny_teacher(tmp_path)
+    expected = load_teacher(str(tmp_path)).fingerprint
+    (tmp_path / name).write_bytes(b"not even a pickle")
+    assert load_teacher(str(tmp_path)).fingerprint == expected
 
 
 def test_broken_folders_name_the_cure(tmp_path: Path) -> None:
