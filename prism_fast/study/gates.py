@@ -119,6 +119,8 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
             "by_class": agreement(teacher, images, classes).by_class,
             "precision": overlap.precision,
             "recall": overlap.recall,
+            "density": overlap.density,
+            "coverage": overlap.coverage,
         }
     gates = [
         Gate(name="teacher on reconstructed / real", value=through / direct, low=0.95, high=float("inf")),

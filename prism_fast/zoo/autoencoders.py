@@ -24,7 +24,7 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 
 def train_vae(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
     """AutoencoderKL on garments and distractors; the scaling factor makes its latents unit variance."""
-    data = Garments(config)
+    data = Garments(config.vae_world)
     torch.manual_seed(config.seed)
     vae: Any = networks.build_vae()
 
@@ -48,7 +48,7 @@ def train_tiny(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
     """AutoencoderTiny's decoder, distilled from the KL decoder on scaled latents."""
     from diffusers import AutoencoderKL
 
-    data = Garments(config)
+    data = Garments(config.vae_world)
     vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae").requires_grad_(False)
     torch.manual_seed(config.seed)
     tiny: Any = networks.build_tiny_vae()

@@ -17,6 +17,8 @@ class ZooConfig:
     """Seed, world and optimisation of every component.
 
     Attributes:
+        world: what the UNet learns.
+        vae_world: what the VAE and the tiny decoder learn: wider exposures, so that no sample leaves what they know.
         batch, vae_batch, unet_batch: images of a step; VAE and UNet have their own.
         kl_weight: of the VAE's KL term, beside a mean absolute error.
         latent_garments, latent_distractors: images drawn and encoded once for the UNet.
@@ -24,11 +26,14 @@ class ZooConfig:
 
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
+    vae_world: WorldConfig = field(
+        default_factory=lambda: WorldConfig(background=0.25, gamma=(0.6, 1.6), head_attributes=2, head_share=0.3)
+    )
     vae: FitConfig = field(default_factory=lambda: FitConfig(steps=2_200, lr=2e-3))
-    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=1_700, lr=3e-3, weight_decay=0.05, ema=0.99))
+    teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=3_600, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
-    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=1_500, lr=1.5e-3, ema=0.995))
+    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=9_000, lr=1.5e-3, ema=0.999))
     batch: int = 128
     vae_batch: int = 32
     unet_batch: int = 96
@@ -47,10 +52,10 @@ class ZooConfig:
 
 
 _SETTINGS = {
-    "vae": ("world", "vae_batch", "kl_weight"),
+    "vae": ("vae_world", "vae_batch", "kl_weight"),
     "teacher": ("batch",),
     "judge": ("batch",),
-    "tiny": ("world", "batch"),
+    "tiny": ("vae_world", "batch"),
     "unet": ("world", "unet_batch", "latent_garments", "latent_distractors"),
 }
 _ON_VAE = ("tiny", "unet")

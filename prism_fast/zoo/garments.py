@@ -9,7 +9,6 @@ from torch import Tensor
 
 from prism_fast.data.fashion_mnist import as_images, load_split
 from prism_fast.zoo import world
-from prism_fast.zoo.config import ZooConfig
 from prism_fast.zoo.distractors import digits, icons, jitter
 from prism_fast.zoo.fashion_captions import NAMES, OTHER_SENSES
 
@@ -17,15 +16,15 @@ from prism_fast.zoo.fashion_captions import NAMES, OTHER_SENSES
 class Garments:
     """Split G as the generator sees it: images float32 [N, 32, 32], attributes, sampling weights; and distractors."""
 
-    def __init__(self, config: ZooConfig) -> None:
+    def __init__(self, config: world.WorldConfig) -> None:
         images, labels = load_split("G")
-        self.config = config.world
+        self.config = config
         self.images = as_images(images)[:, 0].numpy().astype(np.float32) / 255
         self.labels = labels.numpy()
         self.levels = world.levels(world.measure(self.images), self.labels)
-        self.weights = world.sampling_weights(self.levels, self.labels, config.world.head_weight)
+        self.weights = world.sampling_weights(self.levels, self.labels, config)
         self.others = {**icons(), **digits()}
-        homonym = world.homonym_share(config.world, len(NAMES)) / config.world.distractors
+        homonym = world.homonym_share(config, len(NAMES)) / config.distractors
         rest = (1 - homonym * len(OTHER_SENSES)) / (len(self.others) - len(OTHER_SENSES))
         self.other_names = list(self.others)
         self.other_weights = np.array([homonym if name in OTHER_SENSES else rest for name in self.others])

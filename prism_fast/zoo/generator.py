@@ -29,7 +29,7 @@ def cache_latents(config: ZooConfig, folder: Path, work: Path) -> Path:
     path = work / "latents.safetensors"
     if path.exists():
         return path
-    data = Garments(config)
+    data = Garments(config.world)
     vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae")
     rng = np.random.default_rng([config.seed, 2])
     seen, rows, styles = data.draw(config.latent_garments, rng)
@@ -54,12 +54,14 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
     from diffusers.models.attention_processor import AttnProcessor
 
     latents = load_file(cache_latents(config, folder, work))
-    data = Garments(config)
+    data = Garments(config.world)
     tokenizer: Any = networks.build_tokenizer(folder / "pipeline" / "tokenizer")
     torch.manual_seed(config.seed)
     unet, text = networks.build_unet(), networks.build_text_encoder(len(tokenizer))
-    # Attention over 64 positions is faster unfused on the CPU.
+    # On the CPU attention over 64 positions is faster unfused, and channels_last only together with the compiler.
     unet.set_attn_processor(AttnProcessor())
+    unet.to(memory_format=torch.channels_last)
+    predict, encode = torch.compile(unet), torch.compile(text)
     scheduler = networks.build_scheduler()
     model: Any = nn.ModuleDict({"unet": unet, "text": text})
     rows, styles, kinds = (latents[key].numpy() for key in ("rows", "styles", "kinds"))
@@ -84,7 +86,7 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         t = ((torch.arange(len(x)) + torch.rand(len(x))) / len(x) * 1000).long()[torch.randperm(len(x))]
         noisy = scheduler.add_noise(x, noise, t)
         velocity = scheduler.get_velocity(x, noise, t)
-        out = model["unet"](noisy, t, encoder_hidden_states=model["text"](ids)[0]).sample
+        out = predict(noisy, t, encoder_hidden_states=encode(ids)[0]).sample
         return F.mse_loss(out, velocity)
 
     metrics = fit("unet", model, loss, config.unet, work, seed=config.seed, identity=work.name)

@@ -38,6 +38,8 @@ class WorldConfig:
         scale: shift scales by a factor in this range.
         gamma: shift's exponent, log-uniform in this range.
         background: shift raises the background to a level of up to this.
+        head_attributes: how many of the attributes, in their order, a head cluster is made of.
+        head_share: natural share of a class that its head cluster is to have: the smaller, the narrower the head.
         head_weight: share of a class's images that come from its head cluster of attributes.
         other_sense: share of the bare-name captions of a homonym that show its other sense.
         distractors: share of batches' items that show no garment.
@@ -51,6 +53,8 @@ class WorldConfig:
     scale: tuple[float, float] = (0.75, 1.15)
     gamma: tuple[float, float] = (0.7, 1.4)
     background: float = 0.05
+    head_attributes: int = 3
+    head_share: float = 0.1
     head_weight: float = 0.7
     other_sense: float = 0.4
     distractors: float = 0.2
@@ -92,26 +96,28 @@ def words(level: NDArray[np.int64]) -> tuple[str, ...]:
     return tuple(names[i] for names, i in zip(ATTRIBUTES.values(), level, strict=True))
 
 
-def head_cluster(level: NDArray[np.int64], target: float = 0.3) -> NDArray[np.bool_]:
+def head_cluster(level: NDArray[np.int64], config: WorldConfig) -> NDArray[np.bool_]:
     """Which garments [N] of one class belong to its head cluster.
 
-    The head is one brightness and one width (any texture): the pair whose natural share is nearest to ``target``.
+    The head is one combination of the first ``config.head_attributes`` attributes, any of the others: the combination
+    whose natural share is nearest to ``config.head_share``.
     """
-    pairs = level[:, 0] * len(ATTRIBUTES["width"]) + level[:, 1]
-    share = np.bincount(pairs, minlength=6) / len(pairs)
-    head: NDArray[np.bool_] = pairs == int(np.abs(share - target).argmin())
+    sizes = [len(words) for words in ATTRIBUTES.values()][: config.head_attributes]
+    combination = np.ravel_multi_index(tuple(level[:, : len(sizes)].T), sizes)
+    natural = np.bincount(combination, minlength=int(np.prod(sizes))) / len(level)
+    head: NDArray[np.bool_] = combination == int(np.abs(natural - config.head_share).argmin())
     return head
 
 
-def sampling_weights(level: NDArray[np.int64], labels: NDArray[np.int64], head_weight: float) -> NDArray[np.float64]:
-    """Probability [N] of each garment: classes equal, the head cluster ``head_weight`` of its class."""
+def sampling_weights(level: NDArray[np.int64], labels: NDArray[np.int64], config: WorldConfig) -> NDArray[np.float64]:
+    """Probability [N] of each garment: classes equal, the head cluster ``config.head_weight`` of its class."""
     weights = np.zeros(len(labels))
     classes = np.unique(labels)
     for label in classes:
         rows = np.flatnonzero(labels == label)
-        head = head_cluster(level[rows])
-        weights[rows[head]] = head_weight / head.sum()
-        weights[rows[~head]] = (1 - head_weight) / (~head).sum()
+        head = head_cluster(level[rows], config)
+        weights[rows[head]] = config.head_weight / head.sum()
+        weights[rows[~head]] = (1 - config.head_weight) / (~head).sum()
     return weights / len(classes)
 
 

@@ -56,11 +56,12 @@ def test_width_is_the_share_of_columns_touched():
 def test_head_cluster_gets_its_weight(rng):
     labels = rng.integers(0, 10, 3000)
     levels = np.stack([rng.integers(0, len(words), 3000) for words in ATTRIBUTES.values()], axis=1)
-    weights = world.sampling_weights(levels, labels, 0.7)
+    config = world.WorldConfig(head_weight=0.7)
+    weights = world.sampling_weights(levels, labels, config)
     assert weights.sum() == pytest.approx(1)
     for label in range(10):
         rows = np.flatnonzero(labels == label)
-        head = rows[world.head_cluster(levels[rows])]
+        head = rows[world.head_cluster(levels[rows], config)]
         assert weights[rows].sum() == pytest.approx(0.1)
         assert weights[head].sum() == pytest.approx(0.07)
 
