@@ -54,7 +54,7 @@ class GuidanceConfig:
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
     """
 
-    scale: float = 0.1
+    scale: float = 0.3
     free_weight: float = 1.0
     class_weight: float = 1.0
     temperature: float = 1.0

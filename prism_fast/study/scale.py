@@ -1,8 +1,10 @@
 """How the default guidance scale is chosen, without real images or the judge: ``python -m prism_fast.study.scale``.
 
-The rule of docs/study/protocol.md: the largest scale whose gain in teacher agreement under small changes of the
-image (shift, flip, blur) is at least 0.8 of its gain on the images as they are. A gain that such changes undo is
-adversarial: it moved the teacher, not the picture.
+The rule of docs/study/protocol.md. A gain in teacher agreement that small changes of the image (shift, flip, blur) undo
+is adversarial: it moved the teacher, not the picture. But such changes cost genuine images something too. How much is
+read off the unguided images: ``slope`` is how much more often the teacher's agreement survives on images it agrees with
+than it appears on those it does not. A scale is kept when its gain under the changes is at least 0.8 of slope times its
+gain on the images as they are; the largest kept scale is chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prism_fast.energy.terms import guidance_energy
-from prism_fast.metrics.agreement import agreement
+from prism_fast.errors import UserError
+from prism_fast.metrics.predictions import predict
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -31,6 +34,7 @@ from prism_fast.teachers.load import load_teacher
 SCALES = (0.05, 0.1, 0.2, 0.3)
 KEPT = 0.8
 VIEWS = 4
+BATCH = 250
 
 
 def changed(images: Tensor, seed: int) -> Tensor:
@@ -47,10 +51,23 @@ def changed(images: Tensor, seed: int) -> Tensor:
     return F.conv2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), blur, groups=3)
 
 
-def robust_agreement(teacher: Teacher, images: Tensor, classes: Tensor) -> float:
-    """Mean teacher agreement over :data:`VIEWS` changed copies of uint8 images [N, 3, H, W]."""
+def agreements(teacher: Teacher, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Of uint8 images [N, 3, H, W]: whether the teacher agrees, and on what share of changed copies; each [N]."""
     x = images.float() / 255
-    return sum(agreement(teacher, changed(x, view), classes).value for view in range(VIEWS)) / VIEWS
+    changes = [predict(teacher, changed(x, view), BATCH) == classes for view in range(VIEWS)]
+    return (predict(teacher, images, BATCH) == classes).double(), torch.stack(changes).double().mean(0)
+
+
+def survival_slope(clean: Tensor, robust: Tensor) -> float:
+    """Mean robust agreement of images [N] that the teacher agrees with, minus that of the others.
+
+    Raises:
+        UserError: the teacher agrees with all of them or with none.
+    """
+    agrees = clean > 0
+    if agrees.all() or not agrees.any():
+        raise UserError("the teacher agrees with all unguided images or with none: take more, or another pipeline")
+    return float(robust[agrees].mean() - robust[~agrees].mean())
 
 
 def pilot_gate(pipe: Any, config: SynthesisConfig, teacher: Teacher, quantile: float) -> GateThresholds:
@@ -63,35 +80,32 @@ def pilot_gate(pipe: Any, config: SynthesisConfig, teacher: Teacher, quantile: f
 
 
 def sweep(pipe: Any, teacher: Teacher, config: SynthesisConfig, guidance: GuidanceConfig) -> list[dict[str, float]]:
-    """One row a scale, unguided (0) first: clean and robust agreement of the same plan rows."""
+    """One row a scale, unguided (0) first: clean and robust agreement of the same plan rows, and what was kept."""
     gate = pilot_gate(pipe, config, teacher, guidance.gate_quantile)
     plan = plan_of(pipe, config)
     rows = [plan.row(index) for index in range(len(plan))]
-    table = []
+    table: list[dict[str, float]] = []
     for scale in (0.0, *SCALES):
         guided = dataclasses.replace(guidance, scale=scale) if scale else None
         sampler = dataclasses.replace(config.sampler, guidance=guided)
         arm = dataclasses.replace(config, recipe=f"s = {scale}", sampler=sampler)
-        images, classes = sample_rows(pipe, arm, rows, teacher, gate)
-        table.append(
-            {
-                "scale": scale,
-                "agreement": agreement(teacher, images, classes).value,
-                "robust_agreement": robust_agreement(teacher, images, classes),
-            }
-        )
-    return table
+        clean, robust = agreements(teacher, *sample_rows(pipe, arm, rows, teacher, gate))
+        row = {"scale": scale, "agreement": float(clean.mean()), "robust_agreement": float(robust.mean())}
+        if not scale:
+            row["slope"] = survival_slope(clean, robust)
+        table.append(row)
+    return [table[0], *({**row, "kept": kept(table[0], row)} for row in table[1:])]
+
+
+def kept(plain: dict[str, float], row: dict[str, float]) -> float:
+    """The robust gain over the one that genuine images would have at this gain; 0 where nothing was gained."""
+    clean, robust = (row[key] - plain[key] for key in ("agreement", "robust_agreement"))
+    return robust / (plain["slope"] * clean) if clean > 0 and plain["slope"] > 0 else 0.0
 
 
 def choose(table: list[dict[str, float]]) -> float:
-    """The largest scale whose robust gain is at least :data:`KEPT` of its clean gain; 0 where none is."""
-    plain, *guided = table
-    chosen = 0.0
-    for row in guided:
-        clean, robust = (row[key] - plain[key] for key in ("agreement", "robust_agreement"))
-        if clean > 0 and robust >= KEPT * clean:
-            chosen = row["scale"]
-    return chosen
+    """The largest scale that is kept; 0 where none is."""
+    return max((row["scale"] for row in table[1:] if row["kept"] >= KEPT), default=0.0)
 
 
 def main(arguments: list[str] | None = None) -> None:

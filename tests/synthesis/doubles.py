@@ -121,7 +121,7 @@ def small_config(folder: Path, **changes: Any) -> SynthesisConfig:
     fields: dict[str, Any] = {
         "vocabulary": str(path), "images": 23, "shard_size": 10, "device": "cpu", "pilot_images": 2,
         "prompts": PromptConfig(per_class=5),
-        "sampler": SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig()),
+        "sampler": SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig(scale=0.1)),
     }  # fmt: skip
     return SynthesisConfig(**{**fields, **changes})
 
