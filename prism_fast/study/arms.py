@@ -12,7 +12,7 @@ from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.synthesis.config import SynthesisConfig
 
 # The sizes, chosen so that the demo of two arms takes at most ten minutes on two CPU cores.
-IMAGES = 1500
+IMAGES = 2000
 STEPS = 12
 GUIDANCE_EVERY = 2
 COMPUTE_BATCH = 64

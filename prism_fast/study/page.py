@@ -39,7 +39,8 @@ th, td { padding: .45rem .5rem; border-bottom: 1px solid var(--line); text-align
 td { white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); font-size: .8rem; vertical-align: bottom; line-height: 1.3; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td small { color: var(--soft); white-space: normal; display: block; min-width: 9rem; line-height: 1.35; }
+td small { color: var(--soft); white-space: normal; display: block; line-height: 1.35; }
+td:first-child small { min-width: 9rem; }
 tr.main td { font-weight: 600; }
 tr.main td small { font-weight: 400; }
 .classes {
@@ -83,7 +84,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .tile b { font-size: 1.25rem; }
   th, td { padding: .4rem .45rem; }
-  td small { min-width: 8rem; }
+  td:first-child small { min-width: 8rem; }
   dl { grid-template-columns: 1fr; }
   dd { margin-bottom: .4rem; }
 }

@@ -110,14 +110,20 @@ def _pair_table(metrics: Mapping[str, Any]) -> str:
         cells = [f"{escape(ARMS[arm].title)}<small>{pair['images']:,} prompts and seeds</small>"]
         for who in ("teacher_agreement", "judge_agreement"):
             found = pair[who]
-            cells.append(f"{100 * found['unguided']:.1f} → {100 * found['guided']:.1f}")
-            cells.append(points(found["gain"], found["gain_standard_error"]).removesuffix(" points"))
+            gain = points(found["gain"], found["gain_standard_error"]).removesuffix(" points")
+            cells.append(f"{100 * found['unguided']:.1f} → {100 * found['guided']:.1f}<small>{gain}</small>")
         ratio = pair["judge_gain_per_teacher_gain"]
         cells.append("–" if ratio is None else f"{ratio:.2f}")
         cells += [f"{pair[name]['unguided']:.2f} → {pair[name]['guided']:.2f}" for name in ("precision", "recall")]
         rows.append((cells, arm == "prism"))
-    head = ["guidance alone", "teacher agrees, %", "gain", "judge agrees, %", "gain", "judge's gain per teacher's"]
-    head += ["precision", "recall"]
+    head = [
+        "guidance alone",
+        "teacher agrees, %",
+        "judge agrees, %",
+        "judge's gain per teacher's",
+        "precision",
+        "recall",
+    ]
     return page.table(head, rows) + (
         '<p class="note">The same prompts and seeds, without → with guidance; ± one standard error over these pairs. '
         "Guidance follows the teacher, so its agreement must rise; where the judge's rises with it, the images got "
