@@ -1,4 +1,8 @@
-"""Command lines over configurations: defaults < recipe < files (``--config``) < flags."""
+"""Command lines over configurations: defaults < recipe < files (``--config``) < flags.
+
+``--recipe`` beside a file that names another recipe, as every saved ``config.yaml`` does, is a flag like others: what
+the file has from its own recipe gives way to the settings of that one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any, NoReturn
 
 from prism_fast.errors import UserError
 from prism_fast.recipes import load_recipe
-from prism_fast.recipes.fields import Fields, default_fields, field_paths, lay_over, nested_fields, read_fields
+from prism_fast.recipes.fields import Fields, default_fields, field_paths, lay_over, nested_fields, read_fields, without
 
 _ALWAYS = ("--help", "--config")
 
@@ -105,18 +109,26 @@ class CommandLine:
         """Defaults, recipe and files laid over each other."""
         if self.kind is None:
             return {}
-        fields = default_fields(self.kind)
-        _, named = _take(arguments, "--recipe")
-        named = [*(str(content["recipe"]) for content in read.values() if content.get("recipe")), *named]
-        recipe = named[-1] if named else self.recipe
+        _, flags = _take(arguments, "--recipe")
+        filed = [str(content["recipe"]) for content in read.values() if content.get("recipe")]
+        recipe = [self.recipe, *filed, *flags][-1]
+        layers = [(path, {k: v for k, v in content.items() if k not in self._own()}) for path, content in read.items()]
         if recipe is not None:
-            content: Mapping[str, Any] = load_recipe(recipe)
-            content = content[self.recipe_group] if self.recipe_group else content
-            fields = lay_over(self.kind, fields, content, f"recipe {recipe}")
-        for path, content in read.items():
-            of_kind = {name: value for name, value in content.items() if name not in self._own()}
-            fields = lay_over(self.kind, fields, of_kind, path)
+            layer = f"recipe {recipe}", self._recipe(recipe)
+            if filed and recipe != filed[-1]:
+                # The file holds the settings of another recipe, which give way to this one's.
+                layers = [(path, without(content, self._recipe(filed[-1]))) for path, content in layers]
+                layers = [*layers, layer]
+            else:
+                layers = [layer, *layers]
+        fields = default_fields(self.kind)
+        for source, content in layers:
+            fields = lay_over(self.kind, fields, content, source)
         return fields
+
+    def _recipe(self, name: str) -> Fields:
+        content = load_recipe(name)
+        return content[self.recipe_group] if self.recipe_group else content
 
     def _parser(self, fields: Fields, read: Mapping[str, Any]) -> Any:
         """A parser whose defaults are ``fields``, and for the options what files say."""

@@ -90,6 +90,19 @@ def lay_over(kind: type, below: Fields, above: Mapping[str, Any], source: str) -
     return result
 
 
+def without(content: Mapping[str, Any], recipe: Mapping[str, Any]) -> Fields:
+    """``content`` less the fields whose values are those of ``recipe``; groups field by field."""
+    rest: Fields = {}
+    for name, value in content.items():
+        if name not in recipe:
+            rest[name] = value
+        elif isinstance(value, Mapping) and isinstance(recipe[name], Mapping):
+            rest[name] = without(value, recipe[name])
+        elif value != recipe[name]:
+            rest[name] = value
+    return rest
+
+
 def typed(hint: Any, value: Any, name: str) -> Any:
     """``value`` if its type fits the annotation; numbers that YAML reads as text (``1e-3``) become numbers.
 

@@ -68,6 +68,25 @@ def test_a_saved_configuration_is_a_configuration_file(tmp_path: Path) -> None:
     assert synthesis("--config", str(tmp_path / "config.yaml")) == config
 
 
+@pytest.mark.parametrize("there", ["plain", "eda", "dpe", "prism", "random-direction", "oracle"])
+@pytest.mark.parametrize("wanted", ["plain", "eda", "dpe", "prism", "random-direction", "oracle"])
+def test_another_recipe_over_a_saved_configuration(tmp_path: Path, there: str, wanted: str) -> None:
+    """The natural way to an ablation: the same set again by another recipe. What is no recipe's stays."""
+    from prism_fast.config import save_yaml
+
+    save_yaml(synthesis("--recipe", there, "--images", "7", "--sampler.steps", "4"), tmp_path / "config.yaml")
+    config = synthesis("--config", str(tmp_path / "config.yaml"), "--recipe", wanted)
+    assert config == synthesis("--recipe", wanted, "--images", "7", "--sampler.steps", "4")
+
+
+def test_own_settings_of_a_saved_configuration_stay_under_another_recipe(tmp_path: Path) -> None:
+    from prism_fast.config import save_yaml
+
+    save_yaml(synthesis("--recipe", "prism", "--sampler.guidance.scale", "0.2"), tmp_path / "config.yaml")
+    config = synthesis("--config", str(tmp_path / "config.yaml"), "--recipe", "eda")
+    assert config == synthesis("--recipe", "eda", "--sampler.guidance.scale", "0.2")
+
+
 def test_hyphens_and_underscores_are_the_same() -> None:
     assert synthesis("--shard-size=12") == synthesis("--shard_size", "12")
 
