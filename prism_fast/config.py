@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +69,20 @@ def save_yaml(value: Any, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def make_own_folder(out: Path, what: str) -> None:
+    """Makes ``out``, the folder of ``what``, or finds it empty.
+
+    Raises:
+        UserError: it is a file, holds something already, or cannot be made; nothing was touched.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than {what}: give another output folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): give another output folder") from error
+
+
 def cache_dir() -> Path:
     """Where downloads and derived files go: ``$PRISM_FAST_CACHE`` or ``~/.cache/prism_fast``."""
     return Path(os.environ.get("PRISM_FAST_CACHE") or Path.home() / ".cache" / "prism_fast")
@@ -113,14 +128,20 @@ def resolve_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def peak_memory_bytes() -> int:
+    """The most main memory that this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 def environment(device: torch.device, dtype: str) -> dict[str, str]:
     """What, besides the configuration, can change the last bits of an image. Saved with every shard set."""
     import torch
 
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:  # which vector instructions are used decides the order of sums
+        hardware = {"device_name": torch.cuda.get_device_name(device)}
+    else:  # which vector instructions are used, and how many threads share a sum, decides the order of its terms
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        hardware = {"device_name": name, "threads": str(torch.get_num_threads())}
     versions = {package: metadata.version(package) for package in _FINGERPRINT_PACKAGES}
     # The full version names the build (+cpu, +cu130), which the package's metadata does not.
-    return {**versions, "torch": str(torch.__version__), "device": device.type, "device_name": name, "dtype": dtype}
+    return {**versions, "torch": str(torch.__version__), "device": device.type, **hardware, "dtype": dtype}

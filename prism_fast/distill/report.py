@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_fast.config import make_own_folder
 from prism_fast.errors import UserError
 
 RUN = "run.json"
@@ -62,7 +63,13 @@ class DistillReport:
 
     @classmethod
     def load(cls, out: Path) -> DistillReport:
-        """The report of the finished run in ``out``."""
+        """The report of the finished run in ``out``.
+
+        Raises:
+            UserError: its student is gone.
+        """
+        if not (out / STUDENT).is_dir():
+            raise UserError(f"{out} holds a finished run whose {STUDENT} folder is gone: give another output folder")
         metrics = json.loads((out / METRICS).read_text())
         history = json.loads((out / HISTORY).read_text())
         return cls(out=out, history=history, **metrics)
@@ -86,9 +93,7 @@ def claim(out: Path, identity: str) -> None:
                 "differ; see its config.yaml): give another output folder"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than a distillation: give another output folder")
-    out.mkdir(parents=True, exist_ok=True)
+    make_own_folder(out, "a distillation")
     write_json(marker, {"identity": identity})
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import canonical
+from prism_fast.config import canonical, make_own_folder
 from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 
@@ -21,7 +21,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Makes ``out`` the folder of a demo with these settings.
 
     Raises:
-        UserError: it is the folder of another demo; nothing in it is touched.
+        UserError: it is the folder of another demo or of something else; nothing in it is touched.
     """
     path = out / _SETTINGS
     wanted = canonical(settings)
@@ -32,7 +32,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
             what = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in changed)
             raise UserError(f"{out} holds a demo of other settings ({what}): give another --out")
         return
-    out.mkdir(parents=True, exist_ok=True)
+    make_own_folder(out, "a demo")
     write_json(path, wanted)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,13 @@ def test_finished_run_is_returned_and_another_one_refused(seed: int, tmp_path: P
     with pytest.raises(UserError, match="holds another run"):
         distill_images(config, *coloured_images(seed), ColourTeacher(fingerprint="another"))
     assert (tmp_path / "student" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_without_its_student_is_told(seed: int, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    shutil.rmtree(_train(config, seed).student)
+    with pytest.raises(UserError, match="student folder is gone: give another output folder"):
+        _train(config, seed)
 
 
 def test_state_of_another_run_is_refused_and_kept(seed: int, tmp_path: Path) -> None:

@@ -48,3 +48,13 @@ def test_a_folder_belongs_to_one_demo(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images 3 there, 4 now\): give another --out"):
         check_settings(out, {"images": 4, "seed": 0})
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("another's")
+    with pytest.raises(UserError, match="holds something else than a demo: give another output folder"):
+        check_settings(tmp_path, {"images": 3})
+    with pytest.raises(UserError, match="give another output folder"):
+        check_settings(tmp_path / "config.yaml" / "demo", {"images": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "another's"
