@@ -48,6 +48,11 @@ class SampleBatch:
     gate: Tensor
     skipped: Tensor
 
+    @property
+    def finite(self) -> Tensor:
+        """bool [B], whether the latents are numbers throughout; the image of a row that is not is worth nothing."""
+        return self.latents.flatten(1).isfinite().all(1)
+
 
 @dataclass(kw_only=True)
 class _Rows:

@@ -7,6 +7,7 @@ better end (``gate_quantile``).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Sampler
 from prism_fast.synthesis.plan import Row
 from prism_fast.synthesis.publish import create_file
+from prism_fast.synthesis.record import json_number
 
 PILOT_FILE = "pilot.json"
 
@@ -32,7 +34,7 @@ def pilot_energies(
     stop: StopRequest,
     report: ProgressFactory,
 ) -> list[float]:
-    """Guidance energies of the unguided images of ``rows``.
+    """Guidance energies of the unguided images of ``rows``; NaN where the latents are not finite.
 
     Args:
         rows: :meth:`Plan.pilot_rows`.
@@ -49,7 +51,9 @@ def pilot_energies(
             part = rows[first : first + compute_batch]
             classes = [row.class_index for row in part]
             batch = sampler.sample([row.prompt.prompt for row in part], classes, [row.seed for row in part])
-            energies += labeller(batch.images, classes).energy
+            labels = labeller(batch.images, classes)
+            pairs = zip(labels.energy, batch.finite.tolist(), strict=True)
+            energies += [energy if finite else math.nan for energy, finite in pairs]
             bar.update(len(part))
     return energies
 
@@ -75,7 +79,7 @@ def save_pilot(folder: Path, key: str, gate: GateThresholds, rows: Sequence[Row]
         "key": key,
         "gate": {"tau": list(gate.tau), "delta": list(gate.delta)},
         "classes": [row.class_index for row in rows],
-        "energies": list(energies),
+        "energies": [json_number(energy) for energy in energies],
     }
     create_file(folder / PILOT_FILE, json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
 

@@ -18,7 +18,7 @@ NOT_FINITE = "not finite"
 
 def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, config_hash: str) -> list[dict[str, Any]]:
     """One record a row. Every record of a set has the same keys and types, so that tables can be made of them."""
-    finite = batch.latents.flatten(1).isfinite().all(1).tolist()
+    finite = batch.finite.tolist()
     skipped = batch.skipped.tolist()
     return [
         {
@@ -42,8 +42,8 @@ def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, confi
             "reason": "" if finite[place] else NOT_FINITE,
             "guidance": {
                 "steps": list(batch.guided_steps),
-                "energy": [_number(value) for value in batch.energy[:, place].tolist()],
-                "gate": [_number(value) for value in batch.gate[:, place].tolist()],
+                "energy": [json_number(value) for value in batch.energy[:, place].tolist()],
+                "gate": [json_number(value) for value in batch.gate[:, place].tolist()],
             },
             "config_hash": config_hash,
         }
@@ -51,6 +51,6 @@ def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, confi
     ]
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN: a guidance that was dropped for one leaves null."""
+def json_number(value: float) -> float | None:
+    """JSON has no NaN: what was dropped for one leaves null."""
     return significant(value) if math.isfinite(value) else None
