@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
+from prism_fast.config import canonical, content_hash, environment, peak_memory_bytes, resolve_device, save_yaml
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill, distill_images
 from prism_fast.engine import local
@@ -28,7 +28,7 @@ from prism_fast.study.measure import (
     measure_distribution,
 )
 from prism_fast.study.pairs import Pair, pair_figures
-from prism_fast.study.real import balanced_rows, real_images
+from prism_fast.study.real import balanced_rows, most_balanced, real_images
 from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
 from prism_fast.study.stages import Stages, check_settings
@@ -120,19 +120,26 @@ class _Demo:
         students: dict[str, DistillReport] = {}
         figures: dict[str, dict[str, Any]] = {}
         references = self._references()
+        # Drawn before anything is made: more images than the split can give are refused at once.
+        real = self._real_rows() if config.full else None
         for arm in config.arms:
             sets[arm] = self._synthesize(arm, synthesis_config(config, arm))
             students[arm] = self._distill(arm)
             figures[arm] = self._measure(arm, sets[arm], students[arm])
         if ARMS["prism"].unguided not in sets:
             sets[UNGUIDED] = self._synthesize(UNGUIDED, paired_config(config, "prism"))
-        if config.full:
-            students[CEILING] = self._ceiling()
+        if real is not None:
+            students[CEILING] = self._ceiling(*real)
             figures[CEILING] = self._measure(CEILING, None, students[CEILING])
-        pairs = self._pairs(sets)
+        with self.stages.stage("same seeds"):
+            pairs = self._pairs(sets)
+            same_seeds = {
+                name: pair_figures(pair, self.judge, config.judge, self.test, config.seed)
+                for name, pair in pairs.items()
+            }
         return Outcome(
             config=config,
-            metrics=self._metrics(references, figures, pairs),
+            metrics=self._metrics(references, figures, same_seeds),
             sets=sets,
             students=students,
             pairs=pairs,
@@ -177,14 +184,18 @@ class _Demo:
         self.say(text.stage_line(name, f"{report.steps} steps", self.stages.seconds(name)))
         return report
 
-    def _ceiling(self) -> DistillReport:
-        """The student that learns from as many real images of the teacher's split, by the same loop."""
+    def _real_rows(self) -> tuple[Tensor, Tensor]:
+        """As many real images of the teacher's split as an arm has, all classes alike; and their labels."""
+        images, labels = real_images("T")
+        rows = balanced_rows(labels, self.config.images, self.config.seed)
+        return images[rows], labels[rows]
+
+    def _ceiling(self, images: Tensor, labels: Tensor) -> DistillReport:
+        """The student that learns from real images, by the same loop."""
         name = f"{CEILING}: distil"
         with self.stages.stage(name):
-            images, labels = real_images("T")
-            rows = balanced_rows(labels, self.config.images, self.config.seed)
             report = distill_images(
-                distill_config(self.config, CEILING), images[rows], labels[rows], self.teacher, progress=self.bars
+                distill_config(self.config, CEILING), images, labels, self.teacher, progress=self.bars
             )
         self.say(text.stage_line(name, f"{report.steps} steps on real images", self.stages.seconds(name)))
         return report
@@ -233,7 +244,7 @@ class _Demo:
         return figures
 
     def _metrics(
-        self, references: dict[str, float], figures: dict[str, dict[str, Any]], pairs: dict[str, Pair]
+        self, references: dict[str, float], figures: dict[str, dict[str, Any]], same_seeds: dict[str, dict[str, Any]]
     ) -> dict[str, Any]:
         arms = self.config.arms
         count = self.config.images
@@ -250,18 +261,16 @@ class _Demo:
             ceiling = figures[CEILING]["student_accuracy"]
             metrics["real_data_student_accuracy"] = ceiling
             metrics["gap_closed"] = gap_closed(students["plain"], students["prism"], ceiling)
-        real = min(count, len(self.test.labels))
+        real = most_balanced(self.test.labels, count)
         metrics["distribution"] = {
             "settings": distribution_settings(self.config.judge, self.test.name, count, real),
             "arms": {arm: {k: v for k, v in figures[arm]["distribution"].items() if k != "settings"} for arm in arms},
         }
-        metrics["same_seeds"] = {
-            name: pair_figures(pair, self.judge, self.config.judge, self.test, self.config.seed)
-            for name, pair in pairs.items()
-        }
+        metrics["same_seeds"] = same_seeds
         metrics["stages_seconds"] = self.stages.table()
         metrics["config"] = canonical(self.config)
-        metrics["environment"] = {**self.environment, "threads": torch.get_num_threads()}
+        metrics["environment"] = self.environment
+        metrics["peak_memory_bytes"] = peak_memory_bytes()
         metrics["commit"] = _commit()
         return metrics
 

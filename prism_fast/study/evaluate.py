@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> dict[str, Any
     from prism_fast.study.sets import is_set
 
     if is_set(folder):
-        return _evaluate_set(config, folder)
+        return _evaluate_set(config, folder, progress)
     if is_set(folder / "shards"):
         raise UserError(f"{folder} is an arm of a study: give {folder / 'shards'} or {folder / 'student' / 'student'}")
     return _evaluate_classifier(config, progress)
@@ -78,7 +78,7 @@ def _evaluate_classifier(config: EvaluateConfig, progress: ProgressFactory) -> d
     }
 
 
-def _evaluate_set(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+def _evaluate_set(config: EvaluateConfig, folder: Path, progress: ProgressFactory) -> dict[str, Any]:
     from prism_fast.config import resolve_device
     from prism_fast.study.measure import Reference, measure_agreement, measure_distribution
     from prism_fast.study.real import real_images
@@ -93,9 +93,9 @@ def _evaluate_set(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         "shards": str(folder),
         "config_hash": made.identity,
         "images": len(made),
-        "teacher_agreement": measure_agreement(teacher, made.images, made.classes),
-        "judge_agreement": measure_agreement(judge, made.images, made.classes),
-        "distribution": measure_distribution(judge, config.judge, made.images, reference, config.seed),
+        "teacher_agreement": measure_agreement(teacher, made.images, made.classes, "teacher", progress),
+        "judge_agreement": measure_agreement(judge, made.images, made.classes, "judge", progress),
+        "distribution": measure_distribution(judge, config.judge, made.images, reference, config.seed, progress),
     }
 
 

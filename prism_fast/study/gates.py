@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.data.fashion_mnist import as_images, load, load_split
+from prism_fast.config import canonical, environment
+from prism_fast.data.fashion_mnist import as_images, load_split
 from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
-from prism_fast.pipeline.load import load_pipeline
+from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import progress
 from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
@@ -35,21 +36,31 @@ PROMPTS = {
     "plain": PromptConfig(sense="name", content="none", style="none"),
     "oracle": PromptConfig(sense="gloss", content="frequency", style="photo"),
 }
+SAMPLER = SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One bound and what was measured: ``low <= value <= high``."""
+    """One bound and what was measured: ``low <= value <= high``; None is no bound."""
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether the bound holds."""
-        return self.low <= self.value <= self.high
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+
+def made_from(pipe: Any, *classifiers: Teacher) -> dict[str, Any]:
+    """Which weights figures are of, and where they were made: kept with every figure."""
+    return {
+        "pipeline": pipeline_fingerprint(pipe),
+        "classifiers": [classifier.fingerprint for classifier in classifiers],
+        "environment": environment(torch.device("cpu"), "float32"),
+    }
 
 
 def plan_of(pipe: Any, config: SynthesisConfig) -> Plan:
@@ -95,12 +106,12 @@ def reconstruct(pipe: Any, images: Tensor, batch: int = 100) -> Tensor:
 
 
 def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstructed: int) -> dict[str, Any]:
-    """All figures of the first four gates, and the gates."""
-    test_images, test_labels = load("test")
-    subset = as_images(test_images[:reconstructed])
-    direct = accuracy(teacher, subset, test_labels[:reconstructed]).value
-    through = accuracy(teacher, reconstruct(pipe, subset), test_labels[:reconstructed]).value
-    reference = features(judge, balanced(*load_split("V"), count))
+    """All figures of the first four gates, and the gates. The real images are those of split V."""
+    real, labels = load_split("V")
+    subset, labels_of_subset = as_images(real[:reconstructed]), labels[:reconstructed]
+    direct = accuracy(teacher, subset, labels_of_subset).value
+    through = accuracy(teacher, reconstruct(pipe, subset), labels_of_subset).value
+    reference = features(judge, balanced(real, labels, count))
     arms: dict[str, dict[str, Any]] = {}
     sampled = {}
     for name, prompts in PROMPTS.items():
@@ -108,7 +119,7 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
             recipe=name,
             images=count,
             prompts=prompts,
-            sampler=SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100),
+            sampler=SAMPLER,
         )
         plan = plan_of(pipe, config)
         images, classes = sampled[name] = sample_rows(pipe, config, [plan.row(i) for i in range(len(plan))])
@@ -123,14 +134,23 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
             "coverage": overlap.coverage,
         }
     gates = [
-        Gate(name="teacher on reconstructed / real", value=through / direct, low=0.95, high=float("inf")),
+        Gate(name="teacher on reconstructed / real", value=through / direct, low=0.95),
         Gate(name="plain teacher agreement", value=arms["plain"]["teacher_agreement"], low=0.5, high=0.75),
-        Gate(name="oracle teacher agreement", value=arms["oracle"]["teacher_agreement"], low=0.85, high=1.0),
+        Gate(name="oracle teacher agreement", value=arms["oracle"]["teacher_agreement"], low=0.85),
         Gate(name="plain recall / oracle recall", value=arms["plain"]["recall"] / max(arms["oracle"]["recall"], 1e-9),
-             low=0.0, high=0.7),
+             high=0.7),
     ]  # fmt: skip
     rows = [{"name": g.name, "value": round(g.value, 4), "low": g.low, "high": g.high, "met": g.met} for g in gates]
-    return {"images": count, "teacher_test_subset": direct, "arms": arms, "gates": rows, "sampled": sampled}
+    return {
+        "images": count,
+        "reconstructed": reconstructed,
+        "sampler": canonical(SAMPLER),
+        "teacher_on_real": direct,
+        "arms": arms,
+        "gates": rows,
+        "sampled": sampled,
+        **made_from(pipe, teacher, judge),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,14 +166,15 @@ def main(arguments: list[str] | None = None) -> None:
     sampled = result.pop("sampled")
     for gate in result["gates"]:
         mark = "met" if gate["met"] else "MISSED"
-        print(f"{gate['name']:34s} {gate['value']:.3f}  in [{gate['low']}, {gate['high']}]  {mark}")
+        bounds = [f"{word} {gate[key]}" for word, key in (("at least", "low"), ("at most", "high")) if gate[key]]
+        print(f"{gate['name']:34s} {gate['value']:.3f}  {' and '.join(bounds)}: {mark}")
     for name, arm in result["arms"].items():
         print(name, {k: round(v, 3) for k, v in arm.items() if isinstance(v, float)})
     if options.out:
         from torchvision.utils import save_image
 
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gates.json").write_text(json.dumps(result, indent=2) + "\n")
+        (options.out / "gates.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         for name, (images, _) in sampled.items():
             save_image(images[:100].float() / 255, str(options.out / f"{name}.png"), nrow=10, padding=1)
 

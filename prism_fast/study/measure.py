@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.progress import ProgressFactory, silent
-from prism_fast.study.real import balanced_rows
+from prism_fast.study.real import balanced_rows, most_balanced
 from prism_fast.teachers.base import Teacher
 
 NEIGHBOURS = 3
@@ -35,37 +36,50 @@ class Reference:
     labels: Tensor
 
 
+def _counted(images: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
+    """The images in batches, with progress."""
+    with progress(len(images), "images", label, 0) as bar:
+        for part in images.split(BATCH):
+            yield part
+            bar.update(len(part))
+
+
 def measure_accuracy(
     classifier: Teacher, reference: Reference, label: str, progress: ProgressFactory = silent
 ) -> float:
     """Share of the reference's images whose largest logit is their label."""
-    with progress(len(reference.labels), "images", label, 0) as bar:
-        hits = 0.0
-        for images, labels in zip(reference.images.split(BATCH), reference.labels.split(BATCH), strict=True):
-            hits += accuracy(classifier, images, labels, BATCH).value * len(labels)
-            bar.update(len(labels))
-    return round(hits / len(reference.labels), 6)
+    shown = _counted(reference.images, label, progress)
+    return round(accuracy(classifier, shown, reference.labels, BATCH).value, 6)
 
 
-def measure_agreement(classifier: Teacher, images: Tensor, classes: Tensor) -> float:
+def measure_agreement(
+    classifier: Teacher, images: Tensor, classes: Tensor, label: str = "", progress: ProgressFactory = silent
+) -> float:
     """Share of images uint8 [N,3,H,W] that the classifier takes for the class asked for, int64 [N]."""
-    return round(agreement(classifier, images, classes, BATCH).value, 6)
+    return round(agreement(classifier, _counted(images, label, progress), classes, BATCH).value, 6)
 
 
 def measure_distribution(
-    judge: Teacher, judge_name: str, images: Tensor, reference: Reference, seed: int = 0
+    judge: Teacher,
+    judge_name: str,
+    images: Tensor,
+    reference: Reference,
+    seed: int = 0,
+    progress: ProgressFactory = silent,
 ) -> dict[str, Any]:
     """Precision, recall, density and coverage in the judge's features, against as many real images of all classes.
+
+    Fewer real images where the reference's smallest class has not enough: ``settings`` has both numbers.
 
     Args:
         images: uint8 [N,3,H,W].
         seed: decides which of the reference's images are taken where it has more than N.
     """
-    count = min(len(images), len(reference.labels))
+    count = most_balanced(reference.labels, len(images))
     rows = balanced_rows(reference.labels, count, seed)
     found = prdc(
-        features(judge, reference.images[rows], BATCH),
-        features(judge, images, BATCH),
+        features(judge, _counted(reference.images[rows], "features of real images", progress), BATCH),
+        features(judge, _counted(images, "features", progress), BATCH),
         neighbours=NEIGHBOURS,
         density_neighbours=DENSITY_NEIGHBOURS,
     )

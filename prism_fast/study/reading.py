@@ -67,6 +67,13 @@ def _guidance(metrics: Mapping[str, Any]) -> str:
         said += " The teacher gains nothing: the guidance does not do its work here."
     elif ratio < _AIM_JUDGE:
         said += " The judge gains much less than the teacher: part of the change pleases the teacher alone."
+    fallen = [
+        f"{name} falls from {pair[name]['unguided']:.2f} to {pair[name]['guided']:.2f}"
+        for name in ("precision", "recall")
+        if pair[name]["guided"] < pair[name]["unguided"]
+    ]
+    if fallen:
+        said += f" On these images {' and '.join(fallen)}."
     control = metrics["same_seeds"].get("random-direction")
     if control is not None:
         gain = control["judge_agreement"]["gain"]

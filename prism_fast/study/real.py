@@ -21,6 +21,11 @@ def real_images(part: str) -> tuple[Tensor, Tensor]:
     return fashion_mnist.as_images(images), labels
 
 
+def most_balanced(labels: Tensor, count: int) -> int:
+    """``count``, or where a class is too small the largest number below that :func:`balanced_rows` can give."""
+    return min(count, int(labels.unique(return_counts=True)[1].min()) * len(labels.unique()))
+
+
 def balanced_rows(labels: Tensor, count: int, seed: int) -> Tensor:
     """``count`` row numbers, as many of each class as of any other (by one), in random order.
 

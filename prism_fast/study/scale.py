@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_fast.config import canonical
 from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.metrics.predictions import predict
@@ -26,7 +27,7 @@ from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.reference import GateThresholds
-from prism_fast.study.gates import plan_of, sample_rows
+from prism_fast.study.gates import made_from, plan_of, sample_rows
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -128,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     print(f"chosen scale: {choose(table)}")
     if options.out:
-        options.out.write_text(json.dumps({"sweep": table, "chosen": choose(table)}, indent=2) + "\n")
+        found = {"config": canonical(config), "sweep": table, "chosen": choose(table), **made_from(pipe, teacher)}
+        options.out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prism_fast.distill.report import DistillReport
     from prism_fast.synthesis.tally import SynthesisReport
 
-_WIDTH = 28
+_WIDTH = 30
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -63,6 +63,7 @@ def test_the_figures(finished: Finished) -> None:
         assert all(0 <= value <= 1 for value in metrics[name].values())
     for name in ("teacher_accuracy", "judge_accuracy"):
         assert metrics[name] * TEST_IMAGES == pytest.approx(round(metrics[name] * TEST_IMAGES), abs=1e-3)
+    assert metrics["peak_memory_bytes"] > 2**26
     assert "gap_closed" not in metrics and "real_data_student_accuracy" not in metrics
     settings = metrics["distribution"]["settings"]
     assert settings["extractor"] == config.judge and settings["reference"] == "test"

@@ -50,6 +50,13 @@ def test_the_reference_itself_has_full_precision_and_recall() -> None:
     }  # fmt: skip
 
 
+def test_a_reference_of_uneven_classes_gives_as_many_as_it_can() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 9)
+    reference = Reference("V", images_of(labels), labels)
+    found = measure_distribution(Brightness(), "brightness", reference.images, reference)  # type: ignore[arg-type]
+    assert (found["settings"]["generated_images"], found["settings"]["real_images"]) == (39, 18)
+
+
 @pytest.mark.parametrize(
     ("plain", "prism", "ceiling", "closed"),
     [(0.7, 0.8, 0.9, 0.5), (0.7, 0.65, 0.8, -0.5), (0.7, 0.95, 0.9, 1.25), (0.9, 0.95, 0.9, None), (0.9, 1, 0.8, None)],

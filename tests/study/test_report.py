@@ -129,9 +129,12 @@ def test_histograms_put_the_median_mark_at_the_median(seed: int) -> None:
     svg_of(ridges([("plain", "plain", torch.zeros(5))], "energy"))  # all the same: still a chart
 
 
-def metrics_of(plain: float, prism: float, ratio: float | None, closed: float | None = None) -> dict[str, Any]:
+def metrics_of(
+    plain: float, prism: float, ratio: float | None, closed: float | None = None, recall: float = 0.6
+) -> dict[str, Any]:
     sides = {"unguided": 0.5, "guided": 0.7, "gain": 0.2, "gain_standard_error": 0.01}
     pair = {"images": 10, "teacher_agreement": sides, "judge_agreement": sides, "judge_gain_per_teacher_gain": ratio}
+    pair |= {"precision": {"unguided": 0.5, "guided": 0.5}, "recall": {"unguided": 0.6, "guided": recall}}
     return {"student_accuracy": {"plain": plain, "prism": prism}, "same_seeds": {"prism": pair}, "gap_closed": closed}
 
 
@@ -151,6 +154,12 @@ def test_partly_adversarial_guidance_is_told(ratio: float | None, said: str) -> 
     text = " ".join(conclusions(metrics_of(0.7, 0.8, ratio), DemoConfig()))
     assert said in text
     assert ("pleases the teacher alone" in text) is (ratio == 0.3)
+
+
+def test_lost_recall_is_told() -> None:
+    assert "falls" not in " ".join(conclusions(metrics_of(0.7, 0.8, 0.8), DemoConfig()))
+    text = " ".join(conclusions(metrics_of(0.7, 0.8, 0.8, recall=0.55), DemoConfig()))
+    assert "recall falls from 0.60 to 0.55" in text and "precision falls" not in text
 
 
 @pytest.mark.parametrize(
