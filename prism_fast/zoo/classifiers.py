@@ -48,18 +48,19 @@ SPECS = {
 SPLITS = {"teacher": "T", "judge": "J"}
 
 
-def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
+def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path, device: torch.device) -> dict[str, Any]:
     """``teacher`` or ``judge`` on its split's photos with flip and crop, saved as a timm ``local-dir`` model."""
     images, labels = load_split(SPLITS[name])
     pixels = as_images(images)
     views = AugmentConfig(pad=2, flip=0.5)
     torch.manual_seed(config.seed)
-    model = build_student(SPECS[name])
+    model = build_student(SPECS[name]).to(device)
 
     def batch(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(rng.integers(len(pixels), size=config.batch))
         drawn = draw_views(views, len(rows), int(rng.integers(2**62)), 0)
-        return make_view(pixels[rows].float() / 255, drawn, torch.arange(len(rows)), views.pad), labels[rows]
+        view = make_view(pixels[rows].float() / 255, drawn, torch.arange(len(rows)), views.pad)
+        return view.to(device), labels[rows].to(device)
 
     def loss(rng: np.random.Generator) -> Tensor:
         x, y = batch(rng)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_fast.config import canonical
+from prism_fast.errors import UserError
 from prism_fast.zoo.fit import FitConfig
 from prism_fast.zoo.world import WorldConfig
 
@@ -42,11 +43,17 @@ class ZooConfig:
     latent_distractors: int = 15_000
 
     def identity(self, component: str, folder: Path) -> dict[str, Any]:
-        """What decides one component's weights: its own settings, and the hash of the VAE where it builds on that."""
+        """What decides one component's weights: its own settings, and the hash of the VAE where it builds on that.
+
+        Raises:
+            UserError: it builds on the VAE, and ``folder`` has none.
+        """
         keys = ["seed", component, *_SETTINGS[component]]
         found = {key: canonical(getattr(self, key)) for key in keys}
         if component in _ON_VAE:
             weights = folder / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
+            if not weights.exists():
+                raise UserError(f"{component} builds on the VAE, and {weights} is missing: train vae first")
             found["vae_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
         return found
 

@@ -149,7 +149,8 @@ def _restore(
     if record.get("identity") != identity:
         raise UserError(f"{path} is a checkpoint of another configuration: choose another --work folder")
     model.load_state_dict(parts["model"])
-    average.update(parts["average"])
+    for key, value in parts["average"].items():
+        average[key].copy_(value)
     optimizer.load_state_dict(parts["optimizer"])
     schedule.load_state_dict(parts["schedule"])
     log.info("%s resumed at step %d", path.stem, record["step"])

@@ -22,7 +22,7 @@ from prism_fast.zoo.fit import fit
 from prism_fast.zoo.garments import Garments, three_channels
 
 
-def cache_latents(config: ZooConfig, folder: Path, work: Path) -> Path:
+def cache_latents(config: ZooConfig, folder: Path, work: Path, device: torch.device) -> Path:
     """Encodes a fixed draw of the world once: scaled latent means and deviations, and what captions need to know."""
     from diffusers import AutoencoderKL
 
@@ -30,34 +30,36 @@ def cache_latents(config: ZooConfig, folder: Path, work: Path) -> Path:
     if path.exists():
         return path
     data = Garments(config.world)
-    vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae")
+    vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae").to(device)
     rng = np.random.default_rng([config.seed, 2])
     seen, rows, styles = data.draw(config.latent_garments, rng)
     others, kinds = data.draw_others(config.latent_distractors, rng)
     means, stds = [], []
     with torch.no_grad():
         for chunk in np.array_split(np.concatenate([seen, others]), (len(seen) + len(others)) // 250):
-            posterior = vae.encode(three_channels(chunk)).latent_dist
-            means.append(posterior.mean * vae.config.scaling_factor)
-            stds.append(posterior.std * vae.config.scaling_factor)
+            posterior = vae.encode(three_channels(chunk).to(device)).latent_dist
+            means.append((posterior.mean * vae.config.scaling_factor).cpu())
+            stds.append((posterior.std * vae.config.scaling_factor).cpu())
     tensors = {
         "mean": torch.cat(means).contiguous(), "std": torch.cat(stds).contiguous(),
         "rows": torch.from_numpy(rows), "styles": torch.from_numpy(styles), "kinds": torch.from_numpy(kinds),
     }  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    staged = path.with_suffix(".tmp")  # a killed run leaves no half file that the next one would take for whole
+    save_file(tensors, staged)
+    staged.replace(path)
     return path
 
 
-def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
+def train_unet(config: ZooConfig, folder: Path, work: Path, device: torch.device) -> dict[str, Any]:
     """UNet and text encoder together, on cached latents with captions drawn anew at every step."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    latents = load_file(cache_latents(config, folder, work))
+    latents = load_file(cache_latents(config, folder, work, device))
     data = Garments(config.world)
     tokenizer: Any = networks.build_tokenizer(folder / "pipeline" / "tokenizer")
     torch.manual_seed(config.seed)
-    unet, text = networks.build_unet(), networks.build_text_encoder(len(tokenizer))
+    unet, text = networks.build_unet().to(device), networks.build_text_encoder(len(tokenizer)).to(device)
     # On the CPU attention over 64 positions is faster unfused, and channels_last only together with the compiler.
     unet.set_attn_processor(AttnProcessor())
     unet.to(memory_format=torch.channels_last)
@@ -86,11 +88,11 @@ def train_unet(config: ZooConfig, folder: Path, work: Path) -> dict[str, Any]:
         t = ((torch.arange(len(x)) + torch.rand(len(x))) / len(x) * 1000).long()[torch.randperm(len(x))]
         noisy = scheduler.add_noise(x, noise, t)
         velocity = scheduler.get_velocity(x, noise, t)
-        out = predict(noisy, t, encoder_hidden_states=encode(ids)[0]).sample
-        return F.mse_loss(out, velocity)
+        out = predict(noisy.to(device), t.to(device), encoder_hidden_states=encode(ids.to(device))[0]).sample
+        return F.mse_loss(out, velocity.to(device))
 
     metrics = fit("unet", model, loss, config.unet, work, seed=config.seed, identity=work.name)
-    save_pipeline(unet, text, tokenizer, folder)
+    save_pipeline(unet.cpu(), text.cpu(), tokenizer, folder)
     (folder / "attributes.json").write_text(json.dumps(data.frequencies(), indent=1, sort_keys=True) + "\n")
     return metrics
 

@@ -10,14 +10,15 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prism_fast.config import cache_dir, content_hash, environment
+from prism_fast.config import cache_dir, content_hash, environment, resolve_device
+from prism_fast.errors import UserError
 from prism_fast.zoo.autoencoders import train_tiny, train_vae
 from prism_fast.zoo.classifiers import train_classifier
 from prism_fast.zoo.config import ZooConfig
@@ -29,7 +30,7 @@ FOLDER = Path(__file__).parent / "fashion"
 
 log = logging.getLogger(__name__)
 
-Train = Callable[[ZooConfig, Path, Path], dict[str, Any]]
+Train = Callable[[ZooConfig, Path, Path, torch.device], dict[str, Any]]
 
 COMPONENTS: dict[str, Train] = {
     "vae": train_vae,
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--work", type=Path, default=None, help="checkpoints and cached latents")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; the committed weights are a CPU's")
     options = parser.parse_args(arguments)
     unknown = set(options.components) - set(COMPONENTS)
     if unknown:
@@ -63,18 +65,26 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if not SPLITS.exists():
-        write_splits()
+    try:
+        device = resolve_device(options.device)
+        if not SPLITS.exists():
+            write_splits()
+        train(options.components, options.out, options.work or cache_dir() / "zoo", device)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def train(components: Sequence[str], out: Path, work: Path, device: torch.device) -> None:
+    """Trains the components that are not done yet, into ``out``; their checkpoints lie in ``work``."""
     config = ZooConfig()
-    work = options.work or cache_dir() / "zoo"
-    for name in options.components:
-        identity = config.identity(name, options.out)
-        if finished(options.out, name, identity):
+    for name in components:
+        identity = config.identity(name, out)
+        if finished(out, name, identity):
             log.info("%s is done", name)
             continue
         # A folder of its own for each identity: neither checkpoints nor cached latents of another one are met.
-        metrics = COMPONENTS[name](config, options.out, work / content_hash(identity))
-        record(options.out, name, identity, metrics)
+        metrics = COMPONENTS[name](config, out, work / content_hash(identity), device)
+        record(out, name, identity, metrics, device)
 
 
 def finished(folder: Path, name: str, identity: dict[str, Any]) -> bool:
@@ -84,13 +94,13 @@ def finished(folder: Path, name: str, identity: dict[str, Any]) -> bool:
     return name in known and known[name]["config"] == identity and (folder / WEIGHTS[name]).exists()
 
 
-def record(folder: Path, name: str, identity: dict[str, Any], metrics: dict[str, Any]) -> None:
+def record(folder: Path, name: str, identity: dict[str, Any], metrics: dict[str, Any], device: torch.device) -> None:
     """Adds one component's configuration and metrics to ``zoo.json``, and the hashes by which weights are frozen."""
     path = folder / "zoo.json"
     known = json.loads(path.read_text()) if path.exists() else {"components": {}}
     known["components"][name] = {
         "config": identity,
-        "environment": environment(torch.device("cpu"), "float32"),
+        "environment": environment(device, "float32"),
         "metrics": {key: round(value, 5) for key, value in metrics.items()},
     }
     known["sha256"] = {

@@ -54,6 +54,45 @@ def test_timm_loads_the_classifiers(name):
     assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
 
 
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_sizes_of_the_committed_networks_are_pinned():
+    """Ratios of speed between versions mean something only while these stay."""
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER / "pipeline", safety_checker=None, use_safetensors=True)
+    assert parameters(pipe.unet) == 2_414_308
+    assert parameters(pipe.vae) == 954_567
+    assert parameters(pipe.text_encoder) == 181_536
+    tiny = AutoencoderTiny.from_pretrained(FOLDER / "pipeline" / "vae_tiny", use_safetensors=True)
+    assert parameters(tiny.decoder) == 40_435
+    assert pipe.tokenizer.model_max_length == 24
+
+
+@torch.no_grad()
+def test_the_small_decoder_shows_what_the_full_one_shows():
+    """On latents of pictures; the same latents decode to means of grey levels no further apart than a few of 255."""
+    from prism_fast.pipeline.decoder import load_decoder
+    from prism_fast.pipeline.load import load_pipeline
+
+    pipe = load_pipeline("fashion")
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    boxes = torch.stack([((x.abs() < w) & (y.abs() < h)).float() for w in (0.3, 0.6) for h in (0.4, 0.8)])
+    latents = pipe.vae.encode(boxes[:, None].expand(-1, 3, -1, -1) * 1.6 - 1).latent_dist.mean
+    latents = latents * pipe.vae.config.scaling_factor
+    full, small = (load_decoder(pipe, name).decode(latents) for name in ("kl", "tiny"))
+    assert (full - small).abs().mean() < 0.05
+    assert (full - full.flip(0)).abs().mean() > 0.05  # the bound means something: other pictures are further away
+
+
+def test_the_classifiers_are_as_good_as_was_asked():
+    components = json.loads((FOLDER / "zoo.json").read_text())["components"]
+    assert components["teacher"]["metrics"]["test_accuracy"] >= 0.915
+    assert components["judge"]["metrics"]["test_accuracy"] >= 0.90
+
+
 def test_the_teacher_is_within_its_budget():
     """At most 150 MFLOP forward and backward to the image, an image."""
     import timm
