@@ -102,7 +102,7 @@ def page(title: str, body: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
+        + "\n".join(body).replace(" %", "\u00a0%")  # a number and its sign stay on one line
         + "\n</main>\n</body>\n</html>\n"
     )
 
