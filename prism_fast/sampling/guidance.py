@@ -51,15 +51,21 @@ class GateThresholds:
         """Thresholds from the energies of unguided pilot images. Non-finite energies are left out.
 
         Raises:
-            UserError: a class has no finite energy.
+            UserError: a class has no energy, or none that is finite.
         """
         values = torch.as_tensor(energies, dtype=torch.float64).cpu()
         labels = torch.as_tensor(classes).cpu()
         tau, delta = [], []
         for index in range(num_classes):
-            own = values[(labels == index) & values.isfinite()]
+            every = values[labels == index]
+            own = every[every.isfinite()]
+            if not len(every):
+                raise UserError(f"the pilot has no image of class {index}: raise pilot_images")
             if not len(own):
-                raise UserError(f"the pilot has no usable energy for class {index}: raise pilot_images")
+                raise UserError(
+                    f"none of the {len(every)} pilot images of class {index} is finite: the pipeline does not work in "
+                    "this sampler.dtype (try bfloat16 or float32), or its weights are damaged"
+                )
             low, middle, high = own.quantile(torch.tensor([0.25, quantile, 0.75], dtype=torch.float64)).tolist()
             tau.append(middle)
             delta.append(max((high - low) / 4, MIN_GATE_WIDTH))

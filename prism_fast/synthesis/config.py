@@ -87,7 +87,8 @@ def _whole(value: object, low: int, high: int) -> bool:
 def identity(config: SynthesisConfig) -> dict[str, Any]:
     """The part of a configuration that decides images, as plain JSON types.
 
-    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content.
+    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. And
+    ``max_bad_rate``, which decides whether a run goes on, not what it makes: a stopped set can go on with a higher one.
     """
     fields: dict[str, Any] = canonical(config)
     for name in _PLACES:
@@ -95,4 +96,6 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     del fields["prompts"]["file"]
     if not config.needs_pilot:
         del fields["pilot_images"]
+    if config.sampler.guidance is not None:
+        del fields["sampler"]["guidance"]["max_bad_rate"]
     return fields

@@ -9,6 +9,7 @@ overwrites what a user or another run put there.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,11 +82,20 @@ def check_place(out: Path) -> None:
     """Refuses a place that cannot be a set's folder, before any work is done.
 
     Raises:
-        UserError: it is a file, or holds shards or a ``config.yaml`` without an ``_info.json``.
+        UserError: it is a file, nothing can be written there, or it holds shards or a ``config.yaml`` without an
+            ``_info.json``.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: give a folder for the images")
-    if not out.is_dir() or (out / INFO_FILE).exists():
+    try:
+        there = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
+        problem = None if there.is_dir() else f"{there} is a file or leads nowhere"
+        if problem is None and not os.access(there, os.W_OK | os.X_OK):
+            problem = f"{there} cannot be written to"
+        is_folder = out.is_dir()  # here, since names that are too long fail in it
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem is not None:
+        raise UserError(f"{out} cannot be the folder of the images ({problem}): choose another output folder")
+    if not is_folder or (out / INFO_FILE).exists():
         return
     foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
     if foreign:

@@ -74,7 +74,7 @@ class Labeller:
             largest = logits[:count].abs().max().item()
             raise UserError(
                 f"the teacher's logits are not finite in fp16, as shards store them (largest: {largest}): "
-                "this teacher cannot label these images"
+                "this teacher cannot label these images; check its weights, or use another teacher"
             )
         parts = {
             "energy": self._energy.value(wide, targets),
@@ -82,6 +82,11 @@ class Labeller:
             "class_energy": self._class.value(wide, targets),
             "probability": logits.softmax(1).gather(1, targets[:, None])[:, 0],
         }
+        if not all(part[:count].isfinite().all() for part in parts.values()):
+            raise UserError(
+                "an image's energy is not finite although its logits are: guidance.temperature, free_weight or "
+                "class_weight is too large or too small"
+            )
         return Labels(
             logits=stored[:count].numpy(),
             top1=logits[:count].argmax(1).tolist(),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Sampler
 from prism_fast.synthesis.plan import Row
-from prism_fast.synthesis.publish import create_file
+from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.record import json_number
 
 PILOT_FILE = "pilot.json"
+PARTIAL_FILE = ".pilot-partial.json"
+"""What an interrupted pilot leaves; gone when the pilot is done."""
+KEEP_S = 30.0
 
 
 def pilot_energies(
@@ -33,6 +37,8 @@ def pilot_energies(
     compute_batch: int,
     stop: StopRequest,
     report: ProgressFactory,
+    begun: Sequence[float] = (),
+    keep: Callable[[Sequence[float]], None] | None = None,
 ) -> list[float]:
     """Guidance energies of the unguided images of ``rows``; NaN where the latents are not finite.
 
@@ -43,10 +49,16 @@ def pilot_energies(
         compute_batch: rows of a batch.
         stop: looked at between batches.
         report: progress.
+        begun: energies of the first rows, from an earlier run.
+        keep: gets what is there every :data:`KEEP_S` seconds, and when a stop is asked for.
     """
-    energies: list[float] = []
-    with report(len(rows), "images", "pilot", 0) as bar:
-        for first in range(0, len(rows), compute_batch):
+    energies = list(begun[: len(begun) // compute_batch * compute_batch])  # the same batches as without interruption
+    kept_s = time.monotonic()
+    with report(len(rows), "images", "pilot", len(energies)) as bar:
+        for first in range(len(energies), len(rows), compute_batch):
+            if keep is not None and energies and (stop.reason or time.monotonic() - kept_s > KEEP_S):
+                keep(energies)
+                kept_s = time.monotonic()
             stop.check()
             part = rows[first : first + compute_batch]
             classes = [row.class_index for row in part]
@@ -82,6 +94,23 @@ def save_pilot(folder: Path, key: str, gate: GateThresholds, rows: Sequence[Row]
         "energies": [json_number(energy) for energy in energies],
     }
     create_file(folder / PILOT_FILE, json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
+
+
+def save_partial(folder: Path, key: str, energies: Sequence[float]) -> None:
+    """Keeps the first energies of a pilot that is not done."""
+    found = {"key": key, "energies": [json_number(energy) for energy in energies]}
+    replace_file(folder / PARTIAL_FILE, json.dumps(found, allow_nan=False).encode())
+
+
+def load_partial(folder: Path, key: str) -> list[float]:
+    """What an interrupted pilot of this configuration and environment left; nothing where there is none."""
+    try:
+        found = json.loads((folder / PARTIAL_FILE).read_bytes())
+        energies = [math.nan if energy is None else float(energy) for energy in found["energies"]]
+        return energies if found["key"] == key else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []  # none, or our own hidden file was damaged: what it saved is made again
 
 
 def load_pilot(folder: Path, key: str) -> GateThresholds | None:

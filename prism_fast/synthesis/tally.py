@@ -107,14 +107,15 @@ class Tally:
         if guidances and skipped / guidances > self._max_bad_rate:
             raise UserError(
                 f"{skipped} of {guidances} guidances were dropped for a zero or non-finite energy or gradient "
-                f"({skipped / guidances:.1%}; guidance.max_bad_rate allows {self._max_bad_rate:.1%}): use another "
-                "sampler.dtype or teacher, or allow more. The shards made so far record each; they stay"
+                f"({skipped / guidances:.1%}; guidance.max_bad_rate allows {self._max_bad_rate:.1%}): allow "
+                "more and the same command goes on, or use another sampler.dtype or teacher and another folder. The "
+                "shards made so far record each; they stay"
             )
         rows, rejected = self.total("rows"), self.total("rows") - self.total("images")
         if rejected > MAX_REJECTED * rows:
             raise UserError(
                 f"{rejected} of {rows} images hold numbers that are not finite: the pipeline does not work in this "
-                "sampler.dtype; try bfloat16 or float32. The shards made so far record each; they stay"
+                "sampler.dtype; try bfloat16 or float32, in another folder. The shards made so far record each and stay"
             )
 
     def total(self, key: str) -> Any:

@@ -26,7 +26,14 @@ from prism_fast.synthesis.images import decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Models, Sampler, load_models
-from prism_fast.synthesis.pilot import gate_thresholds, load_pilot, pilot_energies, save_pilot
+from prism_fast.synthesis.pilot import (
+    gate_thresholds,
+    load_partial,
+    load_pilot,
+    pilot_energies,
+    save_partial,
+    save_pilot,
+)
 from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.synthesis.record import batch_records
 from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
@@ -253,11 +260,19 @@ class _Job:
         rows = self.plan.pilot_rows()
         sampler = self.models.make_sampler(replace(self.config.sampler, guidance=None), None)
         size = self.config.sampler.compute_batch
-        energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress)
+        key = self.request.key
+
+        def keep(energies: Sequence[float]) -> None:
+            with _writing(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+                save_partial(self.out, key, energies)
+
+        begun = load_partial(self.out, key)
+        energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress, begun, keep)
         gate = gate_thresholds(rows, energies, len(self.plan.counts), guidance or GuidanceConfig())
         with _writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            save_pilot(self.out, self.request.key, gate, rows, energies)
+            save_pilot(self.out, key, gate, rows, energies)
         return gate
 
     def _labeller(self) -> Labeller:

@@ -497,6 +497,33 @@ def test_too_many_dropped_guidances_stop_the_run_after_recording(tmp_path: Path)
         assert json.loads(there["shard-000000.json"])["skipped"] == 3
 
 
+def test_allowing_more_lets_the_stopped_set_go_on(tmp_path: Path) -> None:
+    """As the message says: the rate decides whether to go on, not what is made."""
+    config = small_config(tmp_path)
+    with pytest.raises(UserError, match="allow more and the same command goes on"):
+        run(config, tmp_path / "out", models(spoil=skipping(1)))
+    made = (tmp_path / "out/shard-000000.tar").read_bytes()
+    more = replace(config, sampler=replace(config.sampler, guidance=GuidanceConfig(scale=0.1, max_bad_rate=1.0)))
+    report = run(more, tmp_path / "out", models(spoil=skipping(1)))
+    assert report.images == 23 and (tmp_path / "out/shard-000000.tar").read_bytes() == made
+
+
+def test_energies_that_overflow_stop_the_run(tmp_path: Path) -> None:
+    guidance = GuidanceConfig(gate="none", class_weight=1e40)
+    config = small_config(tmp_path, sampler=replace(PLAIN, guidance=guidance))
+    with pytest.raises(UserError, match="energy is not finite although its logits are: guidance"):
+        run(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["classes.json", "classes.json/out", "dangling", "x" * 300])
+def test_a_place_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path, place: str) -> None:
+    config = small_config(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    nothing_may_be_sampled: Any = None
+    with pytest.raises(UserError, match="choose another output folder"):
+        run(config, tmp_path / place, replace(models(), make_sampler=nothing_may_be_sampled))
+
+
 def breaking(rows: set[int]) -> Any:
     seen = iter(range(10**6))
 
