@@ -16,6 +16,7 @@ from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill, distill_images
 from prism_fast.engine import local
 from prism_fast.errors import UserError
+from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study import text
 from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
@@ -85,10 +86,13 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     from prism_fast.study.report import write_report
 
     out = Path(config.out)
+    # What cannot be loaded must not claim the folder: the corrected command would be one of other settings.
+    teacher, judge = load_classifiers(config)
+    load_pipeline(config.pipeline, resolve_device(config.device))
     check_settings(out, {k: v for k, v in canonical(config).items() if k not in _PLACES})
     save_yaml(config, out / "config.yaml")
     say(text.demo_heading(config))
-    outcome = _Demo(config, out, say, bars).run()
+    outcome = _Demo(config, out, say, bars, teacher, judge).run()
     write_json(out / METRICS, outcome.metrics)
     (out / PICTURE).write_bytes(overview(outcome.pairs["prism"], outcome.sets["prism"].class_names))
     write_report(outcome, out / REPORT)
@@ -96,23 +100,34 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     return outcome
 
 
+def load_classifiers(config: DemoConfig) -> tuple[Teacher, Teacher]:
+    """Teacher and judge.
+
+    Raises:
+        UserError: one cannot be loaded, or they know different numbers of classes.
+    """
+    device = resolve_device(config.device)
+    teacher, judge = load_teacher(config.teacher, device), load_teacher(config.judge, device)
+    if judge.num_classes != teacher.num_classes:
+        raise UserError(
+            f"the judge knows {judge.num_classes} classes, the teacher {teacher.num_classes}: "
+            "the judge must know the teacher's classes"
+        )
+    return teacher, judge
+
+
 class _Demo:
     """One run: what is loaded once, and the stages in order."""
 
-    def __init__(self, config: DemoConfig, out: Path, say: Say, bars: ProgressFactory) -> None:
+    def __init__(
+        self, config: DemoConfig, out: Path, say: Say, bars: ProgressFactory, teacher: Teacher, judge: Teacher
+    ) -> None:
         self.config, self.out, self.say, self.bars = config, out, say, bars
+        self.teacher, self.judge = teacher, judge
         self.stages = Stages(out)
-        device = resolve_device(config.device)
-        self.environment = environment(device, "float32")
+        self.environment = environment(resolve_device(config.device), "float32")
         with self.stages.stage("real test images"):
             self.test = Reference("test", *real_images("test"))
-        self.teacher: Teacher = load_teacher(config.teacher, device)
-        self.judge: Teacher = load_teacher(config.judge, device)
-        if self.judge.num_classes != self.teacher.num_classes:
-            raise UserError(
-                f"the judge knows {self.judge.num_classes} classes, the teacher {self.teacher.num_classes}: "
-                "the judge must know the teacher's classes"
-            )
 
     def run(self) -> Outcome:
         config = self.config

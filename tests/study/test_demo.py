@@ -108,6 +108,14 @@ def test_the_report_needs_nothing_from_outside(finished: Finished) -> None:
         assert ARMS[arm].about in text
 
 
+@pytest.mark.parametrize("part", ["pipeline", "teacher", "judge"])
+def test_what_cannot_be_loaded_claims_no_folder(tmp_path: Path, part: str) -> None:
+    config = replace(tiny_demo(tmp_path), **{part: str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match="nowhere"):
+        run_demo(config, lambda line: None, silent)
+    assert not Path(config.out).exists()
+
+
 def test_the_summary_names_figures_and_report(finished: Finished) -> None:
     config, outcome, said = finished
     text = "\n".join(said)
