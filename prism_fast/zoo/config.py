@@ -34,7 +34,7 @@ class ZooConfig:
     teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=3_600, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
-    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=9_000, lr=1.5e-3, ema=0.999))
+    unet: FitConfig = field(default_factory=lambda: FitConfig(steps=15_000, lr=1.5e-3, ema=0.999))
     batch: int = 128
     vae_batch: int = 32
     unet_batch: int = 96
