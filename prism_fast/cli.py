@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prism_fast
-from prism_fast.config import canonical, save_yaml
+from prism_fast.config import canonical, check_new_file, save_yaml
 from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Option
-from prism_fast.recipes.fields import build
+from prism_fast.recipes.fields import build, read_fields
+
+if TYPE_CHECKING:
+    from prism_fast.prompts import PromptList
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -136,6 +139,11 @@ def _prompts(arguments: Sequence[str]) -> None:
     )
     parsed = line.parse(arguments)
     config, options = build(PromptConfig, parsed.fields), parsed.options
+    out = Path(options["out"])
+    if out.suffix != ".parquet":
+        raise UserError(f"--out takes the name of a .parquet file, not {options['out']!r}")
+    if not out.is_file():
+        check_new_file(out)
     from prism_fast.prompts import build_prompts, load_vocabulary, sample_text
 
     vocabulary = load_vocabulary(options["vocabulary"])
@@ -146,11 +154,52 @@ def _prompts(arguments: Sequence[str]) -> None:
 
         fits = prompt_fits(load_pipeline(options["pipeline"]))
     prompts = build_prompts(vocabulary, config, fits)
-    out = Path(options["out"])
-    prompts.save(out)
-    save_yaml({**options, **canonical(config)}, out.with_suffix(".yaml"))
+    written = _save_prompts(prompts, {**options, **canonical(config)}, out)
     print(sample_text(prompts, vocabulary))
-    print(f"\nwrote {len(prompts)} prompts to {out}")
+    print(
+        f"\nwrote {len(prompts)} prompts to {out}" if written else f"\n{out} holds these {len(prompts)} prompts already"
+    )
+
+
+def _save_prompts(prompts: PromptList, settings: dict[str, Any], out: Path) -> bool:
+    """The list and, beside it, its settings; whether anything had to be written.
+
+    Raises:
+        UserError: a file of something else is in the way of either; nothing was touched.
+    """
+    beside = out.with_name(f"{out.name}.config.yaml")
+    missing = [not path.is_symlink() and not path.exists() for path in (out, beside)]
+    for path, holds in (
+        (out, missing[0] or _holds_prompts(out, prompts)),
+        (beside, missing[1] or _holds_settings(beside, settings)),
+    ):
+        if not holds:
+            raise UserError(
+                f"{path} exists and holds something else than these prompts: give another --out, or move it away"
+            )
+    if missing[0]:
+        prompts.save(out)
+    if missing[1]:
+        save_yaml(settings, beside)
+    return any(missing)
+
+
+def _holds_prompts(path: Path, prompts: PromptList) -> bool:
+    from prism_fast.prompts import PromptList
+
+    try:
+        return PromptList.load(path) == prompts
+    except UserError:  # no list of prompts at all
+        return False
+
+
+def _holds_settings(path: Path, settings: dict[str, Any]) -> bool:
+    try:
+        found = read_fields(path)
+    except UserError:  # no settings at all
+        return False
+    # The same place may be written in several ways.
+    return {**found, "out": settings["out"]} == settings
 
 
 def _synthesize(arguments: Sequence[str]) -> None:
@@ -220,15 +269,17 @@ def _evaluate(arguments: Sequence[str]) -> None:
     if options["target"] is None:
         raise UserError("evaluate needs a classifier or a shard set: prism-fast evaluate FOLDER")
     config = build(EvaluateConfig, {**fields, "target": options["target"]})
+    out = Path(options["out"]) if options["out"] is not None else None
+    if out is not None:
+        check_new_file(out)  # before the measuring, which takes minutes
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
     from prism_fast.study.evaluate import evaluate, figures_text
 
     figures = evaluate(config, progress)
     result = {**figures, "config": canonical(config)}
-    if options["out"] is not None:
-        Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(options["out"]), result)
+    if out is not None:
+        write_json(out, result)
     print(json.dumps(result, indent=1) if options["json"] else figures_text(figures))
 
 

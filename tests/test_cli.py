@@ -129,8 +129,77 @@ def test_prompts(tmp_path: Path, capsys: Capture) -> None:
     assert "wrote 30 prompts" in capsys.readouterr().out
     first = out.read_bytes()
     again = tmp_path / "again.parquet"
-    assert main(["prompts", "--config", str(tmp_path / "p.yaml"), "--out", str(again)]) == 0
+    assert main(["prompts", "--config", str(tmp_path / "p.parquet.config.yaml"), "--out", str(again)]) == 0
     assert again.read_bytes() == first
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_prompts_again_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["prompts", "--per-class", "2", "--out"]
+    assert main([*wanted, "p.parquet"]) == 0
+    before = contents(tmp_path)
+    assert sorted(path.name for path in before) == ["p.parquet", "p.parquet.config.yaml"]
+    capsys.readouterr()
+    assert main([*wanted, str(tmp_path / "p.parquet")]) == 0
+    assert "holds these 20 prompts already" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    assert "exists and holds something else" in error_of(capsys, ["prompts", "--per-class", "3", "--out", "p.parquet"])
+    assert contents(tmp_path) == before
+    (tmp_path / "p.parquet").unlink()  # as if stopped between the two
+    assert main([*wanted, "p.parquet"]) == 0
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vocabulary", "b1.csv", "--out", "b1.csv"], "--out takes the name of a .parquet file, not 'b1.csv'"),
+        (["--out", "mine.yaml"], "--out takes the name of a .parquet file"),
+        (["--out", "b1.parquet"], "b1.parquet exists and holds something else"),
+        (["--out", "new.parquet"], "new.parquet.config.yaml exists and holds something else"),
+        (["--out", "folder.parquet"], "folder.parquet is a folder: give a file"),
+        (["--out", "b1.csv/new.parquet"], "cannot write b1.csv/new.parquet (Not a directory): give another place"),
+        (["--out", "/proc/new.parquet"], "cannot write /proc/new.parquet"),
+    ],
+)
+def test_prompts_leave_the_users_files_alone(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.parquet").mkdir()
+    for name in ("b1.csv", "b1.parquet", "mine.yaml", "new.parquet.config.yaml"):
+        (tmp_path / name).write_text("class\ncat\ndog\n")
+    before = contents(tmp_path)
+    assert message in error_of(capsys, ["prompts", *arguments])
+    assert contents(tmp_path) == before
+
+
+def test_prompts_leave_the_configuration_they_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("per_class: 2\n")
+    assert main(["prompts", "--config", "list.yaml", "--out", "list.parquet"]) == 0
+    assert (tmp_path / "list.yaml").read_text() == "per_class: 2\n"
+
+
+@pytest.mark.parametrize("out", ["figures.json", "folder", "figures.json/x.json", "/proc/x.json", "dangling"])
+def test_evaluate_refuses_a_place_before_measuring(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures.json").write_text("another's")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = contents(tmp_path)
+    monkeypatch.setattr("prism_fast.study.evaluate.evaluate", lambda *_: pytest.fail("measured"))
+    message = error_of(capsys, ["evaluate", "fashion", "--out", out])
+    assert any(cure in message for cure in ("give another file", "give a file", "give another place"))
+    assert contents(tmp_path) == before
 
 
 def test_info(capsys: Capture) -> None:

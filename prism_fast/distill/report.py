@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import make_own_folder
+from prism_fast.config import make_own_folder, replacing
 from prism_fast.errors import UserError
 
 RUN = "run.json"
@@ -98,7 +97,11 @@ def claim(out: Path, identity: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by a rename: readers see the old file or the new one."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staged.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(staged, path)
+    """Writes JSON by a rename: readers see the old file or the new one.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    with replacing(path) as staged:
+        staged.write_text(text)
