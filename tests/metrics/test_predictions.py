@@ -105,7 +105,7 @@ def test_what_is_not_finite_is_no_prediction(value: float) -> None:
 
     images, labels = _greys([1, 4]), torch.tensor([1, 4])
     for measure in (accuracy, agreement):
-        with pytest.raises(UserError, match="logits are not finite for . of 2 images"):
+        with pytest.raises(UserError, match=r"logits are not finite for . of 2 images"):
             measure(Damaged(), images, labels)
     with pytest.raises(UserError, match="features are not finite"):
         features(Damaged(), images)
