@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import prism_fast
 from prism_fast import cli
-from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
+from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD, main
 from tests.study.worlds import (
     TEST_IMAGES,
     World,
@@ -230,7 +236,13 @@ def test_info(capsys: Capture) -> None:
         (["distill", "--data", "nowhere", "--out", "x"], "no folder nowhere"),
         (["distill", "--data", "a", "--out", "b", "--steps", "3", "--epochs", "2"], "either as epochs or as steps"),
         (["evaluate"], "evaluate needs a classifier or a shard set"),
-        (["evaluate", "./nowhere"], "no such teacher folder"),
+        (["evaluate", "./nowhere"], "./nowhere is no shard set, and as a classifier: no such teacher folder"),
+        (["evaluate", "nonsense"], "nonsense is no shard set, and as a classifier: unknown teacher"),
+        (["evaluate", "."], ". is neither a classifier (config.json, model.safetensors) nor a shard set"),
+        (["evaluate", ""], "target is empty: give it a value"),
+        (["evaluate", "x", "--out", ""], "--out is empty"),
+        (["distill", "--data", "a", "--out", "b", "--temperature", "1e308"], "temperature is 1e+308; it must be from"),
+        (["distill", "--data", "a", "--out", "b", "--lr", ".inf"], "lr"),
         (["evaluate", "x", "--reference", "W"], "--reference takes one of test, T, G, J, V, not 'W'"),
         (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
         (["demo", "--images", "0"], "images is 0; it must be 6 or more"),
@@ -282,13 +294,100 @@ def test_sigterm_is_status_75_and_the_handler_is_put_back(monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_command_began_is_status_75(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logging.basicConfig", interrupt)
+    assert main(["info"]) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "prism-fast: stopped; the same command continues\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError])
+def test_a_bug_is_not_dressed_up_as_bad_input(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_: object) -> None:
-        raise ValueError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         main(["info"])
+
+
+def _out_of_device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+
+@pytest.mark.parametrize(
+    ("take", "size"),
+    [
+        (lambda: torch.empty(2**50), r" \(tried to allocate \d+ bytes\)"),
+        (lambda: bytearray(2**62), ""),
+        (_out_of_device_memory, r" \(Tried to allocate 2.00 GiB\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["synthesize", "distill"])
+def test_out_of_memory_is_one_line(
+    name: str, take: Callable[[], object], size: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, name, dataclasses.replace(cli.COMMANDS[name], run=lambda _: take()))
+    assert re.fullmatch(f"out of memory{size}: lower --batch, with a new --out.*", error_of(capsys, [name]))
+
+
+def test_guidance_over_an_unguided_recipe_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for scale in ([], ["--sampler.guidance.scale", "0.1"]):
+        caplog.clear()
+        arguments = ["synthesize", "--out", str(tmp_path / "x"), "--recipe", "plain", "--pipeline", "./nowhere", *scale]
+        assert main(arguments) == EXIT_ERROR
+        told = [record.getMessage() for record in caplog.records if "recipe plain is unguided" in record.getMessage()]
+        assert len(told) == bool(scale)
+
+
+def test_a_demo_is_not_evaluated_as_a_whole(shards: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(shards, tmp_path / "plain" / "shards")
+    message = error_of(capsys, ["evaluate", str(tmp_path)])
+    assert f"is a demo: give {tmp_path}/plain/shards, {tmp_path}/plain/student/student or another" in message
+
+
+def test_a_classifier_that_is_not_finite_has_no_accuracy(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    shutil.copytree(world.teacher, tmp_path / "teacher")
+    weights = load_file(tmp_path / "teacher" / "model.safetensors")
+    save_file({k: v * math.nan if v.is_floating_point() else v for k, v in weights.items()},
+              tmp_path / "teacher" / "model.safetensors")  # fmt: skip
+    use_fake_images(monkeypatch)
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "teacher"), "--out", str(out)]) == EXIT_ERROR
+    assert "logits are not finite for" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def run_with_output(stdout: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command with its standard output in an open file."""
+    return subprocess.run(
+        [sys.executable, "-m", "prism_fast", *arguments],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])
+def test_a_reader_that_left_and_a_full_disk_are_no_traceback(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_with_output(writer, *arguments, PYTHONUNBUFFERED=unbuffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
+    with Path("/dev/full").open("w") as full:
+        done = run_with_output(full.fileno(), *arguments, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == EXIT_ERROR
+    told = "prism-fast: error: cannot write to standard output (No space left on device): make room"
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+def test_letters_that_the_terminal_has_not_are_written_out() -> None:
+    done = run_with_output(subprocess.PIPE, "synthesize", "--help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "") and "\\u03b5_u" in done.stdout
 
 
 def test_help_of_everything(capsys: Capture) -> None:

@@ -248,9 +248,14 @@ def _one_line(message: str, hints: Mapping[str, Any], arguments: Sequence[str]) 
     return f"--{name} takes {_wanted(hints[name])}, not {value!r}"
 
 
-_WANTED = {
-    **{int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"},
-    **{Mapping: "settings like {name: value}", tuple: "a list like [1,2,3]"},
+_WANTED: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Mapping: "settings like {name: value}",
+    tuple: "a list like [1,2,3]",
 }
 
 
