@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 import signal
 import sys
 import threading
@@ -16,46 +17,95 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prism_fast
-from prism_fast.config import canonical, save_yaml
+from prism_fast.config import canonical, check_new_file, save_yaml
 from prism_fast.errors import UserError
+from prism_fast.recipes import load_recipe
 from prism_fast.recipes.command_line import CommandLine, Option
-from prism_fast.recipes.fields import build
+from prism_fast.recipes.fields import build, read_fields
+from prism_fast.recipes.output import OutputLost, telling_output
+
+if TYPE_CHECKING:
+    from prism_fast.prompts import PromptList
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: run the same command again."""
+EXIT_UNREAD = 128 + signal.SIGPIPE
+"""Whoever read the output left: not an error, but not all was said."""
+
+_log = logging.getLogger(__name__)
+_MEMORY_SIGNS = (
+    "not enough memory: you tried to allocate",
+    "can't allocate memory: you tried to allocate",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""How torch, besides its OutOfMemoryError, says so."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: one line about it, and what it does with its arguments."""
+    """A command: one line about it, what it does with its arguments, and what takes less memory."""
 
     summary: str
     run: Callable[[Sequence[str]], None]
+    memory_cure: str = "end other programs, or choose another --device"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for bad input, 75 where it was interrupted."""
+    try:
+        with telling_output():
+            return _status(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
+    except OutputLost as lost:
+        if isinstance(lost.reason, BrokenPipeError):
+            return EXIT_UNREAD
+        reason = lost.reason.strerror or lost.reason
+        return _refused(f"cannot write to standard output ({reason}): make room, or send it elsewhere")
+
+
+def _status(arguments: list[str]) -> int:
+    """Runs one command; what ends it early is told in one line."""
     from prism_fast.synthesis.interruption import Interrupted
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("prism_fast").setLevel(logging.INFO)
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # warns of every .to(dtype)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _terminable():
             _dispatch(arguments)
     except UserError as error:
-        print(f"prism-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_ERROR
-    except (Interrupted, KeyboardInterrupt) as stop:
-        reason = str(stop) or "stopped; the same command continues"
-        print(f"prism-fast: {reason}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _refused(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        what = f"out of memory ({size.group(0)})" if size else "out of memory"
+        return _refused(f"{what}: {COMMANDS[arguments[0]].memory_cure}")
+    except Interrupted as stop:
+        return _stopped(stop)
     return 0
+
+
+def _refused(reason: str) -> int:
+    print(f"prism-fast: error: {' '.join(reason.split())}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _stopped(stop: BaseException) -> int:
+    print(f"prism-fast: {str(stop) or 'stopped; the same command continues'}", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Of the main memory or of a device's; torch, which need not have been imported, has several ways to say it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(sign in str(error) for sign in _MEMORY_SIGNS)
 
 
 @contextmanager
@@ -136,6 +186,11 @@ def _prompts(arguments: Sequence[str]) -> None:
     )
     parsed = line.parse(arguments)
     config, options = build(PromptConfig, parsed.fields), parsed.options
+    out = Path(options["out"])
+    if out.suffix != ".parquet":
+        raise UserError(f"--out takes the name of a .parquet file, not {options['out']!r}")
+    if not out.is_file():
+        check_new_file(out)
     from prism_fast.prompts import build_prompts, load_vocabulary, sample_text
 
     vocabulary = load_vocabulary(options["vocabulary"])
@@ -146,11 +201,52 @@ def _prompts(arguments: Sequence[str]) -> None:
 
         fits = prompt_fits(load_pipeline(options["pipeline"]))
     prompts = build_prompts(vocabulary, config, fits)
-    out = Path(options["out"])
-    prompts.save(out)
-    save_yaml({**options, **canonical(config)}, out.with_suffix(".yaml"))
+    written = _save_prompts(prompts, {**options, **canonical(config)}, out)
     print(sample_text(prompts, vocabulary))
-    print(f"\nwrote {len(prompts)} prompts to {out}")
+    print(
+        f"\nwrote {len(prompts)} prompts to {out}" if written else f"\n{out} holds these {len(prompts)} prompts already"
+    )
+
+
+def _save_prompts(prompts: PromptList, settings: dict[str, Any], out: Path) -> bool:
+    """The list and, beside it, its settings; whether anything had to be written.
+
+    Raises:
+        UserError: a file of something else is in the way of either; nothing was touched.
+    """
+    beside = out.with_name(f"{out.name}.config.yaml")
+    missing = [not path.is_symlink() and not path.exists() for path in (out, beside)]
+    for path, holds in (
+        (out, missing[0] or _holds_prompts(out, prompts)),
+        (beside, missing[1] or _holds_settings(beside, settings)),
+    ):
+        if not holds:
+            raise UserError(
+                f"{path} exists and holds something else than these prompts: give another --out, or move it away"
+            )
+    if missing[0]:
+        prompts.save(out)
+    if missing[1]:
+        save_yaml(settings, beside)
+    return any(missing)
+
+
+def _holds_prompts(path: Path, prompts: PromptList) -> bool:
+    from prism_fast.prompts import PromptList
+
+    try:
+        return PromptList.load(path) == prompts
+    except UserError:  # no list of prompts at all
+        return False
+
+
+def _holds_settings(path: Path, settings: dict[str, Any]) -> bool:
+    try:
+        found = read_fields(path)
+    except UserError:  # no settings at all
+        return False
+    # The same place may be written in several ways.
+    return {**found, "out": settings["out"]} == settings
 
 
 def _synthesize(arguments: Sequence[str]) -> None:
@@ -172,6 +268,10 @@ def _synthesize(arguments: Sequence[str]) -> None:
     if out is None:
         raise UserError("synthesize needs --out DIR, the folder for the shards")
     config = build(SynthesisConfig, parsed.fields)
+    if config.sampler.guidance is not None and load_recipe(config.recipe)["sampler"]["guidance"] is None:
+        _log.info(
+            "recipe %s is unguided; settings put guidance on (and the record still says %s)", *[config.recipe] * 2
+        )
     from prism_fast.engine import local
     from prism_fast.progress import progress
     from prism_fast.study.text import synthesis_summary
@@ -220,15 +320,17 @@ def _evaluate(arguments: Sequence[str]) -> None:
     if options["target"] is None:
         raise UserError("evaluate needs a classifier or a shard set: prism-fast evaluate FOLDER")
     config = build(EvaluateConfig, {**fields, "target": options["target"]})
+    out = Path(options["out"]) if options["out"] is not None else None
+    if out is not None:
+        check_new_file(out)  # before the measuring, which takes minutes
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
     from prism_fast.study.evaluate import evaluate, figures_text
 
     figures = evaluate(config, progress)
     result = {**figures, "config": canonical(config)}
-    if options["out"] is not None:
-        Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(options["out"]), result)
+    if out is not None:
+        write_json(out, result)
     print(json.dumps(result, indent=1) if options["json"] else figures_text(figures))
 
 
@@ -246,11 +348,13 @@ def _info(arguments: Sequence[str]) -> None:
     print(json.dumps(found, indent=1) if parsed.options["json"] else info_text(found))
 
 
+_SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
+
 COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", _demo),
     "prompts": Command("write a prompt list", _prompts),
-    "synthesize": Command("draw labelled images into shards", _synthesize),
-    "distill": Command("train a student on shards", _distill),
+    "synthesize": Command("draw labelled images into shards", _synthesize, _SMALLER_BATCH),
+    "distill": Command("train a student on shards", _distill, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", _evaluate),
     "info": Command("devices, versions and back-ends of this machine", _info),
 }

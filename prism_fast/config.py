@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import hashlib
 import json
 import os
 import platform
 import resource
-from collections.abc import Mapping
-from importlib import metadata
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FINGERPRINT_PACKAGES = ("torch", "diffusers", "transformers", "timm")
 
 
@@ -61,12 +64,66 @@ def _whole(value: Any) -> Any:
 
 
 def save_yaml(value: Any, path: Path) -> None:
-    """Writes the resolved configuration beside an output, atomically."""
+    """Writes the resolved configuration beside an output, atomically.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
     import yaml
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(canonical(value), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    text = yaml.safe_dump(canonical(value), sort_keys=False, allow_unicode=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def unwritable(path: Path, reason: OSError) -> UserError:
+    """The message for a place that cannot be written."""
+    cure = "make room, then run the same command again" if reason.errno in _NO_ROOM else "give another place"
+    return UserError(f"cannot write {path} ({reason.strerror or reason}): {cure}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the place of ``path`` once it is written, or nothing of it stays.
+
+    Folders that lack on the way are made.
+
+    Raises:
+        UserError: the place cannot be written; what was there is as it was.
+    """
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: Path) -> None:
+    """Finds that a file can be made at ``path``, and makes none.
+
+    Raises:
+        UserError: something is there already, or the place cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give a file")
+        if path.is_symlink() or path.exists():
+            raise UserError(f"{path} exists already and is left as it is: give another file, or move it away first")
+        with suppress(FileNotFoundError):
+            _beside(path).lstat()  # a name that is too long
+        with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def make_own_folder(out: Path, what: str) -> None:
@@ -75,9 +132,9 @@ def make_own_folder(out: Path, what: str) -> None:
     Raises:
         UserError: it is a file, holds something already, or cannot be made; nothing was touched.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than {what}: give another output folder")
     try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} holds something else than {what}: give another output folder")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}): give another output folder") from error
@@ -135,6 +192,8 @@ def peak_memory_bytes() -> int:
 
 def environment(device: torch.device, dtype: str) -> dict[str, str]:
     """What, besides the configuration, can change the last bits of an image. Saved with every shard set."""
+    from importlib import metadata
+
     import torch
 
     if device.type == "cuda":

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import prism_fast
 from prism_fast import cli
-from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
+from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD, main
 from tests.study.worlds import (
     TEST_IMAGES,
     World,
@@ -129,8 +135,77 @@ def test_prompts(tmp_path: Path, capsys: Capture) -> None:
     assert "wrote 30 prompts" in capsys.readouterr().out
     first = out.read_bytes()
     again = tmp_path / "again.parquet"
-    assert main(["prompts", "--config", str(tmp_path / "p.yaml"), "--out", str(again)]) == 0
+    assert main(["prompts", "--config", str(tmp_path / "p.parquet.config.yaml"), "--out", str(again)]) == 0
     assert again.read_bytes() == first
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_prompts_again_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["prompts", "--per-class", "2", "--out"]
+    assert main([*wanted, "p.parquet"]) == 0
+    before = contents(tmp_path)
+    assert sorted(path.name for path in before) == ["p.parquet", "p.parquet.config.yaml"]
+    capsys.readouterr()
+    assert main([*wanted, str(tmp_path / "p.parquet")]) == 0
+    assert "holds these 20 prompts already" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    assert "exists and holds something else" in error_of(capsys, ["prompts", "--per-class", "3", "--out", "p.parquet"])
+    assert contents(tmp_path) == before
+    (tmp_path / "p.parquet").unlink()  # as if stopped between the two
+    assert main([*wanted, "p.parquet"]) == 0
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vocabulary", "b1.csv", "--out", "b1.csv"], "--out takes the name of a .parquet file, not 'b1.csv'"),
+        (["--out", "mine.yaml"], "--out takes the name of a .parquet file"),
+        (["--out", "b1.parquet"], "b1.parquet exists and holds something else"),
+        (["--out", "new.parquet"], "new.parquet.config.yaml exists and holds something else"),
+        (["--out", "folder.parquet"], "folder.parquet is a folder: give a file"),
+        (["--out", "b1.csv/new.parquet"], "cannot write b1.csv/new.parquet (Not a directory): give another place"),
+        (["--out", "/proc/new.parquet"], "cannot write /proc/new.parquet"),
+    ],
+)
+def test_prompts_leave_the_users_files_alone(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.parquet").mkdir()
+    for name in ("b1.csv", "b1.parquet", "mine.yaml", "new.parquet.config.yaml"):
+        (tmp_path / name).write_text("class\ncat\ndog\n")
+    before = contents(tmp_path)
+    assert message in error_of(capsys, ["prompts", *arguments])
+    assert contents(tmp_path) == before
+
+
+def test_prompts_leave_the_configuration_they_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("per_class: 2\n")
+    assert main(["prompts", "--config", "list.yaml", "--out", "list.parquet"]) == 0
+    assert (tmp_path / "list.yaml").read_text() == "per_class: 2\n"
+
+
+@pytest.mark.parametrize("out", ["figures.json", "folder", "figures.json/x.json", "/proc/x.json", "dangling"])
+def test_evaluate_refuses_a_place_before_measuring(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures.json").write_text("another's")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = contents(tmp_path)
+    monkeypatch.setattr("prism_fast.study.evaluate.evaluate", lambda *_: pytest.fail("measured"))
+    message = error_of(capsys, ["evaluate", "fashion", "--out", out])
+    assert any(cure in message for cure in ("give another file", "give a file", "give another place"))
+    assert contents(tmp_path) == before
 
 
 def test_info(capsys: Capture) -> None:
@@ -161,7 +236,13 @@ def test_info(capsys: Capture) -> None:
         (["distill", "--data", "nowhere", "--out", "x"], "no folder nowhere"),
         (["distill", "--data", "a", "--out", "b", "--steps", "3", "--epochs", "2"], "either as epochs or as steps"),
         (["evaluate"], "evaluate needs a classifier or a shard set"),
-        (["evaluate", "./nowhere"], "no such teacher folder"),
+        (["evaluate", "./nowhere"], "./nowhere is no shard set, and as a classifier: no such teacher folder"),
+        (["evaluate", "nonsense"], "nonsense is no shard set, and as a classifier: unknown teacher"),
+        (["evaluate", "."], ". is neither a classifier (config.json, model.safetensors) nor a shard set"),
+        (["evaluate", ""], "target is empty: give it a value"),
+        (["evaluate", "x", "--out", ""], "--out is empty"),
+        (["distill", "--data", "a", "--out", "b", "--temperature", "1e308"], "temperature is 1e+308; it must be from"),
+        (["distill", "--data", "a", "--out", "b", "--lr", ".inf"], "lr"),
         (["evaluate", "x", "--reference", "W"], "--reference takes one of test, T, G, J, V, not 'W'"),
         (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
         (["demo", "--images", "0"], "images is 0; it must be 6 or more"),
@@ -213,13 +294,100 @@ def test_sigterm_is_status_75_and_the_handler_is_put_back(monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_command_began_is_status_75(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logging.basicConfig", interrupt)
+    assert main(["info"]) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "prism-fast: stopped; the same command continues\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, OSError])
+def test_a_bug_is_not_dressed_up_as_bad_input(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_: object) -> None:
-        raise ValueError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", run))
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         main(["info"])
+
+
+def _out_of_device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+
+@pytest.mark.parametrize(
+    ("take", "size"),
+    [
+        (lambda: torch.empty(2**50), r" \(tried to allocate \d+ bytes\)"),
+        (lambda: bytearray(2**62), ""),
+        (_out_of_device_memory, r" \(Tried to allocate 2.00 GiB\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["synthesize", "distill"])
+def test_out_of_memory_is_one_line(
+    name: str, take: Callable[[], object], size: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, name, dataclasses.replace(cli.COMMANDS[name], run=lambda _: take()))
+    assert re.fullmatch(f"out of memory{size}: lower --batch, with a new --out.*", error_of(capsys, [name]))
+
+
+def test_guidance_over_an_unguided_recipe_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for scale in ([], ["--sampler.guidance.scale", "0.1"]):
+        caplog.clear()
+        arguments = ["synthesize", "--out", str(tmp_path / "x"), "--recipe", "plain", "--pipeline", "./nowhere", *scale]
+        assert main(arguments) == EXIT_ERROR
+        told = [record.getMessage() for record in caplog.records if "recipe plain is unguided" in record.getMessage()]
+        assert len(told) == bool(scale)
+
+
+def test_a_demo_is_not_evaluated_as_a_whole(shards: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(shards, tmp_path / "plain" / "shards")
+    message = error_of(capsys, ["evaluate", str(tmp_path)])
+    assert f"is a demo: give {tmp_path}/plain/shards, {tmp_path}/plain/student/student or another" in message
+
+
+def test_a_classifier_that_is_not_finite_has_no_accuracy(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    shutil.copytree(world.teacher, tmp_path / "teacher")
+    weights = load_file(tmp_path / "teacher" / "model.safetensors")
+    save_file({k: v * math.nan if v.is_floating_point() else v for k, v in weights.items()},
+              tmp_path / "teacher" / "model.safetensors")  # fmt: skip
+    use_fake_images(monkeypatch)
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "teacher"), "--out", str(out)]) == EXIT_ERROR
+    assert "logits are not finite for" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def run_with_output(stdout: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command with its standard output in an open file."""
+    return subprocess.run(
+        [sys.executable, "-m", "prism_fast", *arguments],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])
+def test_a_reader_that_left_and_a_full_disk_are_no_traceback(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_with_output(writer, *arguments, PYTHONUNBUFFERED=unbuffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
+    with Path("/dev/full").open("w") as full:
+        done = run_with_output(full.fileno(), *arguments, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == EXIT_ERROR
+    told = "prism-fast: error: cannot write to standard output (No space left on device): make room"
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+def test_letters_that_the_terminal_has_not_are_written_out() -> None:
+    done = run_with_output(subprocess.PIPE, "synthesize", "--help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "") and "\\u03b5_u" in done.stdout
 
 
 def test_help_of_everything(capsys: Capture) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import os
 from pathlib import Path
 
@@ -87,6 +88,29 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         config.save_yaml({"bad": object()}, path)
     assert path.read_text() == "older"
+
+
+@pytest.mark.parametrize(("number", "cure"), [(errno.ENOSPC, "make room"), (errno.EACCES, "give another place")])
+def test_what_cannot_be_written_leaves_nothing(
+    number: int, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("older")
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=f"cannot write .*config.yaml.*: {cure}"):
+        config.save_yaml({}, path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"config.yaml": "older"}
+
+
+def test_a_new_files_place_is_looked_at_and_left(tmp_path: Path) -> None:
+    config.check_new_file(tmp_path / "a" / "b" / "c.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"File name too long.*give another place"):
+        config.check_new_file(tmp_path / ("n" * 250))
 
 
 def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prism_fast.config import replacing, unwritable
 from prism_fast.distill.students import StudentSpec
 from prism_fast.errors import UserError
 
@@ -22,9 +24,10 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
     """Writes ``config.json`` and ``model.safetensors`` as timm does: ``timm.create_model(f"local-dir:{folder}")``.
 
     The folder appears whole or not at all; one that exists is replaced.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        UserError: the place cannot be written.
+    """
     size = spec.input_size
     config = {
         "architecture": spec.architecture,
@@ -39,15 +42,18 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
             "num_classes": spec.num_classes,
         },
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        staged = Path(temporary) / "new"
-        staged.mkdir()
-        save_file(_plain(model.state_dict()), staged / "model.safetensors", metadata={"format": "pt"})
-        (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(staged, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            staged = Path(temporary) / "new"
+            staged.mkdir()
+            _write_tensors(model.state_dict(), staged / "model.safetensors", {"format": "pt"})
+            (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if folder.exists():
+                os.replace(folder, Path(temporary) / "old")
+            os.replace(staged, folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
@@ -56,21 +62,17 @@ def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mappi
     Args:
         parts: name to state dict; values are tensors, JSON values, or dicts and lists of these.
         record: JSON values (step, identity, history).
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        UserError: the place cannot be written; an older file is as it was.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = {name: _flatten(state, name, tensors) for name, state in parts.items()}
     header = {"format": _FORMAT, "record": record, "parts": skeleton}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(_plain(tensors), staged, metadata={"state": json.dumps(header)})
+    with replacing(path) as staged:
+        _write_tensors(tensors, staged, {"state": json.dumps(header)})
         with staged.open("rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
@@ -90,6 +92,21 @@ def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
     if header["format"] != _FORMAT:
         raise UserError(f"{path} is a training state of format {header['format']}, not {_FORMAT}: move it away")
     return {name: _rebuild(node, tensors) for name, node in header["parts"].items()}, header["record"]
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises OSError where the system refuses, as Python's own files do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(_plain(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        system = re.search(r"\(os error (\d+)\)", str(error))
+        if system is None:
+            raise
+        number = int(system.group(1))
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

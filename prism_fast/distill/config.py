@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from prism_fast.errors import UserError
 TARGETS = ("online", "stored", "labels")
 AMP = ("auto", "off", "bfloat16", "float16")
 DEFAULT_EPOCHS = 40
+MAX_COUNT = 10**9
+MAX_SIDE = 10**4
+"""Pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +24,10 @@ class AugmentConfig:
     """How a training view of an image is made. Parameters are drawn per image and per view.
 
     Attributes:
-        pad: random crop of the original size after zero-padding by this many pixels; 0 is off.
+        pad: random crop of the original size after zero-padding by this many pixels, fewer than an image has; 0 is off.
         flip: probability of a horizontal flip, in [0, 1].
         crop_scale: smallest share of the image's area that a random-resized-crop keeps, in (0, 1]; 1 is off.
-        crop_ratio: largest aspect ratio (and inverse of the smallest) of that crop, at least 1.
+        crop_ratio: largest aspect ratio (and inverse of the smallest) of that crop, in [1, 100].
         mixup: Beta(mixup, mixup) parameter of the mixing weight of two views (Zhang et al. 2018); 0 is off.
         views: how many different views of each image there are; None draws a new one every epoch. With ``views``
             the teacher labels each view once and its logits are kept (views x images x classes x 4 bytes).
@@ -37,12 +41,12 @@ class AugmentConfig:
     views: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.pad >= 0, "pad", self.pad, "0 or more pixels")
+        _require_whole(self, "pad", 0, MAX_SIDE)
         _require(0 <= self.flip <= 1, "flip", self.flip, "a probability")
         _require(0 < self.crop_scale <= 1, "crop_scale", self.crop_scale, "in (0, 1]")
-        _require(self.crop_ratio >= 1, "crop_ratio", self.crop_ratio, "1 or more")
-        _require(self.mixup >= 0, "mixup", self.mixup, "0 or more")
-        _require(self.views is None or self.views >= 1, "views", self.views, "1 or more, or none")
+        _require(1 <= self.crop_ratio <= 100, "crop_ratio", self.crop_ratio, "from 1 to 100")
+        _require(self.mixup == 0 or 1e-3 <= self.mixup <= 1e3, "mixup", self.mixup, "0, or from 0.001 to 1000")
+        _require_whole(self, "views", 1, MAX_COUNT)
 
     @property
     def identity(self) -> bool:
@@ -63,11 +67,13 @@ class DistillConfig:
         teacher: name, folder or hub id, as ``load_teacher`` takes it.
         targets: ``online``: the teacher's logits of the very view the student sees; ``stored``: the shards' logits of
             the whole image (needs an augmentation that changes nothing but a flip); ``labels``: class indices.
-        temperature: T of T^2 KL(teacher || student), above 0.
+        temperature: T of T^2 KL(teacher || student), from 0.001 to 1000.
         epochs, steps: length, at most one of them; neither means :data:`DEFAULT_EPOCHS`.
         batch: images a step.
         optimizer: name in timm's optimizer factory.
         lr: peak learning rate; None is the optimizer's default here (SGD 0.1, others 2e-3).
+        momentum: of optimizers that have it, in [0, 1).
+        weight_decay: 0 or more; not of biases and norms.
         warmup: share of the steps that raise the learning rate linearly, in [0, 1); cosine decay to 0 follows.
         ema: decay a step of the averaged weights, in [0, 1); the average is the student; 0 is off.
         clip_norm: largest gradient norm; None is off.
@@ -107,18 +113,25 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise UserError("give the length either as epochs or as steps, not both")
-        for name in ("epochs", "steps", "batch", "checkpoint_every", "log_every", "input_size"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "1 or more")
+        for name in ("data", "out", "student", "teacher", "optimizer"):
+            _require(bool(getattr(self, name)), name, getattr(self, name), "a name")
+        for name in ("epochs", "steps", "batch", "checkpoint_every", "log_every"):
+            _require_whole(self, name, 1, MAX_COUNT)
+        _require_whole(self, "input_size", 1, MAX_SIDE)
+        _require_whole(self, "seed", 0, 2**63 - 1)
         _require(self.targets in TARGETS, "targets", self.targets, f"one of {', '.join(TARGETS)}")
         _require(self.amp in AMP, "amp", self.amp, f"one of {', '.join(AMP)}")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        _require(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
+        # Bounds that no training needs to cross, inside which T^2 and lr times weights fit fp32.
+        _require(1e-3 <= self.temperature <= 1e3, "temperature", self.temperature, "from 0.001 to 1000")
+        _require(self.lr is None or 0 < self.lr <= 1e3, "lr", self.lr, "above 0 and at most 1000")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0, or none")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+        _require(0 <= self.weight_decay <= 1e3, "weight_decay", self.weight_decay, "from 0 to 1000")
+        norm = self.clip_norm
+        _require(norm is None or 0 < norm <= 1e9, "clip_norm", norm, "above 0 and at most 1e9, or none")
+        _require(0 < self.ram_gib <= 1e6, "ram_gib", self.ram_gib, "above 0 and at most 1e6")
+        _require_plain(self.model_args)
         whole = dataclasses.replace(self.augment, flip=0.0)
         if self.targets == "stored" and not whole.identity:
             raise UserError(
@@ -143,6 +156,22 @@ class DistillConfig:
         """Hash of all that decides the weights: not where they are written, nor on what device, nor what is logged."""
         elsewhere = ("out", "data", "device", "checkpoint_every", "log_every", "ram_gib")
         return content_hash({k: v for k, v in canonical(self).items() if k not in elsewhere})
+
+
+def _require_whole(config: object, name: str, low: int, high: int) -> None:
+    value, optional = getattr(config, name), type(config).__annotations__[name].endswith("None")
+    whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    none = ", or none" if optional else ""
+    _require(whole or (optional and value is None), name, value, f"a whole number from {low} to {high}{none}")
+
+
+def _require_plain(model_args: object) -> None:
+    expected = "a mapping of names to plain JSON values and finite numbers"
+    _require(isinstance(model_args, Mapping), "model_args", model_args, expected)
+    try:
+        json.dumps(canonical(model_args), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model_args is {model_args!r}; it must be {expected} ({error})") from error
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -6,7 +6,7 @@ import difflib
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from prism_fast.distill.augment import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.checkpoints import load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.curve import Curve, open_curve
 from prism_fast.distill.images import ImageSource
 from prism_fast.distill.losses import agreement, distillation_loss, label_loss
 from prism_fast.distill.report import STUDENT, DistillReport
@@ -23,6 +24,7 @@ from prism_fast.distill.students import build_student, student_spec
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
+from prism_fast.synthesis.interruption import StopRequest
 
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
@@ -43,6 +45,7 @@ class Run:
         self.device = resolve_device(config.device)
         self.spec = student_spec(config.student, source.num_classes, config.model_args, config.input_size)
         self.views = ViewLoader(config, source, teacher, self.device)
+        self.views.try_targets()
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec).to(self.device)
@@ -56,34 +59,41 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.history: dict[str, list[float]] = {name: [] for name in _CURVE}
+        self._pending: list[Tensor] = []
+        """What the steps since the last point of the curve said."""
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
-    def train(self, progress: ProgressFactory, label: str) -> None:
-        """The steps that are left."""
-        from torch.utils.tensorboard import SummaryWriter
+    def train(self, progress: ProgressFactory, label: str, stop: StopRequest) -> None:
+        """The steps that are left.
 
+        Raises:
+            Interrupted: a stop was asked for; the state after the last whole step is saved.
+            UserError: a loss or a target that is not finite, or no room for what is written.
+        """
         began = time.perf_counter() - self.seconds
-        pending: list[Tensor] = []
         self.student.train()
         with (
-            SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None) as board,
+            open_curve(self.out / "tensorboard", self.step or None) as curve,
             progress(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
             torch.random.fork_rng(),
         ):
             while self.step < self.steps:
-                pending.append(self._train_step())
+                if stop.reason is not None:
+                    self.seconds = time.perf_counter() - began
+                    self.save()
+                    stop.check()
+                self._pending.append(self._train_step())
                 bar.update(self.batch)
                 last = self.step == self.steps
                 save = self.step % self.config.checkpoint_every == 0 and not last
                 if last or save or self.step % self.config.log_every == 0:
                     self.seconds = time.perf_counter() - began
-                    bar.note(self._log(pending, board))
-                    pending = []
+                    bar.note(self._log(curve))
                 if save:
                     self.save()
 
     def _train_step(self) -> Tensor:
-        """One optimizer step; returns (loss, agreement) [2] on the device, not waited for."""
+        """One optimizer step; returns (loss, agreement, targets are finite) [3] on the device, not waited for."""
         epoch, position = divmod(self.step, self.epoch_steps)
         if self._order[0] != epoch:
             source = generator(self.config.seed, "order", epoch)
@@ -108,7 +118,7 @@ class Run:
         if self.average is not None:
             self.average.update(self.student, self.step)
         self.step += 1
-        return torch.stack([loss.detach(), agreement(logits.detach(), targets)])
+        return torch.stack([loss.detach(), agreement(logits.detach(), targets), targets.isfinite().all().float()])
 
     def _view(self, epoch: int) -> int:
         views = self.config.augment.views
@@ -119,26 +129,32 @@ class Run:
             return label_loss(logits, targets)
         return distillation_loss(logits, targets, self.config.temperature)
 
-    def _log(self, pending: list[Tensor], board: Any) -> str:
+    def _log(self, curve: Curve) -> str:
         """Adds a point to the curve, the mean since the last one; returns it in words.
 
         Raises:
-            UserError: a loss among them is not finite.
+            UserError: a loss or a target among them is not finite.
         """
-        values = torch.stack(pending).double().cpu()
+        values = torch.stack(self._pending).double().cpu()
         lr = learning_rate(self.step - 1, self.steps, self.config)
+        first = self.step - len(values) + 1
+        bad = (values[:, 2] == 0).nonzero()
+        if len(bad):
+            raise UserError(
+                f"step {first + int(bad[0, 0])} of {self.steps}: {self.views.not_finite()}, to a new folder"
+            )
         bad = (~values[:, 0].isfinite()).nonzero()
         if len(bad):
             raise UserError(
-                f"the loss became {values[bad[0, 0], 0]:g} at step {self.step - len(values) + int(bad[0, 0]) + 1} of "
+                f"the loss became {values[bad[0, 0], 0]:g} at step {first + int(bad[0, 0])} of "
                 f"{self.steps} (learning rate {lr:.3g} of {self.config.peak_lr:g}): {_CURE}"
             )
-        loss, agreed = values.mean(0).tolist()
+        loss, agreed, _ = values.mean(0).tolist()
         point = {"step": self.step, "loss": loss, "agreement": agreed, "lr": lr, "seconds": round(self.seconds, 3)}
         for name, value in point.items():
             self.history[name].append(value)
-            if name != "step":
-                board.add_scalar(f"train/{name}", value, self.step)
+        curve.add(self.step, {name: value for name, value in point.items() if name != "step"})
+        self._pending = []
         return f"loss {loss:.3f}, agreement {agreed:.2f}"
 
     def save(self) -> None:
@@ -148,6 +164,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **({"average": self.average.module.state_dict()} if self.average is not None else {}),
+            "pending": {"values": torch.stack(self._pending)} if self._pending else {},
         }
         record = {"step": self.step, "seconds": self.seconds, "history": self.history}
         save_state(self.out / STATE, parts, record)
@@ -162,6 +179,8 @@ class Run:
         self.scaler.load_state_dict(parts["scaler"])
         if self.average is not None:
             self.average.module.load_state_dict(parts["average"])
+        if "values" in parts.get("pending", {}):
+            self._pending = list(parts["pending"]["values"].to(self.device))
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
 
     def finish(self) -> DistillReport:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import make_own_folder
+from prism_fast.config import make_own_folder, replacing
 from prism_fast.errors import UserError
 
 RUN = "run.json"
@@ -17,6 +16,9 @@ RUN = "run.json"
 METRICS = "metrics.json"
 HISTORY = "history.json"
 STUDENT = "student"
+
+_NUMBERS = ("steps", "images", "num_classes", "parameters", "loss", "agreement", "seconds", "images_per_s")
+_CURE = f"give another output folder, or move {METRICS} away to train again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +68,27 @@ class DistillReport:
         """The report of the finished run in ``out``.
 
         Raises:
-            UserError: its student is gone.
+            UserError: its student is gone, or its figures are missing or damaged.
         """
         if not (out / STUDENT).is_dir():
             raise UserError(f"{out} holds a finished run whose {STUDENT} folder is gone: give another output folder")
-        metrics = json.loads((out / METRICS).read_text())
-        history = json.loads((out / HISTORY).read_text())
+        metrics = _read_fields(out / METRICS)
+        history = _read_fields(out / HISTORY)
+        names = {field.name for field in fields(cls)} - {"out", "history"}
+        if set(metrics) != names or not all(isinstance(metrics[name], int | float) for name in _NUMBERS):
+            raise UserError(f"{out / METRICS} is damaged (other figures than a run's): {_CURE}")
         return cls(out=out, history=history, **metrics)
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    """A JSON object of a finished run."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): {_CURE}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (no JSON object): {_CURE}")
+    return found
 
 
 def claim(out: Path, identity: str) -> None:
@@ -82,23 +98,27 @@ def claim(out: Path, identity: str) -> None:
         UserError: the folder holds another run, or something else; nothing was touched.
     """
     marker = out / RUN
-    if marker.exists():
-        try:
-            found = json.loads(marker.read_text())["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{marker} is damaged ({error!r}): give another output folder") from error
-        if found != identity:
-            raise UserError(
-                f"{out} holds another run (identity {found}, asked for {identity}: configuration, images or teacher "
-                "differ; see its config.yaml): give another output folder"
-            )
+    try:
+        found = json.loads(marker.read_text())["identity"]
+    except (FileNotFoundError, NotADirectoryError):
+        make_own_folder(out, "a distillation")
+        write_json(marker, {"identity": identity})
         return
-    make_own_folder(out, "a distillation")
-    write_json(marker, {"identity": identity})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{marker} is damaged ({error!r}): give another output folder") from error
+    if found != identity:
+        raise UserError(
+            f"{out} holds another run (identity {found}, asked for {identity}: configuration, images or teacher "
+            "differ; see its config.yaml): give another output folder"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by a rename: readers see the old file or the new one."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staged.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(staged, path)
+    """Writes JSON by a rename: readers see the old file or the new one.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    with replacing(path) as staged:
+        staged.write_text(text)

@@ -35,6 +35,9 @@ class StudentSpec:
     std: tuple[float, float, float]
 
 
+_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError, OSError)
+"""How timm and torch refuse arguments that they do not check."""
+
 _HALF = (0.5, 0.5, 0.5)
 
 BUILT_IN: Mapping[str, Mapping[str, Any]] = {
@@ -118,8 +121,10 @@ def build_student(spec: StudentSpec) -> Student:
         model = timm.create_model(
             spec.architecture, pretrained=False, num_classes=spec.num_classes, **dict(spec.model_args)
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"timm cannot build {spec.architecture!r} with {dict(spec.model_args)}: {error}") from error
+    except _REFUSALS as error:
+        raise UserError(
+            f"timm cannot build {spec.architecture!r} with {dict(spec.model_args)} ({error!r}): correct model_args"
+        ) from error
     student = Student(model.to(memory_format=torch.channels_last), spec)
     _check_output(student)
     return student
@@ -131,9 +136,10 @@ def _check_output(student: Student) -> None:
     try:
         with torch.no_grad():
             shape = tuple(student(torch.zeros(1, 3, spec.input_size, spec.input_size)).shape)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except _REFUSALS as error:
         raise UserError(
-            f"student {spec.architecture!r} cannot take {spec.input_size}-pixel images ({error}): give another size"
+            f"student {spec.architecture!r} cannot take {spec.input_size}-pixel images ({error!r}): give another "
+            "input_size, or correct model_args"
         ) from error
     if shape != (1, spec.num_classes):
         raise UserError(

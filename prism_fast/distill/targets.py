@@ -42,6 +42,38 @@ class ViewLoader:
             _check_teacher(teacher, source)
             _check_memory(config, source)
 
+    def try_targets(self) -> None:
+        """Takes the first batch as training will, so that what cannot work is told before anything is written.
+
+        Raises:
+            UserError: images too small for the crop, or targets that are missing or not finite.
+        """
+        rows = torch.arange(min(self._config.batch, len(self._source)))
+        side = min(self._source.batch(rows[:1]).images.shape[2:])
+        if self._config.augment.pad >= side:
+            raise UserError(
+                f"augment.pad is {self._config.augment.pad}, but the images have {side} pixels: crops could miss them; "
+                f"it must be below {side}"
+            )
+        if self._config.targets == "online":
+            targets = self._ask(self._images(0, rows)[0])
+        else:
+            targets = self.load(0, rows)[1]
+        self._require_finite(targets)
+
+    def not_finite(self) -> str:
+        """What to say of targets that are not finite."""
+        if self._config.targets == "online":
+            return (
+                f"the logits of teacher {self._config.teacher} are not finite: its weights are damaged; "
+                "distil with another teacher"
+            )
+        return "the set's stored logits are not finite: distil with targets 'online'"
+
+    def _require_finite(self, targets: Tensor) -> None:
+        if not targets.isfinite().all():
+            raise UserError(self.not_finite())
+
     def load(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B,3,H,W] in [0,1] and their targets: logits [B,K], or class indices [B] for targets ``labels``."""
         if self._config.targets == "online" and self._config.augment.views is not None:
@@ -81,6 +113,7 @@ class ViewLoader:
         if view not in self._kept:
             rows = torch.arange(len(self._source)).split(self._config.batch)
             self._kept[view] = torch.cat([self._ask(self._images(view, part)[0]).cpu() for part in rows])
+            self._require_finite(self._kept[view])
         return self._kept[view]
 
     def _ask(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from prism_fast.distill.images import ImageSource, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
 from prism_fast.progress import ProgressFactory, silent
+from prism_fast.synthesis.interruption import stop_on_signals
 
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
@@ -72,16 +74,18 @@ def train(
     A finished run of the same configuration, images and teacher is returned as it is; an interrupted one continues.
 
     Raises:
-        UserError: another run's folder; class counts that do not fit; a loss that is not finite.
+        UserError: another run's folder; class counts that do not fit; a loss that is not finite; no room.
+        Interrupted: SIGTERM or Ctrl-C ended it after a step, which is saved.
     """
     identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None])
     out = Path(config.out)
-    if (out / RUN).exists() and (out / METRICS).exists():
+    if os.path.exists(out / RUN) and os.path.exists(out / METRICS):
         claim(out, identity)
         return DistillReport.load(out)
     run = Run(config, source, teacher, identity)
     claim(out, identity)
     save_yaml(config, out / "config.yaml")
     run.resume()
-    run.train(progress, f"distill {config.student}")
-    return run.finish()
+    with stop_on_signals() as stop:
+        run.train(progress, f"distill {config.student}", stop)
+        return run.finish()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from prism_fast.metrics.predictions import Images, Share, predict, share_equal
+from prism_fast.metrics.predictions import Images, Share, largest, predict, share_equal
 
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
@@ -31,5 +31,9 @@ def agreement(classifier: Teacher, images: Images, requested: Tensor, batch: int
 
 
 def agreement_of_logits(logits: Tensor, requested: Tensor) -> Share:
-    """The same from logits [N,K] that are already there, as a shard set's."""
-    return share_equal(logits.argmax(1).cpu(), requested, logits.shape[1])
+    """The same from logits [N,K] that are already there, as a shard set's.
+
+    Raises:
+        UserError: as :func:`agreement`, or logits that are not finite.
+    """
+    return share_equal(largest(logits), requested, logits.shape[1])

@@ -46,9 +46,37 @@ def batches(images: Images, batch: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def predict(classifier: Teacher, images: Images, batch: int = 250) -> Tensor:
-    """The class of the largest logit, int64 [N] on the CPU."""
-    classes = [classifier.outputs(part).logits.argmax(1).cpu() for part in batches(images, batch)]
+    """The class of the largest logit, int64 [N] on the CPU.
+
+    Raises:
+        UserError: logits that are not finite, which have no largest.
+    """
+    classes = [largest(classifier.outputs(part).logits) for part in batches(images, batch)]
     return torch.cat(classes) if classes else torch.empty(0, dtype=torch.int64)
+
+
+def largest(logits: Tensor) -> Tensor:
+    """The class of the largest of logits [N,K], int64 [N] on the CPU.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    require_finite(logits, "logits")
+    return logits.argmax(1).cpu()
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuses what a damaged network says of images [N,...].
+
+    Raises:
+        UserError: some of it is not finite.
+    """
+    bad = int((~values.isfinite().flatten(1).all(1)).sum())
+    if bad:
+        raise UserError(
+            f"the classifier's {what} are not finite for {bad} of {len(values)} images: its weights are damaged or "
+            "too large for its precision; give another classifier"
+        )
 
 
 def share_equal(classes: Tensor, wanted: Tensor, num_classes: int) -> Share:

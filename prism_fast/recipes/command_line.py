@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from prism_fast.errors import UserError
 from prism_fast.recipes import load_recipe
-from prism_fast.recipes.fields import Fields, default_fields, field_paths, lay_over, nested_fields, read_fields, without
+from prism_fast.recipes.fields import Fields, default_fields, field_hints, lay_over, nested_fields, read_fields, without
 
 _ALWAYS = ("--help", "--config")
 
@@ -77,7 +78,7 @@ class CommandLine:
         """Understands the arguments, or prints help and exits.
 
         Raises:
-            UserError: unknown flag, value of another type, or a file or recipe that cannot be used.
+            UserError: unknown flag, value of another type or empty, or a file or recipe that cannot be used.
         """
         arguments = [_underscored(argument) for argument in arguments]
         arguments, files = _take(arguments, "--config")
@@ -88,9 +89,11 @@ class CommandLine:
                 raise UserError(_unknown_flag(f"--{flag}", known))
         read = {path: read_fields(path) for path in files}
         fields = self._fields(read, arguments)
-        parser = self._parser(fields, {name: value for content in read.values() for name, value in content.items()})
+        read_values = {name: value for content in read.values() for name, value in content.items()}
+        parser = self._parser(fields, read_values, arguments)
         namespace = parser.parse_args(arguments)
         values: dict[str, Any] = namespace.as_dict()
+        self._refuse_empty(values)
         values.pop("config", None)
         names = {option.name.lstrip("-"): option for option in self.options}
         options = {name: values.pop(name, option.default) for name, option in names.items()}
@@ -98,8 +101,25 @@ class CommandLine:
 
     def _known_flags(self) -> list[str]:
         own = self._own()
-        paths = [f"--{path}" for path in field_paths(self.kind) if path not in own] if self.kind else []
-        return [*paths, *(option.name for option in self.options if option.name.startswith("--")), *_ALWAYS]
+        paths = [f"--{path}" for path, _ in field_hints(self.kind) if path not in own] if self.kind else []
+        # What jsonargparse adds: --help of everything does not go into groups that may be null.
+        helps = [f"--{path}.help" for path, hint in self._hints().items() if _group(hint) and _optional(hint)]
+        return [*paths, *helps, *(option.name for option in self.options if option.name.startswith("--")), *_ALWAYS]
+
+    def _refuse_empty(self, values: Mapping[str, Any]) -> None:
+        """An empty path would be the current folder, an empty name nothing: neither is what was meant."""
+        for path in self._hints():
+            value: Any = values
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if value == "":
+                flag = path if path in (option.name for option in self.options) else f"--{path}"
+                raise UserError(f"{flag} is empty: give it a value, or leave it out")
+
+    def _hints(self) -> dict[str, Any]:
+        """The type of every flag's value, by the flag's name without dashes."""
+        options = {o.name.lstrip("-"): o.kind | None if o.default is None else o.kind for o in self.options}
+        return (dict(field_hints(self.kind)) if self.kind else {}) | options
 
     def _own(self) -> set[str]:
         """Names of the options."""
@@ -110,7 +130,8 @@ class CommandLine:
         if self.kind is None:
             return {}
         _, flags = _take(arguments, "--recipe")
-        filed = [str(content["recipe"]) for content in read.values() if content.get("recipe")]
+        has_recipes = self.recipe is not None or self.recipe_group is not None
+        filed = [str(content["recipe"]) for content in read.values() if has_recipes and content.get("recipe")]
         recipe = [self.recipe, *filed, *flags][-1]
         layers = [(path, {k: v for k, v in content.items() if k not in self._own()}) for path, content in read.items()]
         if recipe is not None:
@@ -130,13 +151,15 @@ class CommandLine:
         content = load_recipe(name)
         return content[self.recipe_group] if self.recipe_group else content
 
-    def _parser(self, fields: Fields, read: Mapping[str, Any]) -> Any:
-        """A parser whose defaults are ``fields``, and for the options what files say."""
+    def _parser(self, fields: Fields, read: Mapping[str, Any], arguments: Sequence[str]) -> Any:
+        """A parser of ``arguments`` whose defaults are ``fields``, and for the options what files say."""
         from jsonargparse import ArgumentParser
+
+        hints = self._hints()
 
         class Parser(ArgumentParser):
             def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-                raise UserError(_one_line(message)) from ex
+                raise UserError(_one_line(message, hints, arguments)) from ex
 
         parser = Parser(prog=self.program, description=self.description)
         for option in self.options:
@@ -208,19 +231,48 @@ def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     return f"unknown flag {flag}; {hint}"
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, hints: Mapping[str, Any], arguments: Sequence[str]) -> str:
     """What is wrong with which flag, out of jsonargparse's nested lists of attempts."""
     text = " ".join(message.split())
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    if not keys:
+    key = re.search(r'Parser key "([^"]+)"', text)
+    if key is None:
         return text
-    flag = f"--{keys[0]}"
-    inner = re.search(r"- --(\w+ takes .+?) - Expected", text)
-    if inner is not None:  # a field of an optional group, refused by this function already
-        return f"{flag}.{inner.group(1)}"
-    problem = re.search(r"Expected an? (.+?)\. Got value: (.+?)(?: - |$| Given value)", text)
-    if problem is None:
-        return f"{flag}: {text.partition(':')[2].strip() or text}"
-    wanted = re.sub(r"<class '([\w.]+)'>", lambda match: match.group(1).rpartition(".")[2], problem.group(1))
-    wanted = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", lambda match: "one of " + match.group(1).replace("'", ""), wanted)
-    return f"{flag} takes {wanted}, not {problem.group(2)!r}"
+    name = key.group(1)
+    inner = re.search(r"NestedArg\(key='([\w.]+)', val=", text)  # a flag of a group that may be null
+    if inner is not None:
+        name = f"{name}.{inner.group(1)}"
+    if name not in hints:
+        return text
+    given = _take(arguments, f"--{name}")[1]
+    value = given[-1] if given else re.split(r"(?:Got|Given) value: ", text)[-1]
+    return f"--{name} takes {_wanted(hints[name])}, not {value!r}"
+
+
+_WANTED: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Mapping: "settings like {name: value}",
+    tuple: "a list like [1,2,3]",
+}
+
+
+def _wanted(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_wanted(option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return _WANTED[Mapping if _group(hint) else get_origin(hint) or hint]
+
+
+def _group(hint: Any) -> bool:
+    """Whether the value is a configuration, or may be one."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return any(is_dataclass(option) for option in options)
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)

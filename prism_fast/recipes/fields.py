@@ -38,13 +38,13 @@ def nested_fields(kind: type) -> Mapping[str, Nested]:
     return found
 
 
-def field_paths(kind: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields: ``sampler``, ``sampler.steps``, ``sampler.guidance.scale``."""
-    nested = nested_fields(kind)
+def field_hints(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and types of all fields: ``sampler``, ``sampler.steps``, ``sampler.guidance.scale``."""
+    nested, hints = nested_fields(kind), get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        yield prefix + field.name
+        yield prefix + field.name, hints[field.name]
         if field.name in nested:
-            yield from field_paths(nested[field.name].kind, f"{prefix}{field.name}.")
+            yield from field_hints(nested[field.name].kind, f"{prefix}{field.name}.")
 
 
 def default_fields(kind: type) -> Fields:

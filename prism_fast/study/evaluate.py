@@ -52,6 +52,10 @@ def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> dict[str, Any
         return _evaluate_set(config, folder, progress)
     if is_set(folder / "shards"):
         raise UserError(f"{folder} is an arm of a study: give {folder / 'shards'} or {folder / 'student' / 'student'}")
+    arms = sorted(arm.name for arm in folder.iterdir() if is_set(arm / "shards")) if folder.is_dir() else []
+    if arms:
+        arm = folder / arms[0]
+        raise UserError(f"{folder} is a demo: give {arm / 'shards'}, {arm / 'student' / 'student'} or another arm's")
     return _evaluate_classifier(config, progress)
 
 
@@ -64,7 +68,16 @@ def _evaluate_classifier(config: EvaluateConfig, progress: ProgressFactory) -> d
 
     run = Path(config.target) / STUDENT
     name = str(run) if (run / "config.json").is_file() else config.target  # the folder of a distillation
-    classifier = load_teacher(name, resolve_device(config.device))
+    device = resolve_device(config.device)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(
+            f"{name} is neither a classifier (config.json, model.safetensors) nor a shard set (_info.json, shards): "
+            "give the folder of a student, a teacher or a set"
+        )
+    try:
+        classifier = load_teacher(name, device)
+    except UserError as error:
+        raise UserError(f"{name} is no shard set, and as a classifier: {error}") from error
     reference = Reference(config.reference, *real_images(config.reference))
     classes = len(reference.labels.unique())
     if classifier.num_classes != classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -27,6 +28,19 @@ _BASE = DistillConfig(data="set", out="run")
         ({"targets": "soft"}, "online, stored, labels"),
         ({"amp": "half"}, "bfloat16"),
         ({"seed": -1}, "seed"),
+        *[
+            ({name: value}, f"^{name} is ")
+            for name in ("temperature", "lr", "momentum", "warmup", "ema", "weight_decay", "clip_norm", "ram_gib")
+            for value in (math.nan, math.inf, -math.inf, 1e300, -1.0)
+        ],
+        *[({name: value}, f"^{name} is ") for name in ("steps", "batch", "seed", "log_every") for value in (1.5, True)],
+        ({"ram_gib": 0.0}, "ram_gib"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"input_size": 10**6}, "from 1 to 10000, or none"),
+        ({"model_args": {"drop_rate": math.nan}}, "model_args.*finite"),
+        ({"model_args": {"act_layer": print}}, "model_args.*plain JSON"),
+        ({"model_args": [1]}, "model_args.*mapping"),
+        *[({name: ""}, f"^{name} is ''; it must be a name") for name in ("data", "out", "teacher", "student")],
         ({"targets": "stored"}, "whole image"),
         ({"targets": "labels", "augment": AugmentConfig(mixup=0.2)}, "mixture"),
     ],
@@ -37,7 +51,12 @@ def test_bad_values_are_refused(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pad": -1}, {"flip": 1.5}, {"crop_scale": 0.0}, {"crop_ratio": 0.5}, {"mixup": -1.0}, {"views": 0}]
+    "changes",
+    [
+        *[{"pad": -1}, {"flip": 1.5}, {"crop_scale": 0.0}, {"crop_ratio": 0.5}, {"mixup": -1.0}, {"views": 0}],
+        *[{"pad": 20000}, {"pad": 1.5}, {"views": 1.5}, {"mixup": 1e-300}],
+        *[{name: v} for name in ("flip", "crop_scale", "crop_ratio", "mixup") for v in (math.nan, math.inf, 1e300)],
+    ],
 )
 def test_bad_augmentations_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(changes))):

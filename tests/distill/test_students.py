@@ -46,6 +46,11 @@ def test_weights_come_from_the_global_seed(seed: int) -> None:
         ("test_resnet", {"num_classes": 5}, "asked for 5 classes, but the set has 4"),
         ("test_resnet", {"chanels": [8]}, "cannot build"),
         ("test_resnet", {"act_layer": torch.nn.ReLU}, "JSON"),
+        ("test_resnet", {"layers": [1]}, "correct model_args"),
+        ("test_resnet", {"channels": []}, "correct model_args"),
+        ("test_resnet", {"act_layer": "foo"}, "correct model_args"),
+        ("test_resnet", {"layers": 3}, "correct model_args"),
+        ("test_resnet", {"checkpoint_path": "./nowhere.safetensors"}, "correct model_args"),
         ("test_convnext", {"global_pool": ""}, "not 4 logits"),
     ],
 )

@@ -6,8 +6,11 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import resource
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prism_fast.distill.checkpoints import load_state
 from prism_fast.distill.config import AugmentConfig, DistillConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.loop import learning_rate
+from prism_fast.distill.losses import distillation_loss
 from prism_fast.distill.trainer import DistillReport, distill_images, train
 from prism_fast.errors import UserError
+from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.teachers.load import load_teacher
-from tests.distill.doubles import ColourTeacher, coloured_images, tiny_config
+from tests.distill.doubles import TINY, ColourTeacher, coloured_images, tiny_config
 
 
 def _train(config: DistillConfig, seed: int, **options: Any) -> DistillReport:
@@ -37,7 +43,11 @@ class _Stop(Exception):
     pass
 
 
-def _stop_after(images: int) -> Any:
+def _stop() -> None:
+    raise _Stop
+
+
+def _stop_after(images: int, stop: Callable[[], None] = _stop) -> Any:
     """A progress that raises once so many images are done: a killed process, as far as the folder is concerned."""
 
     class Bar:
@@ -47,7 +57,7 @@ def _stop_after(images: int) -> Any:
         def update(self, n: int = 1) -> None:
             self.done += n
             if self.done >= images:
-                raise _Stop
+                stop()
 
         def note(self, text: str) -> None:
             pass
@@ -78,12 +88,17 @@ def test_folder_holds_student_report_and_curve(seed: int, tmp_path: Path) -> Non
     assert metrics["loss"] == report.history["loss"][-1] and metrics["environment"]["device"] == "cpu"
     assert report.history["step"] == [3, 6, 9, 12]
     assert {len(column) for column in report.history.values()} == {4}
+    assert _curve(tmp_path) == (report.history["step"], pytest.approx(report.history["loss"]))
+
+
+def _curve(out: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses, as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == report.history["step"]
-    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(report.history["loss"])
+    points = events.Scalars("train/loss")
+    return [point.step for point in points], [point.value for point in points]
 
 
 @pytest.mark.parametrize("extra", [{}, {"views": 2, "mixup": 0.5}])
@@ -169,18 +184,124 @@ def test_weights_that_are_not_finite_are_not_saved(seed: int, tmp_path: Path, mo
     assert not (tmp_path / "student").exists()
 
 
-def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path) -> None:
-    class Broken(ColourTeacher):
-        def outputs(self, images: torch.Tensor) -> Any:
-            outputs = super().outputs(images)
-            if len(self.calls) == 8:
-                outputs.logits[0, 0] = math.nan
-            return outputs
+def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count(1)
 
-    config = tiny_config(tmp_path, checkpoint_every=5, log_every=4)
+    def loss(*arguments: Any) -> torch.Tensor:
+        return distillation_loss(*arguments) * (math.nan if next(calls) == 8 else 1)
+
+    monkeypatch.setattr("prism_fast.distill.loop.distillation_loss", loss)
     with pytest.raises(UserError, match=r"loss became nan at step 8 of 12 .*lower lr.*clip_norm.*amp"):
-        distill_images(config, *coloured_images(seed), Broken())
+        _train(tiny_config(tmp_path, checkpoint_every=5, log_every=4), seed)
     assert not (tmp_path / "student").exists()
+
+
+class _Damaged(ColourTeacher):
+    """Says something that is no number from its n-th call on."""
+
+    def __init__(self, first: int, value: float = math.nan) -> None:
+        super().__init__()
+        self.first, self.value = first, value
+
+    def outputs(self, images: torch.Tensor) -> Any:
+        outputs = super().outputs(images)
+        if len(self.calls) >= self.first:
+            outputs.logits[0, 0] = self.value
+        return outputs
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("views", [None, 2])
+def test_a_teacher_that_is_not_finite_claims_no_folder(
+    views: int | None, value: float, seed: int, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "out", augment=AugmentConfig(pad=1, views=views))
+    with pytest.raises(UserError, match=r"logits of teacher fashion are not finite.*another teacher"):
+        distill_images(config, *coloured_images(seed), _Damaged(1, value))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("views", "where"), [(None, r"^step 7 of 12: "), (2, "^the logits")])
+def test_a_teacher_that_is_not_finite_of_a_later_image_is_told(
+    views: int | None, where: str, seed: int, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, log_every=4, augment=AugmentConfig(pad=1, views=views))
+    with pytest.raises(UserError, match=where + ".*teacher fashion"):  # the first call is before training
+        distill_images(config, *coloured_images(seed), _Damaged(8 if views is None else 3))
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_crop_that_can_miss_the_image_claims_no_folder(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"augment.pad is 16, but the images have 16 pixels.*below 16"):
+        _train(tiny_config(tmp_path / "out", augment=AugmentConfig(pad=16)), seed)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_every_step(number: int, seed: int, tmp_path: Path) -> None:
+    """Between checkpoints and between points of the curve; the rest is as if it had not been stopped."""
+    dropout = {**TINY, "drop_rate": 0.3}
+    whole = _train(tiny_config(tmp_path / "whole", model_args=dropout), seed)
+    config = tiny_config(tmp_path / "parts", model_args=dropout)
+    handler = signal.getsignal(number)
+    for images, steps in ((4 * 16, 4), (4 * 16, 8)):
+        with pytest.raises(Interrupted, match="stopped by SIG"):
+            _train(config, seed, progress=_stop_after(images, lambda: os.kill(os.getpid(), number)))
+        assert load_state(tmp_path / "parts" / "state.safetensors")[1]["step"] == steps
+    assert signal.getsignal(number) is handler
+    parts = _train(config, seed)
+    one, two = _weights(whole), _weights(parts)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert {k: v for k, v in whole.history.items() if k != "seconds"} == {
+        k: v for k, v in parts.history.items() if k != "seconds"
+    }
+    assert _curve(tmp_path / "parts")[0] == parts.history["step"]
+
+
+@contextmanager
+def _no_file_above(size_bytes: int) -> Iterator[None]:
+    """As a full disk: every write beyond fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 20, 4000])
+def test_a_full_disk_is_one_line_and_the_same_command_continues(size_bytes: int, seed: int, tmp_path: Path) -> None:
+    whole = _train(tiny_config(tmp_path / "whole", steps=6, checkpoint_every=4), seed)
+    config = tiny_config(tmp_path / "out", steps=6, checkpoint_every=4)
+    with _no_file_above(size_bytes), pytest.raises(UserError, match=r"cannot write .*: make room, then run the same"):
+        _train(config, seed)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    one, two = _weights(whole), _weights(_train(config, seed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[("metrics.json", damage) for damage in ("text", "[]", '{"loss": 1}', "a folder")],
+        *[("history.json", damage) for damage in ("text", "[]", "a folder", "gone")],
+    ],
+)
+def test_damaged_figures_of_a_finished_run_are_told(name: str, damage: str, tmp_path: Path, finished: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / name).unlink()
+    if damage == "a folder":
+        (out / name).mkdir()
+    elif damage != "gone":
+        (out / name).write_text(damage)
+    with pytest.raises(UserError, match=f"{name} is .*damaged.*another output folder, or move metrics.json away"):
+        DistillReport.load(out)
+
+
+@pytest.fixture(scope="module")
+def finished(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _train(tiny_config(tmp_path_factory.mktemp("finished"), steps=1), seed).out
 
 
 def test_class_counts_that_differ_are_refused_before_training(seed: int, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,3 +91,23 @@ def test_gradients_are_not_kept() -> None:
     classifier = _MeanClassifier()
     images = (_greys([1, 2]).float() / 255).requires_grad_()
     assert not features(classifier, images).requires_grad
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_no_prediction(value: float) -> None:
+    class Damaged(_MeanClassifier):
+        def outputs(self, images: Tensor) -> Any:
+            logits = super().outputs(images).logits
+            return SimpleNamespace(logits=logits.masked_fill(logits == logits[-1].min(), value))
+
+        def features(self, images: Tensor) -> Tensor:
+            return super().features(images) * value
+
+    images, labels = _greys([1, 4]), torch.tensor([1, 4])
+    for measure in (accuracy, agreement):
+        with pytest.raises(UserError, match=r"logits are not finite for . of 2 images"):
+            measure(Damaged(), images, labels)
+    with pytest.raises(UserError, match="features are not finite"):
+        features(Damaged(), images)
+    with pytest.raises(UserError, match="not finite for 1 of 2"):
+        agreement_of_logits(torch.tensor([[0.0, 1.0], [value, 1.0]]), torch.tensor([1, 1]))

@@ -18,8 +18,9 @@ SYNTHESIZE = CommandLine(
     description="",
     kind=SynthesisConfig,
     recipe="prism",
-    options=[Option(name="--out", description="")],
+    options=[Option(name="--out", description=""), Option(name="--batch", description="", kind=int)],
 )
+DISTILL = CommandLine(program="prism-fast distill", description="", kind=DistillConfig)
 
 
 def synthesis(*arguments: str) -> SynthesisConfig:
@@ -93,7 +94,7 @@ def test_hyphens_and_underscores_are_the_same() -> None:
 
 def test_what_stood_on_the_line_is_told() -> None:
     parsed = SYNTHESIZE.parse(["--images=3", "--out", "x"])
-    assert parsed.given == {"images", "out"} and parsed.options == {"out": "x"}
+    assert parsed.given == {"images", "out"} and parsed.options == {"out": "x", "batch": None}
 
 
 def test_a_recipe_can_fill_one_group() -> None:
@@ -112,10 +113,26 @@ def test_a_recipe_can_fill_one_group() -> None:
         (["--imges", "3"], "unknown flag --imges; did you mean --images"),
         (["--scale", "3"], r"unknown flag --scale; did you mean --sampler\.guidance\.scale\?"),
         (["--sampler.guidance.scal", "3"], r"did you mean --sampler\.guidance\.scale"),
-        (["--images", "x"], "^--images takes int, not 'x'$"),
+        (["--images", "x"], "^--images takes a whole number, not 'x'$"),
         (["--format", "gif"], "^--format takes one of png, webp, jpg, not 'gif'$"),
         (["--sampler.guidance.direction", "up"], r"^--sampler\.guidance\.direction takes one of energy, random, not"),
-        (["--sampler.guidance.scale", "big"], r"^--sampler\.guidance\.scale takes float, not 'big'$"),
+        (["--sampler.guidance.scale", "big"], r"^--sampler\.guidance\.scale takes a number, not 'big'$"),
+        (
+            ["--sampler.guidance.scale", "1", "--sampler.guidance.every=2.5"],
+            r"^--sampler\.guidance\.every takes a whole number, not '2.5'$",
+        ),
+        (["--sampler.guidance", "foo"], "^--sampler.guidance takes settings like {name: value} or null, not 'foo'$"),
+        (["--sampler.steps", "nan"], "^--sampler.steps takes a whole number, not 'nan'$"),
+        (["--sampler.spacing", "foo"], "^--sampler.spacing takes one of leading, trailing, linspace or null, not"),
+        (["--sampler", "foo"], "^--sampler takes settings like {name: value}, not 'foo'$"),
+        (["--batch", "1.5"], "^--batch takes a whole number or null, not '1.5'$"),
+        (["--counts", "1,2,3"], r"^--counts takes a list like \[1,2,3\] or null, not '1,2,3'$"),
+        (["--sampler.karras", "foo"], "^--sampler.karras takes true or false, not 'foo'$"),
+        (["--out", ""], "^--out is empty: give it a value"),
+        (["--pipeline", ""], "^--pipeline is empty"),
+        (["--pipeline="], "^--pipeline is empty"),
+        (["--prompts.file", ""], "^--prompts.file is empty"),
+        (["--recipe", ""], "--recipe needs a value"),
         (["--config"], "--config needs a value"),
         (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["--recipe", "plane"], "unknown recipe 'plane'; did you mean plain"),
@@ -134,9 +151,48 @@ def test_values_that_the_configuration_refuses() -> None:
 
 
 def test_required_settings() -> None:
-    line = CommandLine(program="prism-fast distill", description="", kind=DistillConfig)
     with pytest.raises(UserError, match="required: out"):
-        line.parse(["--data", "x"])
+        DISTILL.parse(["--data", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "1.5"], "^--epochs takes a whole number or null, not '1.5'$"),
+        (["--lr", "foo"], "^--lr takes a number or null, not 'foo'$"),
+        (["--augment.views", "nan"], "^--augment.views takes a whole number or null, not 'nan'$"),
+        (["--model_args", "3"], "^--model_args takes settings like {name: value}, not '3'$"),
+        (["--teacher", ""], "^--teacher is empty"),
+    ],
+)
+def test_errors_of_other_types(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DISTILL.parse(["--data", "x", "--out", "x", *arguments])
+
+
+def test_an_empty_value_in_a_file_is_refused_but_for_the_students_own(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: ''\nout: x\n")
+    with pytest.raises(UserError, match="--data is empty"):
+        DISTILL.parse(["--config", str(path)])
+    path.write_text("data: x\nout: x\nmodel_args: {global_pool: ''}\n")
+    assert DISTILL.parse(["--config", str(path)]).fields["model_args"] == {"global_pool": ""}
+
+
+def test_a_recipe_in_a_file_matters_only_where_there_are_recipes(tmp_path: Path) -> None:
+    from prism_fast.config import save_yaml
+
+    path = tmp_path / "config.yaml"
+    save_yaml(synthesis(), path)
+    with pytest.raises(UserError, match=f"^{path}: no setting '(?!prompts)"):
+        DISTILL.parse(["--config", str(path)])
+
+
+def test_help_of_a_group_that_may_be_null(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        SYNTHESIZE.parse(["--sampler.guidance.help"])
+    assert stop.value.code == 0
+    assert "--sampler.guidance.max_bad_rate" in capsys.readouterr().out
 
 
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
