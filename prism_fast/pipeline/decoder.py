@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.weights import require_safetensors
+from prism_fast.pipeline.components import load_network, quiet
 from prism_fast.registry import unknown
 
 DECODERS = ("kl", "tiny")
@@ -56,7 +56,7 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
 
     Raises:
-        UserError: another name, or no tiny decoder there.
+        UserError: another name, or no tiny decoder there, or not all of its weights.
     """
     if name == "kl":
         return AutoencoderDecoder(pipe.vae, "kl")
@@ -67,8 +67,8 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
     folder = Path(tiny) if tiny is not None else Path(pipe.config.get("_name_or_path") or ".") / "vae_tiny"
     if not (folder / "config.json").is_file():
         raise UserError(f"no tiny decoder (AutoencoderTiny) in {folder}: give its folder, or use the decoder kl")
-    require_safetensors(folder, "tiny decoder")
-    autoencoder = AutoencoderTiny.from_pretrained(str(folder), use_safetensors=True)
+    with quiet():
+        autoencoder = load_network(folder, AutoencoderTiny, "tiny decoder")
     autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
     return AutoencoderDecoder(autoencoder, "tiny")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,10 @@ import torch
 
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
-from prism_fast.pipeline.weights import fingerprint, require_safetensors
+from prism_fast.pipeline.components import load_components, quiet
+from prism_fast.pipeline.configuration import read_configuration
+from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
+from prism_fast.pipeline.weights import fingerprint
 from prism_fast.registry import unknown
 
 _log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 BUILT_IN = {"fashion": "fashion/pipeline"}
 """Built-in names and their folders in ``prism_fast/zoo``."""
 
+_INDEX = "model_index.json"
 _CLASS_NAME = "StableDiffusionPipeline"
 _NETWORKS = ("unet", "vae", "text_encoder")
 _TEXT_SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "use_attention_mask")
@@ -36,29 +37,27 @@ def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dt
         name: ``fashion``, a local folder in diffusers format, or a hub id ``org/name``.
 
     Raises:
-        UserError: no such pipeline, not a Stable Diffusion 1.x/2.x pipeline, or weights missing or only pickled.
+        UserError: no such pipeline, not a Stable Diffusion 1.x/2.x pipeline, weights only pickled, or a component that
+            is missing, damaged, or whose weights are not exactly those of its configuration.
     """
-    from diffusers import StableDiffusionPipeline
-
-    source = _resolve(name)
-    with _no_progress_bars():
-        try:
-            index = StableDiffusionPipeline.load_config(source)
-            _check_index(name, index)
-            pipe = StableDiffusionPipeline.from_pretrained(
-                source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-            )
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the pipeline {name!r} ({error}): give a built-in name ({', '.join(BUILT_IN)}), a local "
-                "folder saved with save_pretrained(..., safe_serialization=True), or a hub id with safetensors weights"
-            ) from error
-    if index.get("safety_checker", (None,))[0]:
+    folder = _resolve(name)
+    index = read_configuration(folder / _INDEX, f"pipeline {name!r}")
+    _check_index(name, index)
+    pipe = _assemble(folder, load_components(folder, index))
+    if (index.get("safety_checker") or (None,))[0]:
         _log.warning("pipeline %s: its safety checker is not loaded; check images before you publish them", name)
     _place(pipe, resolve_device(str(device)), dtype)
     return pipe
+
+
+def _assemble(folder: Path, components: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    left_out = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    with quiet():
+        return StableDiffusionPipeline.from_pretrained(
+            str(folder), **components, **left_out, requires_safety_checker=False
+        )
 
 
 def pipeline_fingerprint(pipe: Any) -> str:
@@ -92,13 +91,13 @@ def _settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in dict(config).items() if not key.startswith("_")}
 
 
-def _resolve(name: str) -> str:
-    """A folder that holds a pipeline, or a hub id."""
+def _resolve(name: str) -> Path:
+    """The folder that holds a pipeline; a hub id is fetched."""
     if name in BUILT_IN:
         folder = Path(__file__).parents[1] / "zoo" / BUILT_IN[name]
-        if not (folder / "model_index.json").is_file():
+        if not (folder / _INDEX).is_file():
             raise UserError(f"the built-in pipeline {name!r} is not in {folder}: train it with prism_fast/zoo/train.py")
-        return str(folder)
+        return folder
     folder = Path(name).expanduser()
     if folder.is_file():
         raise UserError(
@@ -106,30 +105,40 @@ def _resolve(name: str) -> str:
             ".save_pretrained(FOLDER) and give the folder"
         )
     if folder.is_dir():
-        _check_folder(folder)
-        return str(folder)
+        if not (folder / _INDEX).is_file():
+            raise UserError(f"{folder} has no {_INDEX}: give a folder in diffusers format (save_pretrained)")
+        return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+        return _fetch(name)
     if "/" in name or name.startswith("."):
         raise UserError(f"no such pipeline folder: {name!r}")
     raise UserError(unknown("pipeline", name, BUILT_IN) + ", or a local folder, or a hub id org/name")
 
 
-def _check_folder(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"{folder} has no model_index.json: give a folder in diffusers format (save_pretrained)")
+def _fetch(name: str) -> Path:
+    """The local copy of a pipeline on the hub; only the files that are read, and no pickled weights."""
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import hf_hub_download
+
+    reason = why_unreachable(name)
+    local = reason is not None  # what is in the cache still serves
     try:
-        components = json.loads(index.read_text())
-    except ValueError as error:
-        raise UserError(f"{index} is not valid JSON ({error}): save the pipeline again") from error
-    _check_index(str(folder), components)
-    for network in _NETWORKS:
-        require_safetensors(folder / network, "pipeline component")
+        index = Path(hf_hub_download(name, _INDEX, local_files_only=local))
+        # Before anything else of an unknown repository: other pipelines may bring code of their own
+        _check_index(name, read_configuration(index, f"pipeline {name!r}"))
+        return Path(
+            StableDiffusionPipeline.download(
+                name, use_safetensors=True, safety_checker=None, feature_extractor=None, local_files_only=local
+            )
+        )
+    except UserError:
+        raise
+    except hub_errors() as error:
+        raise not_fetched("pipeline", name, reason, error) from error
 
 
-def _check_index(name: str, index: Any) -> None:
-    found = index.get("_class_name") if isinstance(index, dict) else None
+def _check_index(name: str, index: dict[str, Any]) -> None:
+    found = index.get("_class_name")
     if found != _CLASS_NAME:
         raise UserError(f"pipeline {name!r} is a {found}: only {_CLASS_NAME} (Stable Diffusion 1.x, 2.x) is supported")
 
@@ -140,19 +149,3 @@ def _place(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
         module.to(device=device, dtype=torch.float32 if network == "vae" and dtype == torch.float16 else dtype)
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading shows no bars of its own; the libraries' settings are put back."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    enabled = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in enabled:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in enabled:
-            log.enable_progress_bar()

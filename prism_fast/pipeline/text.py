@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,15 +19,40 @@ def max_prompt_tokens(pipe: Any) -> int:
     return int(min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings))
 
 
-def prompt_fits(pipe: Any) -> Callable[[str], bool]:
+class PromptFits:
+    """Whether a prompt reaches the text encoder of ``pipe`` uncut."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._limit = max_prompt_tokens(pipe)
+
+    def __call__(self, prompt: str) -> bool:
+        return len(self._tokens(prompt)) <= self._limit
+
+    def lost(self, text: str) -> str:
+        """The letters, digits and symbols of ``text`` that the tokenizer drops, each once; case does not count.
+
+        Punctuation does where nothing else is left. A tokenizer of bytes, as CLIP's own is, drops nothing.
+        """
+        kept = Counter(_folded(self._pipe.tokenizer.decode(self._tokens(text), skip_special_tokens=True)))
+        dropped = Counter(_folded(text)) - kept
+        spoken = [character for character in dropped if unicodedata.category(character)[0] in "LMNS"]
+        return "".join(spoken if kept or spoken else dropped)
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens: list[int] = self._pipe.tokenizer(self._pipe.maybe_convert_prompt(text, self._pipe.tokenizer)).input_ids
+        return tokens
+
+
+def prompt_fits(pipe: Any) -> PromptFits:
     """A test of whether a prompt reaches the text encoder uncut."""
-    limit = max_prompt_tokens(pipe)
+    return PromptFits(pipe)
 
-    def fits(prompt: str) -> bool:
-        text = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
-        return len(pipe.tokenizer(text).input_ids) <= limit
 
-    return fits
+def _folded(text: str) -> str:
+    """``text`` without what a tokenizer may change unharmed: case, composition of accents, spaces."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(folded.split())
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""Weights on disk and in memory: only safetensors are read, and what was read has a fingerprint."""
+"""Weights on disk and in memory: only whole safetensors files are read, and what was read has a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,115 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.configuration import read_configuration
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MOST_CHARACTERS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The safetensors files of one model.
+
+    Attributes:
+        files: one, or the shards that an index file names.
+        variant: ``fp16`` where only that variant is there; None otherwise.
+    """
+
+    files: tuple[Path, ...]
+    variant: str | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name, on the CPU."""
+        from safetensors.torch import load_file
+
+        return {name: tensor for file in self.files for name, tensor in load_file(file).items()}
+
+
+def find_checkpoint(folder: Path, stem: str, what: str) -> Checkpoint:
+    """The weights in ``folder`` under the names that diffusers and transformers give them.
+
+    Args:
+        folder: where the weights should be.
+        stem: ``model`` or ``diffusion_pytorch_model``.
+        what: what they belong to, for the message.
+
+    Raises:
+        UserError: no such file, a shard is missing, or a file is cut or no safetensors file.
+    """
+    require_safetensors(folder, what)
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        single = folder / f"{stem}{middle}.safetensors"
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        if single.is_file():
+            files: tuple[Path, ...] = (single,)
+        elif index.is_file():
+            files = _shards(index, what)
+        else:
+            continue
+        for file in files:
+            tensor_names(file, what)
+        return Checkpoint(files=files, variant=variant)
+    found = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+    raise UserError(f"{what} {folder} has no {stem}.safetensors (but {found}): rename its weights to that")
+
+
+def _shards(index: Path, what: str) -> tuple[Path, ...]:
+    places = read_configuration(index, what).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{what}: {index} maps no weights to files: save or download it again")
+    files = tuple(index.parent / name for name in sorted(set(places.values())))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f"{what} {index.parent} lacks {len(missing)} of {len(files)} files that {index.name} names "
+            f"({missing[0]}): save or download it again"
+        )
+    return files
+
+
+def tensor_names(file: Path, what: str) -> set[str]:
+    """The names in a safetensors file; opening it also checks that it is whole.
+
+    Raises:
+        UserError: it cannot be read, is cut, or is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return set(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot load the weights of {what}: {file} is cut or no safetensors file ({error}); "
+            "save or download it again"
+        ) from error
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """What torch, diffusers, transformers and timm raise for files that do not fit: they check little."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    )
+
+
+def in_short(error: BaseException) -> str:
+    """A library's error as part of a line; some list every way in which a function can be called."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_MOST_CHARACTERS]}{'...' if len(text) > _MOST_CHARACTERS else ''}"
 
 
 def require_safetensors(folder: Path, what: str) -> None:

@@ -53,7 +53,7 @@ def read_columns(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """The columns of a prompt list, and its metadata (empty for a file that another program wrote).
 
     Raises:
-        UserError: no such file, not parquet, or columns or types that a prompt list does not have.
+        UserError: no such file, not parquet, or columns, types or metadata that a prompt list does not have.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -65,8 +65,25 @@ def read_columns(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
     _check(path, table)
-    metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    return {name: table.column(name).to_pylist() for name in COLUMNS}, metadata
+    metadata = _metadata(path, (table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    try:
+        return {name: table.column(name).to_pylist() for name in COLUMNS}, metadata
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} has text that is not UTF-8 ({error}): write it again") from error
+
+
+def _metadata(path: Path, text: bytes) -> dict[str, Any]:
+    """``classes`` (a list of names, or None) and ``report`` (counts by name), as far as the file says."""
+    cure = "make the list again with `prism-fast prompts`, or write it without this metadata"
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata {_METADATA_KEY.decode()!r} is not JSON ({error}): {cure}") from error
+    classes, report = (found.get("classes"), found.get("report", {})) if isinstance(found, dict) else (0, 0)
+    names = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
+    if not names or not isinstance(report, dict) or not all(type(count) is int for count in report.values()):
+        raise UserError(f"{path}: its metadata {_METADATA_KEY.decode()!r} are not class names and counts: {cure}")
+    return {"classes": classes, "report": report}
 
 
 def _check(path: Path, table: pa.Table) -> None:

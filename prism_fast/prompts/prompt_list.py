@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.choices import choices
-from prism_fast.prompts.fit import Fits, fit_choice, fit_text
+from prism_fast.prompts.fit import Fits, Fitter, KnowsItsLetters, fit_text
 from prism_fast.prompts.grammar import Grammar, load_grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.prompt_file import COLUMNS, read_columns, write_columns
@@ -20,6 +20,7 @@ from prism_fast.prompts.vocabulary import Sense, Vocabulary
 __all__ = ["Prompt", "PromptConfig", "PromptList", "build_prompts"]
 
 NOTHING = "none"  # what the columns content and style say of a prompt without any
+_NAMED = 3  # classes in an error message; a task may have thousands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +132,13 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
             that does not fit loses its style, then its content from the end, never words of the class.
 
     Raises:
-        UserError: the words of a class alone do not fit; content ``frequency`` where no frequencies are known; a file
-            that is malformed or belongs to other classes.
+        UserError: the words of a class alone do not fit, or the tokenizer drops letters of them; content
+            ``frequency`` where no frequencies are known; a file that is malformed or belongs to other classes.
     """
     if config.file is not None:
         return _from_file(vocabulary, Path(config.file), fits)
     grammar = load_grammar(vocabulary.grammar)
+    _check_phrases(vocabulary, config, fits)
     prompts: list[Prompt] = []
     shortened = duplicates = short_classes = 0
     for index in range(len(vocabulary)):
@@ -169,13 +171,11 @@ def _class_prompts(
     vocabulary: Vocabulary, index: int, grammar: Grammar, config: PromptConfig, fits: Fits | None
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
-    phrase = sense.phrase if config.sense == "gloss" else sense.bare
+    phrase = _phrase(sense, config)
+    fitter = Fitter(grammar, phrase, fits)
     made, seen = _ClassPrompts(), set[str]()
     for content, style in choices(grammar, sense, config):
-        fitted = fit_choice(grammar, phrase, content, style, fits)
-        if fitted is None:
-            raise _too_long(index, sense, phrase)
-        text, said, styled = fitted
+        text, said, styled = fitter(content, style)
         if text in seen and config.content != "frequency":  # true frequencies are kept by repeating prompts
             made.duplicates += 1
             continue
@@ -196,11 +196,47 @@ def _class_prompts(
     return made
 
 
-def _too_long(index: int, sense: Sense, phrase: str) -> UserError:
-    cure = "shorten its gloss, or use --prompts.sense name" if phrase != sense.bare else "give it a shorter name"
-    return UserError(
-        f"class {index} ({sense.name!r}): {phrase!r} alone is longer than the pipeline's tokenizer takes; {cure}"
-    )
+def _phrase(sense: Sense, config: PromptConfig) -> str:
+    return sense.phrase if config.sense == "gloss" else sense.bare
+
+
+def _check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None) -> None:
+    """The words of every class reach the text encoder whole, or its images would show something else."""
+    if fits is None:
+        return
+    phrases = [_phrase(sense, config) for sense in vocabulary.senses]
+    long = {
+        f"class {index} ({sense.name!r}: {phrase!r})": phrase != sense.bare
+        for index, (sense, phrase) in enumerate(zip(vocabulary.senses, phrases, strict=True))
+        if not fits(phrase)
+    }
+    if long:
+        cures = ["shorten the gloss, or use --prompts.sense name"] if any(long.values()) else []
+        cures += ["give a shorter name"] if not all(long.values()) else []
+        raise UserError(
+            f"the words of {len(long)} of {len(phrases)} classes alone are longer than the pipeline's tokenizer takes: "
+            f"{_first(list(long))}; {'; '.join(cures)}"
+        )
+    names = (f"class {index} ({name!r})" for index, name in enumerate(vocabulary.names))
+    _check_letters(dict(zip(names, phrases, strict=True)), fits)
+
+
+def _check_letters(phrases: Mapping[str, str], fits: object) -> None:
+    """Small tokenizers drop what they do not know: a class would be asked for by what is left of its words."""
+    if not isinstance(fits, KnowsItsLetters):
+        return
+    lost = {name: fits.lost(phrase) for name, phrase in phrases.items()}
+    found = [f"{name} loses {letters!r}" for name, letters in lost.items() if letters]
+    if found:
+        raise UserError(
+            f"the pipeline's tokenizer does not know letters of the words of {len(found)} of {len(phrases)} classes, "
+            f"and would drop them: {_first(found)}; spell those words with letters that it knows"
+        )
+
+
+def _first(found: Sequence[str]) -> str:
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"{', '.join(found[:_NAMED])}{more}"
 
 
 def _from_file(vocabulary: Vocabulary, path: Path, fits: Fits | None) -> PromptList:
@@ -208,6 +244,9 @@ def _from_file(vocabulary: Vocabulary, path: Path, fits: Fits | None) -> PromptL
     loaded = PromptList.load(path)
     _check_classes(loaded, vocabulary, path)
     names = vocabulary.names
+    # By class and words: a file may speak of one class in several ways
+    words = {f"class {p.class_index} ({p.sense!r})": p.sense for p in loaded.prompts}
+    _check_letters(words, fits)
     prompts = tuple(_fit_foreign(path, prompt, fits) for prompt in loaded.prompts)
     report = {
         "classes": len(names),

@@ -105,6 +105,8 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         document = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists nested without end
+        raise UserError(f"{path}: not a list of names or objects that can be read: {error}") from error
     except _RepeatedKeyError as error:
         raise UserError(f"{path}: an object has the key {error} twice") from error
     if not isinstance(document, list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
-from prism_fast.pipeline.weights import require_safetensors
+from prism_fast.pipeline.configuration import read_configuration
+from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
+from prism_fast.pipeline.weights import in_short, load_errors, require_safetensors, tensor_names
 from prism_fast.registry import unknown
 from prism_fast.teachers.eager import EagerTeacher
 
@@ -77,36 +79,109 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = hub_id.partition("@")
+    reason = why_unreachable(repository, revision or None)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["config.json", _WEIGHTS]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot fetch the teacher {hub_id!r} from the hub ({error}): give a local folder") from error
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["config.json", _WEIGHTS],
+                local_files_only=reason is not None,  # what is in the cache still serves
+            )
+        )
+    except hub_errors() as error:
+        raise not_fetched("teacher", hub_id, reason, error) from error
 
 
 def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> EagerTeacher:
     import timm
-    from safetensors import SafetensorError
 
+    what = f"teacher in {folder}"
+    saved = read_configuration(folder / "config.json", what)
+    _check_saved(saved, what)
+    stored = tensor_names(folder / _WEIGHTS, what)
     try:
-        saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
         # timm picks among the weight files of a local-dir itself, and old versions prefer pickled ones: name the file.
         named = {"source": "", "file": str(folder / _WEIGHTS), "custom_load": False}
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=named)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        # RuntimeError is what torch and timm raise for unknown architectures and weights of other shapes
-        raise UserError(f"cannot load the teacher in {folder}: {error}; check config.json and {_WEIGHTS}") from error
+    except load_errors() as error:
+        raise UserError(
+            f"cannot load the {what} ({in_short(error)}): make config.json and {_WEIGHTS} those of one model"
+        ) from error
     settings: dict[str, Any] = model.pretrained_cfg
-    channels, height, width = settings["input_size"]
+    _check_weights(model, stored, settings, what)
+    height, width = _input_size(settings, what)
+    _check_answer(model.eval(), height, width, what)
+    try:
+        return EagerTeacher(
+            model,
+            mean=settings["mean"],
+            std=settings["std"],
+            input_size=(height, width),
+            num_classes=int(model.num_classes),
+            interpolation=str(settings.get("interpolation") or "bilinear"),
+            label_names=saved.get("label_names") or settings.get("label_names"),
+            device=device,
+            dtype=dtype,
+        )
+    except UserError as error:
+        raise UserError(f"{what}: {error}; correct its config.json") from error
+
+
+def _check_saved(saved: Mapping[str, Any], what: str) -> None:
+    """What timm takes for granted of a ``config.json``."""
+    cure = "save the model in timm's local-dir format"
+    if not isinstance(saved.get("architecture"), str):
+        raise UserError(f"{what}: its config.json has no 'architecture', timm's name of the model; {cure}")
+    for key in ("pretrained_cfg", "model_args"):
+        if not isinstance(saved.get(key, {}), dict):
+            raise UserError(f"{what}: {key} in its config.json is {saved[key]!r}, expected an object; {cure}")
+    settings = saved.get("pretrained_cfg", saved)
+    if "input_size" in settings:  # timm asserts, without a word
+        _input_size(settings, what)
+    labels = saved.get("label_names") or settings.get("label_names") or []
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{what}: label_names in its config.json must be a list of texts; {cure}")
+
+
+def _check_weights(model: Any, stored: set[str], settings: Mapping[str, Any], what: str) -> None:
+    """Nothing of ``model`` was left at random: timm does so with a head of another number of classes."""
+    if model.num_classes != settings["num_classes"]:
+        raise UserError(
+            f"{what}: model_args ask for {model.num_classes} classes, its weights have {settings['num_classes']}: "
+            "give num_classes once, as the weights have it"
+        )
+    wanted = set(model.state_dict())
+    missing = sorted(wanted - stored)
+    if missing and stored <= wanted:  # else timm has renamed some, of an older layout
+        raise UserError(
+            f"{what}: {_WEIGHTS} lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}): save it again, whole"
+        )
+
+
+def _input_size(settings: Mapping[str, Any], what: str) -> tuple[int, int]:
+    size = settings.get("input_size")
+    if not isinstance(size, list | tuple) or len(size) != 3 or not all(type(n) is int and n > 0 for n in size):
+        raise UserError(f"{what}: input_size is {size!r}, expected [3, height, width] in pixels; correct config.json")
+    channels, height, width = size
     if channels != 3:
-        raise UserError(f"teacher in {folder} takes {channels} channels; images have 3")
-    return EagerTeacher(
-        model,
-        mean=settings["mean"],
-        std=settings["std"],
-        input_size=(int(height), int(width)),
-        num_classes=int(model.num_classes),
-        interpolation=str(settings.get("interpolation") or "bilinear"),
-        label_names=saved.get("label_names") or settings.get("label_names"),
-        device=device,
-        dtype=dtype,
-    )
+        raise UserError(f"{what} takes {channels} channels; images have 3")
+    return height, width
+
+
+@torch.no_grad()
+def _check_answer(model: Any, height: int, width: int, what: str) -> None:
+    """One grey image goes through: settings that do not go together show only there."""
+    try:
+        logits = model(torch.zeros(1, 3, height, width))
+        shape = tuple(logits.shape)
+    except load_errors() as error:
+        raise UserError(
+            f"{what} cannot take an image of {height}x{width} pixels ({in_short(error)}): correct input_size and "
+            "model_args in its config.json"
+        ) from error
+    if shape != (1, model.num_classes) or not model.num_classes:
+        raise UserError(
+            f"{what} answers an image with shape {shape}, expected one logit for each of its {model.num_classes} "
+            "classes: take a classifier"
+        )

@@ -52,6 +52,12 @@ def resize_matrix(source: int, target: int, interpolation: str = "bilinear") -> 
     return matrix / matrix.sum(1, keepdim=True)
 
 
+def _are_three_numbers(values: object) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        return False
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
 class Preprocess(torch.nn.Module):
     """Whole image resized to the network's input (no crop), then (x − mean)/std.
 
@@ -71,8 +77,10 @@ class Preprocess(torch.nn.Module):
         super().__init__()
         if interpolation not in FILTERS:
             raise UserError(f"unknown interpolation {interpolation!r} (known: {', '.join(FILTERS)})")
-        if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(m) for m in mean) or not all(s > 0 for s in std):
-            raise UserError(f"mean and std must be three numbers each, std positive: {mean}, {std}")
+        if not _are_three_numbers(mean) or not _are_three_numbers(std) or not all(s > 0 for s in std):
+            raise UserError(f"mean and std must be three numbers each, std positive: {mean!r}, {std!r}")
+        if not all(side > 0 for side in input_size):
+            raise UserError(f"input_size must be positive in both directions: {input_size}")
         self.input_size = input_size
         self.interpolation = interpolation
         # fp64 until used: rounded once, to the images' own dtype

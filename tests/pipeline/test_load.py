@@ -3,8 +3,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
+import huggingface_hub
+import huggingface_hub.errors
 import pytest
 import torch
 
@@ -84,7 +88,7 @@ def test_broken_folders_name_the_cure(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model_index"):
         load_pipeline(str(tmp_path))
     (copy / "unet" / "config.json").unlink()
-    with pytest.raises(UserError, match="cannot load the pipeline"):
+    with pytest.raises(UserError, match=r"component unet has no config\.json"):
         load_pipeline(str(copy))
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
@@ -108,15 +112,63 @@ def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_pipeline("fashion")
 
 
-def test_an_unreachable_hub_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def refused_connection() -> Exception:
+    """What the hub's client raises without a network, by its transport: requests, httpx or httpx2."""
+    base = huggingface_hub.errors.HfHubHTTPError.__bases__[0]
+    transport = sys.modules[base.__module__.split(".", maxsplit=1)[0]]
+    kind = getattr(transport, "ConnectError", None) or transport.ConnectionError
+    error: Exception = kind("no route to the hub")
+    return error
+
+
+def test_an_unreachable_hub_is_one_error_after_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unreachable(_self: object, repository: str, **kwargs: Any) -> None:
+        asked.append(repository)
+        assert kwargs["timeout"] <= 10
+        raise refused_connection()
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(UserError, match=r"hub https?://.* cannot be reached \(.*no route.*\): connect to the network"):
+        load_pipeline("org/name")
+    assert asked == ["org/name"]
+
+
+def test_without_the_hub_its_cache_serves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 
     def unreachable(*args: object, **kwargs: object) -> None:
-        raise OSError("no route")
+        raise refused_connection()
 
-    monkeypatch.setattr(StableDiffusionPipeline, "load_config", unreachable)
-    with pytest.raises(UserError, match="no route"):
+    def cached(*args: object, local_files_only: bool, **kwargs: object) -> str:
+        assert local_files_only
+        return str(folder / "model_index.json")
+
+    def downloaded(*args: object, local_files_only: bool, **kwargs: object) -> str:
+        assert local_files_only and kwargs["use_safetensors"]
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    monkeypatch.setattr(StableDiffusionPipeline, "download", downloaded)
+    assert pipeline_fingerprint(load_pipeline("org/name")) == pipeline_fingerprint(load_pipeline(str(folder)))
+
+
+def test_a_hub_that_answers_without_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Response:
+        headers: ClassVar[dict[str, str]] = {}
+        request = None
+
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise huggingface_hub.errors.RepositoryNotFoundError("404", response=Response())
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unknown)
+    with pytest.raises(UserError, match=r"'org/name' is no local folder, and the hub has no such model.*spelling"):
         load_pipeline("org/name")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no model of the hub is called so"):
+        load_pipeline("org/a name")
 
 
 def test_fingerprint_changes_with_what_decides_an_image(folder: Path) -> None:

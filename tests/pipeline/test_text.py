@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,3 +58,35 @@ def test_a_tokenizer_without_a_limit_has_the_encoders() -> None:
     pipe.tokenizer.model_max_length = int(1e30)
     assert max_prompt_tokens(pipe) == 24
     assert encode_prompts(pipe, ["bag"], 2).shape == (1, 24, 32)
+
+
+def test_letters_that_the_tokenizer_drops_are_told(pipe: Any) -> None:
+    fits = prompt_fits(pipe)
+    assert [fits.lost(text) for text in ("coat", "A Coat, dark", "x-ray 3", "coat; (dark)", "")] == [""] * 5
+    assert fits.lost("\u9db4") == "\u9db4"
+    assert fits.lost("caf\u00e9") == fits.lost("cafe\u0301") == "\u00e9"
+    assert fits.lost("coat \U0001f600") == "\U0001f600"
+    assert fits.lost("!") == "!"  # nothing else would be left
+
+
+def test_a_tokenizer_of_bytes_drops_nothing(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    # CLIP's alphabet: every byte as a printable character, alone or at the end of a word; its merges do not matter here
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    characters = [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]
+    tokens = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    whole = tiny_pipeline(0)
+    whole.tokenizer = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=77)
+    fits = prompt_fits(whole)
+    for text in (
+        "\u9db4",
+        "caf\u00e9 cafe\u0301",
+        "\u039f\u0394\u039f\u03a3 \u03bf\u03b4\u03bf\u03c2",
+        "C++ & C#",
+        "Stra\u00dfe",
+        "\U0001f600",
+    ):
+        assert fits.lost(text) == "", text

@@ -158,3 +158,39 @@ def test_files_that_are_no_prompt_list(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the prompt list"):
         build_prompts(TWO, PromptConfig(per_class=1)).save(tmp_path / "file" / "p.parquet")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"[" * 100_000,
+        b'{"classes": 3}',
+        b'{"classes": ["crane", 1]}',
+        b'{"classes": {"a": 1}}',
+        b'{"report": [1]}',
+        b'{"report": {"prompts": "many"}}',
+        b'{"report": null}',
+    ],
+)
+def test_metadata_that_are_none(tmp_path: Path, metadata: bytes) -> None:
+    path = foreign(tmp_path / "p.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"prism_fast": metadata}), path)
+    with pytest.raises(UserError, match=r"p\.parquet: its metadata 'prism_fast' .*make the list again"):
+        PromptList.load(path)
+
+
+def test_metadata_of_others_do_not_matter(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "p.parquet")
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"pandas": b"{"}), path)
+    assert (PromptList.load(path).classes, PromptList.load(path).report) == (None, {})
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    broken = pa.array([b"crane \xff", b"nail"], pa.binary()).view(pa.string())
+    path = foreign(tmp_path / "p.parquet", prompt=broken)
+    with pytest.raises(UserError, match=r"p\.parquet has text that is not UTF-8"):
+        PromptList.load(path)

@@ -13,7 +13,8 @@ import pytest
 
 from prism_fast.errors import UserError
 from prism_fast.prompts import PromptConfig, Sense, Vocabulary, build_prompts, fashion, load_vocabulary, sample_text
-from prism_fast.prompts.english import LIGHTINGS, SCENES, VIEWPOINTS
+from prism_fast.prompts.choices import choices
+from prism_fast.prompts.english import LIGHTINGS, SCENES, VIEWPOINTS, EnglishGrammar
 from prism_fast.zoo.fashion_captions import GLOSSES, NAMES, caption
 
 FASHION = load_vocabulary("fashion")
@@ -134,13 +135,74 @@ def test_too_long_drops_style_then_content_from_the_end_and_counts() -> None:
             assert (prompt.style == "none") == cut
 
 
-def test_a_class_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"class 0 \('crane'\).*alone is longer.*--prompts\.sense name"):
+def test_classes_that_do_not_fit_are_refused_all_at_once() -> None:
+    with pytest.raises(UserError, match=r"1 of 2 classes.*class 0 \('crane': .*\); shorten.*--prompts\.sense name$"):
         build_prompts(ANIMALS, PromptConfig(), fits=at_most(5))
     made = build_prompts(ANIMALS, PromptConfig(sense="name"), fits=at_most(2))
     assert {p.prompt for p in made} == {"crane", "golden retriever"}
-    with pytest.raises(UserError, match=r"'golden_retriever'.*give it a shorter name"):
+    with pytest.raises(UserError, match=r"class 1 \('golden_retriever'.*give a shorter name$"):
         build_prompts(ANIMALS, PromptConfig(sense="name"), fits=at_most(1))
+    senses = tuple(Sense(name=f"kind {i}", phrase=f"kind {i}, {'very ' * 30}long") for i in range(200))
+    with pytest.raises(UserError, match=r"200 of 200 classes .*'kind 0'.*'kind 2'.* and 197 more; shorten") as caught:
+        build_prompts(Vocabulary(name="many", senses=senses), PromptConfig(), fits=at_most(20))
+    assert len(str(caught.value)) < 1000
+
+
+class Ascii:
+    """A tokenizer that takes everything and drops what is not ASCII."""
+
+    def __call__(self, text: str) -> bool:
+        return True
+
+    def lost(self, text: str) -> str:
+        return "".join(character for character in text if not character.isascii())
+
+
+def test_a_class_whose_letters_the_tokenizer_drops_is_refused(tmp_path: Path) -> None:
+    senses = tuple(Sense(name=name, phrase=name) for name in ("crane", "caf\u00e9", "\u9db4"))
+    vocabulary = Vocabulary(name="birds", senses=senses)
+    words = r"2 of 3 classes.*class 1 \(.caf\u00e9.\) loses '\u00e9', class 2 \('\u9db4'\) loses '\u9db4'; spell"
+    with pytest.raises(UserError, match=words):
+        build_prompts(vocabulary, PromptConfig(), fits=Ascii())
+    build_prompts(vocabulary, PromptConfig(per_class=2)).save(tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=words):
+        build_prompts(vocabulary, PromptConfig(file=str(tmp_path / "p.parquet")), fits=Ascii())
+    assert len(build_prompts(Vocabulary(name="one", senses=senses[:1]), PromptConfig(per_class=2), fits=Ascii())) == 2
+
+
+def slowly_fitted(config: PromptConfig, sense: Sense, fits: Callable[[str], bool]) -> tuple[list[str], int]:
+    """The prompts and the number of shortened ones, with every candidate asked for."""
+    grammar = EnglishGrammar()
+    made: dict[str, bool] = {}
+    for content, style in choices(grammar, sense, config):
+        candidates = [(content, style), *((content[:length], "") for length in range(len(content), -1, -1))]
+        text, cut = next(
+            (text, (said, styled) != (content, style))
+            for said, styled in candidates
+            if fits(text := grammar.render(sense.phrase, said, styled))
+        )
+        made.setdefault(text, cut)
+        if len(made) == config.per_class:
+            break
+    return list(made), sum(made.values())
+
+
+@pytest.mark.parametrize("style", ["photo", "wide"])
+@pytest.mark.parametrize("limit", [6, 8, 9, 11, 13, 15, 18])
+def test_a_tight_tokenizer_is_asked_little_and_the_prompts_stay_the_same(style: Any, limit: int, seed: int) -> None:
+    config = PromptConfig(style=style, seed=seed)
+    asked: list[str] = []
+
+    def fits(text: str) -> bool:
+        asked.append(text)
+        return at_most(limit)(text)
+
+    one = Vocabulary(name="one", senses=ANIMALS.senses[:1])
+    made = build_prompts(one, config, fits)
+    assert ([p.prompt for p in made], made.report["shortened"]) == slowly_fitted(config, one.senses[0], at_most(limit))
+    assert len(asked) < 1000  # thousands of choices, each with several candidates
+    if limit <= 8:
+        assert len(asked) < 50
 
 
 def test_frequency_repeats_prompts_as_often_as_they_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,8 @@ BAD_JSON = {
     "unknown key": ('["nail", {"name": "crane", "glos": "a"}]', "entry 2: unknown keys glos"),
     "key twice": ('[{"name": "crane", "name": "nail"}]', "the key 'name' twice"),
     "twice": ('["crane", {"name": " crane"}]', "entry 2: class 'crane' is already named by entry 1"),
+    "nested without end": ("[" * 100_000, "not a list of names or objects that can be read"),
+    "huge number": (f"[{'9' * 5000}]", "not a list of names or objects that can be read"),
     "half a character": ('["\\ud800"]', "entry 1: 'name' contains control characters or broken Unicode"),
 }
 

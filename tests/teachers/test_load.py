@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prism_fast.errors import UserError
 from prism_fast.teachers import load
@@ -74,7 +75,7 @@ def test_broken_folders_name_the_cure(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot load"):
             load_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="not valid JSON"):
         load_teacher(str(tmp_path))
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="rename"):
@@ -97,9 +98,12 @@ def test_a_timm_name_takes_only_safetensors_from_the_hub(folder: Path, monkeypat
 
     asked = []
 
-    def fetched(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def fetched(repository: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked.append((repository, revision, allow_patterns))
         return str(folder)
+
+    monkeypatch.setattr(load, "why_unreachable", lambda *_: None)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     load_teacher("resnet18.a1_in1k")
@@ -108,12 +112,84 @@ def test_a_timm_name_takes_only_safetensors_from_the_hub(folder: Path, monkeypat
     assert asked == [("timm/resnet18.a1_in1k", None, files), ("org/name", "v2", files)]
 
 
-def test_an_unreachable_hub_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' ``HF_HUB_OFFLINE`` stands for a missing network."""
     import huggingface_hub
 
-    def unreachable(*args: object, **kwargs: object) -> str:
-        raise OSError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match="no route"):
+    with pytest.raises(UserError, match=r"teacher 'org/name' .* cannot be reached \(.*offline.*connect to the network"):
         load_teacher("hf-hub:org/name")
+
+    def cached(*args: object, local_files_only: bool, **kwargs: object) -> str:
+        assert local_files_only
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert load_teacher("hf-hub:org/name").fingerprint == load_teacher(str(folder)).fingerprint
+
+
+BAD_CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no architecture": ({"architecture": None}, "no 'architecture', timm's name"),
+    "arguments that are no object": ({"model_args": [1]}, "model_args in its config.json is"),
+    "a stem of nothing": ({"model_args": {"channels": [8, 8, 16, 16], "stem_width": 0}}, "cannot load"),
+    "one layer": ({"model_args": {"layers": [1]}}, "cannot load"),
+    "groups that do not divide": ({"model_args": {"cardinality": 0}}, "cannot load"),
+    "a settings text": ({"pretrained_cfg": "foo"}, "pretrained_cfg in its config.json is 'foo'"),
+    "a label number": ({"label_names": [1] * 10}, "label_names"),
+    "two sides": ({"input_size": [28, 28]}, r"input_size is .*28, 28.*expected \[3, height, width\]"),
+    "no pixels": ({"input_size": [3, 0, 0]}, "input_size is"),
+    "half a pixel": ({"input_size": [3, 2.5, 2]}, "input_size is"),
+    "a text of pixels": ({"input_size": "big"}, "input_size is|cannot load"),
+    "mean as text": ({"mean": "foo"}, "teacher in .*three numbers each.*; correct its config.json"),
+    "three labels": ({"label_names": ["a", "b", "c"]}, "10 classes but 3 label names; correct its config.json"),
+    "mean of texts": ({"mean": ["a", "b", "c"]}, "three numbers each"),
+    "grey": (
+        {"model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "in_chans": 1}},
+        "cannot load|channels|pixels",
+    ),
+    "another head": (
+        {"model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "num_classes": 4}},
+        "ask for 4 classes, its weights have 10|cannot load",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGURATIONS)
+def test_configurations_that_do_not_fit(tmp_path: Path, case: str) -> None:
+    changes, message = BAD_CONFIGURATIONS[case]
+    config = json.loads((save_tiny_teacher(tmp_path) / "config.json").read_text())
+    for key, value in changes.items():
+        own = key in config or key == "label_names"
+        (config if own else config["pretrained_cfg"])[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "\xff", "[" * 100_000])
+def test_configurations_that_are_none(tmp_path: Path, content: str) -> None:
+    (save_tiny_teacher(tmp_path) / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="save or download it again"):
+        load_teacher(str(tmp_path))
+
+
+def test_a_network_that_cannot_classify_an_image() -> None:
+    for network, message in (
+        (torch.nn.Conv2d(1, 1, 3), "cannot take an image of 8x8 pixels .*channels"),
+        (torch.nn.Conv2d(3, 1, 9), "cannot take an image of 8x8 pixels"),
+        (torch.nn.Identity(), r"answers an image with shape \(1, 3, 8, 8\)"),
+    ):
+        network.num_classes = 10  # type: ignore[assignment]
+        with pytest.raises(UserError, match=message):
+            load._check_answer(network, 8, 8, "teacher")
+
+
+@pytest.mark.parametrize("key", ["fc.bias", "layer1.0.conv1.weight"])
+def test_weights_are_whole(tmp_path: Path, key: str) -> None:
+    file = save_tiny_teacher(tmp_path) / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in tensors.items() if name != key}, file)
+    with pytest.raises(UserError, match=key):
+        load_teacher(str(tmp_path))
+    save_file(tensors | {"foreign": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="foreign"):
+        load_teacher(str(tmp_path))

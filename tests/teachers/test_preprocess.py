@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,11 +43,18 @@ def test_the_right_size_is_not_resized(seed: int) -> None:
         ((0.5,), (0.5,), "bilinear", "three"),
         ((0.5, 0.5, 0.5), (0.5, 0.0, 0.5), "bilinear", "positive"),
         ((0.5, float("nan"), 0.5), (0.5, 0.5, 0.5), "bilinear", "three"),
+        ("foo", (0.5, 0.5, 0.5), "bilinear", "three"),
+        (("a", "b", "c"), (0.5, 0.5, 0.5), "bilinear", "three"),
+        ((0.5, 0.5, 0.5), (0.5, float("inf"), 0.5), "bilinear", "three"),
+        (3, (0.5, 0.5, 0.5), "bilinear", "three"),
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "lanczos", "bicubic"),
     ],
 )
-def test_bad_settings_are_refused(
-    mean: tuple[float, ...], std: tuple[float, ...], interpolation: str, message: str
-) -> None:
+def test_bad_settings_are_refused(mean: Any, std: tuple[float, ...], interpolation: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Preprocess((8, 8), mean, std, interpolation)
+
+
+def test_an_empty_input_is_refused() -> None:
+    with pytest.raises(UserError, match="input_size must be positive"):
+        Preprocess((8, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
