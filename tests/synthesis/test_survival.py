@@ -6,15 +6,24 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from prism_fast.synthesis.plan import seed_of
 from tests import tiny
+from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents
 from tests.synthesis.processes import finish, slow_doubles, start, tiny_models, wait_until
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_the_processes() -> Iterator[None]:
+    """The processes started here compute with one thread, and a set belongs to a number of threads."""
+    with one_thread():
+        yield
 
 
 def lines(log: Path) -> list[int]:
