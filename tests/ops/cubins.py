@@ -18,6 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CAPABILITIES = (80, 90, 100, 120)
+INTEGERS = [*((capability, "i32") for capability in CAPABILITIES), (90, "i64"), (90, "1")]
+"""(capability, type of the integer arguments): a launch types them by their values."""
+
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32", "int64": "*i64"}
 
 
@@ -44,19 +47,27 @@ class Cubin:
 
 
 def compile_cubin(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, num_warps: int = 4
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int,
+    num_warps: int = 4,
+    integers: str = "i32",
 ) -> Cubin:
     """``kernel`` for one compute capability (80 = 8.0).
 
     Args:
         kernel: a ``triton.jit`` function.
-        types: of its arguments in Triton's words ("*fp32", "fp32", "i64"); arguments left out are "i32". Pointers are
-            taken as aligned to 16 bytes, as torch's allocations are.
+        types: of its arguments in Triton's words ("*fp32", "fp32", "i64"); arguments left out are integers.
+            Pointers are taken as aligned to 16 bytes, as torch's allocations are.
         constants: its constexpr arguments.
         capability: of the GPU.
         num_warps: of the launch.
+        integers: type of the integers; "1" for the constants that a launch makes of integers that are one.
     """
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    if integers == "1":
+        constants = dict.fromkeys(set(kernel.arg_names) - set(types), 1) | dict(constants)
+    signature = {name: "constexpr" if name in constants else types.get(name, integers) for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(kernel, signature, dict(constants), aligned)
     options = {"num_warps": num_warps, "enable_fp_fusion": True}  # both as launches have them

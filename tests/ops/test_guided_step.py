@@ -13,7 +13,7 @@ from prism_fast.ops.guided_step import guided_step, guided_step_cuda, guided_ste
 from prism_fast.ops.image_norms import image_norms_ref
 from prism_fast.ops.step_table import Column
 from tests.ops.accuracy import DTYPES, LAYOUTS, SHAPES, assert_as_accurate, far_apart, laid_out
-from tests.ops.cubins import CAPABILITIES, POINTERS, compile_cubin
+from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
 
 ROWS, STEP, DEPTH = 7, 5, 4
 GUIDANCE = ("gradient", "rms", "energy", "tau", "delta")
@@ -205,7 +205,7 @@ def test_refusals(wrong: Arguments, message: str) -> None:
     assert torch.equal(arguments["sample"], before)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize(
     ("dtype", "constants"),
     [
@@ -215,7 +215,7 @@ def test_refusals(wrong: Arguments, message: str) -> None:
     ],
     ids=["everything", "dpmsolver++", "unguided"],
 )
-def test_cubin(dtype: str, constants: dict[str, Any], capability: int) -> None:
+def test_cubin(dtype: str, constants: dict[str, Any], capability: int, integers: str) -> None:
     fp32 = ("sample", "table", "rms", "energy", "tau", "delta", "noise", "history")
     cubin = compile_cubin(
         kernels._guided_step_kernel,
@@ -225,6 +225,7 @@ def test_cubin(dtype: str, constants: dict[str, Any], capability: int) -> None:
         constants | {"CFG": True, "CHANNELS_LAST": False, "BLOCK": kernels.BLOCK},
         capability,
         kernels.NUM_WARPS,
+        integers,
     )
     assert cubin.spilled_bytes == 0 and cubin.shared_bytes <= 1024 and cubin.registers <= 128
     assert not cubin.narrow_addresses

@@ -8,7 +8,7 @@ from torch import Tensor
 from prism_fast.kernels import image_norms as kernels
 from prism_fast.ops.image_norms import image_norms, image_norms_cuda, image_norms_ref
 from tests.ops.accuracy import DTYPES, LAYOUTS, SHAPES, assert_as_accurate, far_apart, laid_out
-from tests.ops.cubins import CAPABILITIES, POINTERS, compile_cubin
+from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
 
 
 def _compare(got: Tensor, gradient: Tensor) -> None:
@@ -54,15 +54,16 @@ def test_refusals(gradient: Tensor, message: str) -> None:
         image_norms(gradient)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_cubin(dtype: str, capability: int) -> None:
+def test_cubin(dtype: str, capability: int, integers: str) -> None:
     cubin = compile_cubin(
         kernels._image_norms_kernel,
         {"gradient": POINTERS[dtype], "out": "*fp32"},
         {"CHANNELS_LAST": True, "BLOCK": kernels.BLOCK},
         capability,
         kernels.NUM_WARPS,
+        integers,
     )
     assert cubin.spilled_bytes == 0 and cubin.shared_bytes <= 1024 and cubin.registers <= 128
     assert not cubin.narrow_addresses

@@ -13,7 +13,7 @@ from prism_fast.ops.arguments import memory_format
 from prism_fast.ops.predict_x0 import predict_x0, predict_x0_cuda, predict_x0_ref
 from prism_fast.ops.step_table import Column
 from tests.ops.accuracy import DTYPES, LAYOUTS, SHAPES, assert_as_accurate, far_apart, laid_out
-from tests.ops.cubins import CAPABILITIES, POINTERS, compile_cubin
+from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
 
 SCALE = 3.5
 ROWS = 5
@@ -95,9 +95,9 @@ def test_a_row_that_is_not_there() -> None:
         predict_x0(sample, prediction, table, torch.tensor(ROWS), scale)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cubin(dtype: str, capability: int) -> None:
+def test_cubin(dtype: str, capability: int, integers: str) -> None:
     cubin = compile_cubin(
         kernels._predict_x0_kernel,
         {"prediction": POINTERS[dtype], "step": "*i64", "cfg_scale": "fp32"}
@@ -105,6 +105,7 @@ def test_cubin(dtype: str, capability: int) -> None:
         {"CFG": True, "CHANNELS_LAST": False, "BLOCK": kernels.BLOCK},
         capability,
         kernels.NUM_WARPS,
+        integers,
     )
     assert cubin.spilled_bytes == 0 and cubin.shared_bytes <= 1024 and cubin.registers <= 96
     assert not cubin.narrow_addresses

@@ -21,7 +21,7 @@ from prism_fast.ops.resample_normalize import (
 )
 from prism_fast.teachers.preprocess import Preprocess, resize_matrix
 from tests.ops.accuracy import DTYPES, LAYOUTS, assert_as_accurate, far_apart, laid_out
-from tests.ops.cubins import CAPABILITIES, POINTERS, compile_cubin
+from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZES = [
@@ -197,10 +197,10 @@ def _types(dtype: str, names: tuple[str, ...]) -> dict[str, str]:
     return bands | dict.fromkeys(names, POINTERS[dtype]) | {"low": "fp32", "high": "fp32"}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_cubin(backward: bool, dtype: str, capability: int) -> None:
+def test_cubin(backward: bool, dtype: str, capability: int, integers: str) -> None:
     kernel = kernels._resample_normalize_backward_kernel if backward else kernels._resample_normalize_kernel
     cubin = compile_cubin(
         kernel,
@@ -208,6 +208,7 @@ def test_cubin(backward: bool, dtype: str, capability: int) -> None:
         {"CLAMP": True, "TILE_Y": kernels.TILE_Y, "TILE_X": kernels.TILE_X},
         capability,
         kernels.NUM_WARPS,
+        integers,
     )
     assert cubin.spilled_bytes == 0 and cubin.shared_bytes <= 4096 and cubin.registers <= 128
 
