@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_fast.config import replacing
 from prism_fast.study import page
 from prism_fast.study.arms import ARMS, CEILING
 from prism_fast.study.plots import Series, line_chart, ridges
@@ -25,9 +25,9 @@ _TITLE = "A student that never saw its teacher's data"
 
 def write_report(outcome: Outcome, path: Path) -> None:
     """Writes the report as one file, by a rename."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staged.write_text(report_html(outcome), encoding="utf-8")
-    os.replace(staged, path)
+    html = report_html(outcome)
+    with replacing(path) as staged:
+        staged.write_text(html, encoding="utf-8")
 
 
 def report_html(outcome: Outcome) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prism_fast.config import replacing
 from prism_fast.zoo import networks, world
 from prism_fast.zoo.config import ZooConfig
 from prism_fast.zoo.fit import fit
@@ -44,10 +45,8 @@ def cache_latents(config: ZooConfig, folder: Path, work: Path, device: torch.dev
         "mean": torch.cat(means).contiguous(), "std": torch.cat(stds).contiguous(),
         "rows": torch.from_numpy(rows), "styles": torch.from_numpy(styles), "kinds": torch.from_numpy(kinds),
     }  # fmt: skip
-    work.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".tmp")  # a killed run leaves no half file that the next one would take for whole
-    save_file(tensors, staged)
-    staged.replace(path)
+    with replacing(path) as staged:  # a killed run leaves no half file that the next one would take for whole
+        save_file(tensors, staged)
     return path
 
 

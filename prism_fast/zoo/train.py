@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from prism_fast.config import cache_dir, content_hash, environment, resolve_device
+from prism_fast.config import cache_dir, content_hash, environment, replacing, resolve_device
 from prism_fast.errors import UserError
 from prism_fast.zoo.autoencoders import train_tiny, train_vae
 from prism_fast.zoo.classifiers import train_classifier
@@ -107,9 +107,8 @@ def record(folder: Path, name: str, identity: dict[str, Any], metrics: dict[str,
         str(weights.relative_to(folder)): hashlib.sha256(weights.read_bytes()).hexdigest()
         for weights in sorted(folder.rglob("*.safetensors"))
     }
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-    staged.replace(path)
+    with replacing(path) as staged:
+        staged.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
