@@ -89,6 +89,8 @@ class Schedule:
         levels: of each step.
         prediction_type: of the network.
         draws: how many times the scheduler draws noise along the trajectory.
+        scheduler: diffusers' own, for what reads its constants (``sampling.tables``).
+        config: the one it was built for.
     """
 
     def __init__(self, scheduler: Any, config: SamplerConfig, device: torch.device) -> None:
@@ -100,8 +102,8 @@ class Schedule:
             scheduler.set_begin_index(0)
         self.timesteps: Tensor = scheduler.timesteps
         self.prediction_type = str(scheduler.config.prediction_type)
-        self._scheduler = scheduler
-        self._config = config
+        self.scheduler = scheduler
+        self.config = config
         _check_timesteps(scheduler, config)
         self.levels = tuple(_level(scheduler, config.scheduler, index) for index in range(len(self.timesteps)))
         self.draws = _noise_draws(config, self.timesteps)
@@ -111,20 +113,20 @@ class Schedule:
 
     def start(self, noise: Tensor) -> Tensor:
         """Unit Gaussian noise as the scheduler's first sample."""
-        started: Tensor = noise * self._scheduler.init_noise_sigma
+        started: Tensor = noise * self.scheduler.init_noise_sigma
         return started
 
     def network_input(self, sample: Tensor, index: int) -> Tensor:
         """What the network sees of the scheduler's ``sample`` at step ``index``."""
-        scaled: Tensor = self._scheduler.scale_model_input(sample, self.timesteps[index])
+        scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
         return scaled
 
     def step(self, prediction: Tensor, index: int, sample: Tensor, generators: list[Generator]) -> Tensor:
         """The next sample. Steps must be taken in order: multistep schedulers keep a history of predictions."""
         options: dict[str, Any] = {"generator": generators} if self.draws else {}
-        if self._config.scheduler == "ddim":
-            options["eta"] = self._config.eta
-        following: Tensor = self._scheduler.step(
+        if self.config.scheduler == "ddim":
+            options["eta"] = self.config.eta
+        following: Tensor = self.scheduler.step(
             prediction, self.timesteps[index], sample, return_dict=False, **options
         )[0]
         return following

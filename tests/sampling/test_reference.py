@@ -262,10 +262,8 @@ def test_multistep_history_holds_corrected_predictions(pipe: Any, teacher: Eager
     sampler = ReferenceSampler(pipe, config, teacher)
     schedule = sampler._schedule()
     seen: list[Tensor] = []
-    original = schedule._scheduler.convert_model_output
-    schedule._scheduler.convert_model_output = lambda *args, **kwargs: (
-        seen.append(original(*args, **kwargs)) or seen[-1]
-    )
+    original = schedule.scheduler.convert_model_output
+    schedule.scheduler.convert_model_output = lambda *args, **kwargs: seen.append(original(*args, **kwargs)) or seen[-1]
     sampler._schedule = lambda: schedule  # type: ignore[method-assign]
     batch = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert batch.guided_steps == (0, 1)

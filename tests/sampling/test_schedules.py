@@ -65,7 +65,7 @@ def test_levels_agree_with_the_schedulers_own_x0(case: dict[str, Any], predictio
         prediction = torch.randn(2, *SHAPE, generator=generator)
         x0, _ = level.split(prediction, sample, prediction_type)
         schedule.network_input(sample, index)
-        scheduler = schedule._scheduler
+        scheduler = schedule.scheduler
         if case["scheduler"] == "pndm":
             expected = _pndm_x0(scheduler, schedule.timesteps[index], prediction, sample)
         elif case["scheduler"] == "dpmsolver++":
@@ -116,7 +116,7 @@ def test_exact_predictions_lead_to_the_clean_latents(case: dict[str, Any], seed:
         schedule.network_input(sample, index)
         epsilon = (sample * level.sample_scale - level.alpha * clean) / level.sigma
         sample = schedule.step(epsilon, index, sample, noise.generators)
-    last = schedule._scheduler.alphas_cumprod[0]
+    last = schedule.scheduler.alphas_cumprod[0]
     assert (sample - clean).abs().max() < 5 * math.sqrt(1 - last) + 1e-4
 
 
