@@ -21,6 +21,7 @@ DEMO_ARGS ?=
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .SUFFIXES:
+MAKEFLAGS += --no-print-directory
 .PHONY: install demo native test test-native test-sanitize test-slow test-gpu test-oldest lint format clean reinstall
 
 BIN := $(VENV)/bin

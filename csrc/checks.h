@@ -24,7 +24,7 @@ inline void check_targets(const at::Tensor& targets, const at::Tensor& logits) {
   TORCH_CHECK_VALUE(targets.scalar_type() == at::kLong, "targets: expected int64, got ", targets.scalar_type());
   TORCH_CHECK_VALUE(targets.dim() == 1 && targets.size(0) == logits.size(-2), "targets: expected [", logits.size(-2),
                     "], got ", targets.sizes());
-  TORCH_CHECK_VALUE(targets.device() == logits.device(), "targets: expected device ", logits.device(), ", got ",
+  TORCH_CHECK_VALUE(targets.device() == logits.device(), "targets: expected device ", logits.device(), ", got device ",
                     targets.device());
 }
 

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prism_fast.ops.arguments import require, require_device
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -160,30 +162,21 @@ def _empty_outputs(logits: Tensor, topk: int) -> _Outputs:
 
 def _check(logits: Tensor, targets: Tensor, temperature: float, topk: int) -> None:
     """The checks of csrc/checks.h, for the back-ends written in Python."""
-    if logits.ndim not in (2, 3):
-        raise ValueError(f"logits: expected [B, K] or [M, B, K], got {list(logits.shape)}")
-    if logits.dtype not in DTYPES:
-        raise ValueError(f"logits: expected float32, float16 or bfloat16, got {logits.dtype}")
-    if logits.ndim == 3 and logits.shape[0] < 1:
-        raise ValueError(f"logits: expected at least one member, got {list(logits.shape)}")
-    if logits.shape[-1] < 2:
-        raise ValueError(f"logits: expected at least two classes, got {list(logits.shape)}")
-    if targets.dtype != torch.int64:
-        raise ValueError(f"targets: expected int64, got {targets.dtype}")
-    if targets.shape != logits.shape[-2:-1]:
-        raise ValueError(f"targets: expected {list(logits.shape[-2:-1])}, got {list(targets.shape)}")
-    if targets.device != logits.device:
-        raise ValueError(f"targets: expected device {logits.device}, got {targets.device}")
-    if not (0 < temperature < float("inf")):
-        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
-    if not 0 <= topk <= logits.shape[-1]:
-        raise ValueError(f"topk: expected 0 to {logits.shape[-1]}, got {topk}")
+    shape = list(logits.shape)
+    require(logits.ndim in (2, 3), "logits", "[B, K] or [M, B, K]", shape)
+    require(logits.dtype in DTYPES, "logits", "float32, float16 or bfloat16", logits.dtype)
+    require(logits.ndim == 2 or shape[0] >= 1, "logits", "at least one member", shape)
+    require(shape[-1] >= 2, "logits", "at least two classes", shape)
+    require(targets.dtype == torch.int64, "targets", "int64", targets.dtype)
+    require(list(targets.shape) == shape[-2:-1], "targets", shape[-2:-1], list(targets.shape))
+    require_device("targets", targets, logits.device)
+    require(0 < temperature < float("inf"), "temperature", "a positive finite number", temperature)
+    require(0 <= topk <= shape[-1], "topk", f"0 to {shape[-1]}", topk)
 
 
 def _check_range(targets: Tensor, classes: int) -> None:
-    outside = targets[(targets < 0) | (targets >= classes)]
-    if outside.numel():
-        raise ValueError(f"targets: expected 0 to {classes - 1}, got {int(outside[0])}")
+    outside = targets[(targets < 0) | (targets >= classes)].tolist()
+    require(not outside, "targets", f"0 to {classes - 1}", outside and outside[0])
 
 
 def _load_native() -> bool:

@@ -222,7 +222,7 @@ def test_refusals_name_argument_expected_and_got(operator: Operator, change: dic
 
 
 def test_another_device_is_refused() -> None:
-    with pytest.raises(ValueError, match="targets: expected device cpu, got meta"):
+    with pytest.raises(ValueError, match="targets: expected device cpu, got device meta"):
         logit_energy_op._init_fn(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64, device="meta"), 1.0, 1.0, 1.0, 0)
 
 
