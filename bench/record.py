@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ class Row:
         seconds_p20: and p50, p80: of one call.
         ratio_to_eager: median seconds of the eager expression over the operation's. Above 1 it is faster.
         ratio_to_compiled: the same for torch.compile of the expression.
+        public: the best public kernel for it where its package is installed; ``ratio_to_public`` is the same for it.
         gb_per_s: moved_bytes / seconds_p50, in 10⁹ bytes.
         share_of_peak: that over the measured copy of the same number of bytes.
     """
@@ -50,6 +52,8 @@ class Row:
     seconds_p80: float
     ratio_to_eager: float
     ratio_to_compiled: float
+    public: str | None
+    ratio_to_public: float | None
     gb_per_s: float
     share_of_peak: float
 
@@ -57,15 +61,15 @@ class Row:
 def measure(call: Callable[[], object], device: torch.device, *, budget_s: float = 2.0) -> Times:
     """Times of ``call``, warmed up, for about ``budget_s`` and at least 20 repetitions.
 
-    On CUDA by events, the L2 cache flushed before each call; on the CPU by the clock, caches as the call left them.
+    On CUDA by events around the replay of a captured graph, as the sampling loop runs it (launching from Python takes
+    longer than a small kernel does), the L2 cache flushed before each; on the CPU by the clock, caches as the call left
+    them.
     """
-    for _ in range(3):
-        call()
+    once = _cuda_timer(call, device) if device.type == "cuda" else _cpu_timer(call)
     seconds: list[float] = []
-    once = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     end = time.perf_counter() + budget_s
     while len(seconds) < 20 or (time.perf_counter() < end and len(seconds) < 2000):
-        seconds.append(once(call, device))
+        seconds.append(once())
     return percentiles(seconds)
 
 
@@ -74,20 +78,40 @@ def percentiles(seconds: list[float]) -> Times:
     return Times(p20=fifths[0], p50=statistics.median(seconds), p80=fifths[3])
 
 
-def _cpu_seconds(call: Callable[[], object], device: torch.device) -> float:  # noqa: ARG001  as for CUDA
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def _cpu_timer(call: Callable[[], object]) -> Callable[[], float]:
+    for _ in range(3):
+        call()
+
+    def once() -> float:
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    return once
 
 
-def _cuda_seconds(call: Callable[[], object], device: torch.device) -> float:
-    torch.empty(256 << 20, dtype=torch.int8, device=device).zero_()  # larger than any L2
+def _cuda_timer(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # what a first call sets up cannot be captured
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    flush = torch.empty(256 << 20, dtype=torch.int8, device=device)  # larger than any L2
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+
+    def once() -> float:
+        flush.zero_()
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+    return once
 
 
 def copy_seconds(moved_bytes: int, device: torch.device) -> float:
@@ -105,8 +129,12 @@ def environment(device: torch.device) -> dict[str, object]:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
+    hardware: dict[str, object]
     if device.type == "cuda":
-        hardware = {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        name = torch.cuda.get_device_name(device)
+        hardware = {"device": name, "driver": driver, "cuda": torch.version.cuda, "triton": version("triton")}
     else:
         capability = torch.backends.cpu.get_cpu_capability()
         hardware = {"device": f"{_processor()} {capability}", "threads": torch.get_num_threads()}

@@ -76,6 +76,7 @@ def run_from(wheel: Path, folder: Path, code: str) -> str:
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, check=False, cwd=folder, env=environment
     )
@@ -83,19 +84,23 @@ def run_from(wheel: Path, folder: Path, code: str) -> str:
     return done.stdout
 
 
-RUN_LOGIT_ENERGY = """
+# One operation by what the wheel brings for the CPU, and one by its Triton kernel, interpreted.
+RUN = """
 import pathlib, torch, prism_fast
-from prism_fast.ops import logit_energy as module
-got = module.logit_energy(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([1]), topk=1)
+from prism_fast.ops.logit_energy import NATIVE, logit_energy
+got = logit_energy(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([1]), topk=1)
 torch.testing.assert_close(got.cross_entropy, torch.tensor([3.0]).log())
 registered = torch._C._dispatch_has_kernel_for_dispatch_key("prism_fast::logit_energy", "CPU")
-print(module.NATIVE, registered, pathlib.Path(prism_fast.__file__).parts[-6])
+
+from prism_fast.kernels.image_norms import image_norms_triton
+torch.testing.assert_close(image_norms_triton(torch.full((2, 4, 3, 5), -3.0)), torch.tensor([3.0, 3.0]))
+print(*NATIVE, registered, pathlib.Path(prism_fast.__file__).parts[-6])
 """
 
 
 def test_the_pure_wheel_runs_on_plain_torch(pure_wheel: Path, tmp_path: Path) -> None:
     assert pure_wheel.name.endswith("-py3-none-any.whl")
-    assert run_from(pure_wheel, tmp_path, RUN_LOGIT_ENERGY).split() == ["False", "False", "venv"]
+    assert run_from(pure_wheel, tmp_path, RUN).split() == ["False", "venv"]
 
 
 @pytest.mark.timeout(900)  # compiles
@@ -106,7 +111,7 @@ def test_the_cpu_wheel_brings_the_extension(tmp_path: Path) -> None:
     assert [Path(name).name.split(".")[0] for name in names if name.endswith(".so")] == ["_C"]
     assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".o"))]
     assert "none-any" not in wheel.name
-    assert run_from(wheel, tmp_path, RUN_LOGIT_ENERGY).split() == ["True", "True", "venv"]
+    assert run_from(wheel, tmp_path, RUN).split() == ["cpu", "True", "venv"]
 
 
 def _resolve(choice: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:

@@ -210,6 +210,11 @@ def _register_triton() -> None:
         return outputs
 
 
-NATIVE = _load_native()
-if not torch._C._dispatch_has_kernel_for_dispatch_key("prism_fast::logit_energy", "CUDA"):
+def _has_kernel(device: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("prism_fast::logit_energy", device.upper()))
+
+
+NATIVE = frozenset(device for device in ("cpu", "cuda") if _load_native() and _has_kernel(device))
+"""Devices whose kernel is that of ``csrc/``."""
+if "cuda" not in NATIVE:
     _register_triton()
