@@ -52,6 +52,12 @@ def vector_flags(source: str) -> list[str]:
     return next((flags for end, flags in VECTOR_FLAGS.items() if source.endswith(end)), [])
 
 
+def object_files(sources: list[str], strip_dir: bool = False, output_dir: str | None = None) -> list[str]:
+    """Names as CMake makes them: setuptools' own drop the ending, and logit_energy.cpp is not logit_energy.cu."""
+    names = (Path(source).name if strip_dir else source for source in sources)
+    return [str(Path(output_dir or "") / f"{name}.o") for name in names]
+
+
 def resolve(choice: str) -> str:
     """``none``, ``cpu`` or ``cuda``; see the module.
 
@@ -109,6 +115,7 @@ def extension(kind: str) -> dict[str, Any]:
                 compile_file(obj, src, ext, cc, [*post, *vector_flags(src)], pp)
 
             self.compiler._compile = compile_with_flags
+            self.compiler.object_filenames = object_files
             super().build_extensions()
 
     build = cpp_extension.CUDAExtension if kind == "cuda" else cpp_extension.CppExtension

@@ -114,6 +114,25 @@ def test_the_cpu_wheel_brings_the_extension(tmp_path: Path) -> None:
     assert run_from(wheel, tmp_path, RUN).split() == ["cpu", "True", "venv"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_cuda_wheel_links_and_loads_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import setup
+
+    if setup.cuda_toolkit() is None:
+        pytest.skip("no CUDA toolkit found")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    wheel = build_wheel(tmp_path, "cuda")
+    load = "from prism_fast.ops.logit_energy import NATIVE; print(*sorted(NATIVE))"
+    assert run_from(wheel, tmp_path, load).split() == ["cpu", "cuda"]
+
+
+def test_objects_of_one_stem_are_two_files() -> None:
+    import setup
+
+    assert setup.object_files(["csrc/op.cpp", "csrc/op.cu"], output_dir="b") == ["b/csrc/op.cpp.o", "b/csrc/op.cu.o"]
+
+
 def _resolve(choice: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     import setup
 
