@@ -66,7 +66,7 @@ native: install
 
 # PRISM_FAST_BUILD tells the tests that the extension has to be there.
 test: install $(NATIVE) test-native
-	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m 'not slow and not bench' $(PYTEST_ARGS)
 
 test-slow: install $(NATIVE)
 	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """The operations under pytest-benchmark, to compare one commit with another on the same machine:
 
-    python -m pytest bench --benchmark-autosave
-    python -m pytest bench --benchmark-compare
+    python -m pytest tests/bench -m bench --benchmark-autosave
+    python -m pytest tests/bench -m bench --benchmark-compare
 
 ``bench/ops.py`` compares them with torch.
 """
@@ -19,6 +19,7 @@ from bench.ops import OPS, cases
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("name", OPS)
 def test_speed(name: str, benchmark: Any) -> None:
     case: Case | None = next(cases(name, DEVICE), None)
