@@ -10,7 +10,7 @@ from prism_fast.synthesis.label import Labels, significant
 from prism_fast.synthesis.plan import Row
 
 if TYPE_CHECKING:
-    from prism_fast.sampling.reference import SampleBatch
+    from prism_fast.sampling.batch import SampleBatch
 
 NOT_FINITE = "not finite"
 """Why a row has no image: not-a-number or infinity appeared in it."""

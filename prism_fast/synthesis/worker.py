@@ -20,12 +20,13 @@ from prism_fast.prompts.prompt_list import PromptList, build_prompts
 from prism_fast.prompts.vocabulary import Vocabulary, load_vocabulary
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.levels import Sampler
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.images import decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.models import Models, Sampler, load_models
+from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.pilot import (
     gate_thresholds,
     load_partial,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.decoder import load_decoder, to_uint8
+from prism_fast.pipeline.decoder import decode, load_decoder, to_uint8
 from tests.tiny import tiny_pipeline
 
 
@@ -23,7 +23,7 @@ def _latents(seed: int) -> torch.Tensor:
 
 def test_kl_is_the_pipelines_own_decoding(pipe: Any, seed: int) -> None:
     latents = _latents(seed)
-    images = load_decoder(pipe).decode(latents)
+    images = decode(load_decoder(pipe), latents)
     raw = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     expected = pipe.image_processor.postprocess(raw, output_type="np")
     assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
@@ -38,17 +38,17 @@ def test_the_backward_agrees_with_fp64_differences(seed: int) -> None:
     decoder = load_decoder(pipe)
     latents = _latents(seed).double().requires_grad_()
     weight = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((decoder.decode(latents) * weight).sum(), latents)
+    (gradient,) = torch.autograd.grad((decode(decoder, latents) * weight).sum(), latents)
     direction = torch.randn_like(latents)
     with torch.no_grad():
-        values = [(decoder.decode(latents + h * direction) * weight).sum() for h in (1e-6, -1e-6)]
+        values = [(decode(decoder, latents + h * direction) * weight).sum() for h in (1e-6, -1e-6)]
     slope = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-4)
 
 
 def test_images_are_clamped_and_the_gradient_is_zero_outside(pipe: Any, seed: int) -> None:
     latents = (60 * _latents(seed)).requires_grad_()
-    images = load_decoder(pipe).decode(latents)
+    images = decode(load_decoder(pipe), latents)
     assert images.min() >= 0 and images.max() <= 1
     outside = (images <= 0) | (images >= 1)
     assert outside.any()
@@ -59,7 +59,7 @@ def test_images_are_clamped_and_the_gradient_is_zero_outside(pipe: Any, seed: in
 def test_half_precision_decoders_give_fp32_images(seed: int) -> None:
     pipe = tiny_pipeline(0)
     pipe.vae.to(torch.bfloat16)
-    assert load_decoder(pipe).decode(_latents(seed)).dtype == torch.float32
+    assert decode(load_decoder(pipe), _latents(seed)).dtype == torch.float32
 
 
 def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
@@ -74,7 +74,7 @@ def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
     assert decoder.name == "tiny"
     latents = _latents(seed)
     expected = (tiny.eval().decode(latents).sample / 2 + 0.5).clamp(0, 1).detach()
-    torch.testing.assert_close(decoder.decode(latents), expected)
+    torch.testing.assert_close(decode(decoder, latents), expected)
     next(tmp_path.glob("*.safetensors")).rename(tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"\.bin"):
         load_decoder(pipe, "tiny", tmp_path)

@@ -10,10 +10,11 @@ from torch import Tensor
 from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import latent_shape
+from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.noise import draw_noise
-from prism_fast.sampling.reference import ReferenceSampler, SampleBatch
+from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
