@@ -64,7 +64,7 @@ class GuidanceConfig:
         at: where g is taken: ``x0``: at x̂0; ``latent``: at x_t through the UNet; ``noisy``: at x_t, decoded as it is.
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
         decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
-            ``tiny@N``, decoding resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
+            ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
     """
 

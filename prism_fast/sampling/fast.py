@@ -334,7 +334,7 @@ class FastSampler:
         gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
         return SampleBatch(
             images=images[:count].cpu(),
-            latents=buffers.sample[:count].cpu(),
+            latents=buffers.sample[:count].to("cpu", copy=True),  # the next batch writes into this one
             guided_steps=self._guided,
             energy=energy[:, :count].cpu(),
             gate=gate[:, :count].cpu(),
