@@ -86,7 +86,8 @@ def group_norm_silu_op(
     _check(x, groups, weight, bias, eps)
     normalized = group_norm_silu_ref(x, groups, weight, bias, eps)
     apart = x.to(_precise(x)).reshape(len(x), groups, x.shape[1:].numel() // groups)
-    variance, mean = torch.var_mean(apart, dim=2, correction=0)
+    mean = apart.mean(2)
+    variance = (apart - mean[..., None]).square().mean(2)
     return normalized.contiguous(memory_format=memory_format(x)), mean, (variance + eps).rsqrt()
 
 
