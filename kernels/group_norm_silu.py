@@ -18,7 +18,7 @@ ROW = 64  # channels of a tile where channels lie side by side: one line of 128 
 COLUMN = 512  # pixels of a tile where pixels do
 PROGRAMS = 128  # an image, roughly: one on each multiprocessor of an H100 at batch 1, four at batch 4
 TILES = 16  # of a program at most: large images get more programs, whose loads hide each other's latency
-BLOCK = 1024  # partial sums that the program of a group reads at once
+BLOCK = 512  # partial sums that the program of a group reads at once
 NUM_WARPS = 4
 
 
@@ -97,23 +97,25 @@ def _group_norm_silu_statistics_kernel(
     eps,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Chan's merge of the chunks and channels of one group: the mean, then squares about it."""
+    """Chan's merge of the chunks and channels of one group: the mean, then squares about it.
+
+    In fp64, of few numbers: what rstd errs by, all elements of the group err by together.
+    """
     members = channels // groups
-    base = tl.sum(tl.load(means + _members(0, channels, chunks, groups, 1)[0]))  # of one
-    total = tl.zeros([BLOCK], dtype=tl.float32)
+    total = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, chunks * members, BLOCK):
         place, inside, k, _ = _members(start, channels, chunks, groups, BLOCK)
-        count = tl.minimum(pixels - k * chunk, chunk).to(tl.float32)
-        total += tl.where(inside, count * (_read(means + place, inside) - base), 0.0)
-    middle = base + tl.sum(total) / (members * pixels)
-    total = tl.zeros([BLOCK], dtype=tl.float32)
+        count = tl.minimum(pixels - k * chunk, chunk).to(tl.float64)
+        total += tl.where(inside, count * _read(means + place, inside).to(tl.float64), 0.0)
+    middle = tl.sum(total) / (members * pixels)
+    total = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, chunks * members, BLOCK):
         place, inside, k, _ = _members(start, channels, chunks, groups, BLOCK)
-        count = tl.minimum(pixels - k * chunk, chunk).to(tl.float32)
-        off = _read(means + place, inside) - middle
-        total += tl.where(inside, _read(squares + place, inside) + count * off * off, 0.0)
-    tl.store(mean + tl.program_id(0), middle)
-    tl.store(rstd + tl.program_id(0), 1.0 / tl.sqrt_rn(tl.sum(total) / (members * pixels) + eps))
+        count = tl.minimum(pixels - k * chunk, chunk).to(tl.float64)
+        off = _read(means + place, inside).to(tl.float64) - middle
+        total += tl.where(inside, _read(squares + place, inside).to(tl.float64) + count * off * off, 0.0)
+    tl.store(mean + tl.program_id(0), middle.to(tl.float32))
+    tl.store(rstd + tl.program_id(0), (1.0 / tl.sqrt(tl.sum(total) / (members * pixels) + eps)).to(tl.float32))
 
 
 @triton.jit
@@ -176,15 +178,15 @@ def _group_norm_silu_backward_means_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     members = channels // groups
-    plain = tl.zeros([BLOCK], dtype=tl.float32)
-    scaled = tl.zeros([BLOCK], dtype=tl.float32)
+    plain = tl.zeros([BLOCK], dtype=tl.float64)
+    scaled = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, chunks * members, BLOCK):
         place, inside, _, c = _members(start, channels, chunks, groups, BLOCK)
-        factor = _read(weight + c, inside)
+        factor = _read(weight + c, inside).to(tl.float64)
         plain += factor * _read(shifts + place, inside)
         scaled += factor * _read(scales + place, inside)
-    tl.store(shift + tl.program_id(0), tl.sum(plain) / (members * pixels))
-    tl.store(scale + tl.program_id(0), tl.sum(scaled) / (members * pixels))
+    tl.store(shift + tl.program_id(0), (tl.sum(plain) / (members * pixels)).to(tl.float32))
+    tl.store(scale + tl.program_id(0), (tl.sum(scaled) / (members * pixels)).to(tl.float32))
 
 
 @triton.jit

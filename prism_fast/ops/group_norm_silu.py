@@ -64,7 +64,7 @@ def group_norm_silu_backward_ref(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The equations of :func:`group_norm_silu_backward` with ``weights``, in x's precision, at least fp32."""
     dtype = _precise(x)
-    shape, apart = x.shape, (len(x), groups, x.shape[1] // groups, *x.shape[2:])
+    shape, apart = x.shape, (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     spread = rstd.to(dtype).view(-1, groups, 1, 1, 1)
     normal = (x.to(dtype).reshape(apart) - mean.to(dtype).view(-1, groups, 1, 1, 1)) * spread
     factor = weight.to(dtype).view(1, groups, -1, 1, 1)
@@ -85,7 +85,7 @@ def group_norm_silu_op(
     """As :func:`group_norm_silu`; returns y, and mean and rstd [B, G], at least fp32, which have no gradient."""
     _check(x, groups, weight, bias, eps)
     normalized = group_norm_silu_ref(x, groups, weight, bias, eps)
-    apart = x.to(_precise(x)).reshape(len(x), groups, x.shape[1:].numel() // groups)
+    apart = x.to(_precise(x)).reshape(x.shape[0], groups, x.shape[1:].numel() // groups)
     mean = apart.mean(2)
     variance = (apart - mean[..., None]).square().mean(2)
     return normalized.contiguous(memory_format=memory_format(x)), mean, (variance + eps).rsqrt()
@@ -100,7 +100,7 @@ def group_norm_silu_cuda(
     _check(x, groups, weight, bias, eps)
     require_kernel_input("x", x)
     out, mean, rstd = _empty(x, groups)
-    if len(x):
+    if x.shape[0]:
         group_norm_silu_triton(_dense(x, x), groups, weight.contiguous(), bias.contiguous(), eps, out, mean, rstd)
     return out, mean, rstd
 
@@ -172,12 +172,12 @@ def group_norm_silu_backward_cuda(
     require_kernel_input("grad", grad)
     require_kernel_input("x", x)
     out, grad_weight, grad_bias = _empty_gradients(x, weight, bias, weights)
-    if len(x) == 0:
+    if x.shape[0] == 0:
         return out, grad_weight.zero_(), grad_bias.zero_()
     dense = (tensor.contiguous() for tensor in (mean, rstd, weight, bias))
     sums: Tensor = group_norm_silu_backward_triton(_dense(grad, x), _dense(x, x), *dense, groups, out)
     if weights:
-        shifts, scales = sums.sum(dim=(1, 2))
+        shifts, scales = sums.sum(dim=(1, 2), dtype=torch.float64)
         grad_weight, grad_bias = scales.to(weight.dtype), shifts.to(bias.dtype)
     return out, grad_weight, grad_bias
 
@@ -225,7 +225,7 @@ def _dense(images: Tensor, x: Tensor) -> Tensor:
 
 
 def _empty(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    mean, rstd = (torch.empty((len(x), groups), dtype=_precise(x), device=x.device) for _ in range(2))
+    mean, rstd = (torch.empty((x.shape[0], groups), dtype=_precise(x), device=x.device) for _ in range(2))
     return torch.empty_like(x, memory_format=memory_format(x)), mean, rstd
 
 
@@ -247,7 +247,7 @@ def _check_backward(
     require_dtype("grad", grad, FLOATS)
     require_device("grad", grad, x.device)
     for name, statistic in (("mean", mean), ("rstd", rstd)):
-        require_shape(name, statistic, (len(x), groups))
+        require_shape(name, statistic, (x.shape[0], groups))
         require_dtype(name, statistic, (_precise(x),))
         require_device(name, statistic, x.device)
 
