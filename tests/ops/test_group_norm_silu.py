@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from prism_fast.kernels import group_norm_silu as kernels
 from prism_fast.ops.arguments import memory_format
@@ -30,11 +34,22 @@ CASES = [
     ((5, 21, 7, 5), 7),
     ((4, 35, 5, 3), 5),
     ((3, 37, 7, 5), 1),
-    ((3, 37, 7, 5), 37),
+    ((2, 37, 7, 5), 37),
     ((11, 24, 1, 1), 3),
     ((7, 6, 1, 17), 2),
 ]
 """Shape and groups: 10, 10, 3 and 7 channels a group, blocks of channels, one group, as many as channels, one pixel."""
+
+DTYPES_AND_LAYOUTS = [
+    (torch.float32, "channels_last"),
+    (torch.float32, "nchw"),
+    (torch.float16, "channels_last"),
+    (torch.bfloat16, "channels_last"),
+    (torch.bfloat16, "nchw"),
+    (torch.float32, "sliced"),
+    (torch.float32, "cropped"),
+]
+"""On the interpreter; GPUs take every pair."""
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -321,6 +336,28 @@ def test_cubin_of_nchw(stem: str) -> None:
     assert not cubin.narrow_addresses
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("stem", REGISTERS)
+def test_channels_last_moves_16_bytes_at_once(stem: str, dtype: str) -> None:
+    """Where the number of channels is a multiple of 16, as a launch finds out by itself."""
+    kernel = getattr(kernels, f"_group_norm_silu_{stem}_kernel")
+    images, sixteens = ("x", "grad", "out"), ("channels", "along_p", "x_b", "grad_b", "out_b")
+    constants = {"TILE_P": 32, "TILE_C": 64, "along_c": 1}
+    types = dict.fromkeys(("chunk", "chunks", "pixels", "groups", *sixteens), "i32")
+    types |= dict.fromkeys(images, POINTERS[dtype]) | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
+    known = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in (*images, *sixteens)}
+    source = ASTSource(kernel, signature, constants, known)
+    options = {"num_warps": kernels.NUM_WARPS, "enable_fp_fusion": True}  # both as launches have them
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    # Those of images move 16 bytes; of the vectors of weights and sums, whose alignment is left unknown, 4
+    wide = re.findall(r"(ld|st)\.global\.v4\.b32", compiled.asm["ptx"])
+    used = [name for name in images if name in kernel.arg_names]
+    tiles = 4 if dtype == "float32" else 2  # accesses a thread: 16 elements, 16 bytes each
+    assert wide.count("ld") == tiles * len([name for name in used if name != "out"])
+    assert wide.count("st") == tiles * ("out" in used)
+
+
 @pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize("stem", ["statistics", "backward_means"])
 def test_cubin_of_the_sums_of_groups(stem: str, capability: int, integers: str) -> None:
@@ -388,24 +425,22 @@ def test_interpreted_kernel(shape: tuple[int, ...], groups: int, layout: str) ->
     _compare(_inputs(shape, layout=layout), groups)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(("shape", "groups"), CASES[2:], ids=str)
-def test_interpreted_kernel_of_few_elements(shape: tuple[int, ...], groups: int, layout: str) -> None:
+def test_interpreted_kernel_of_few_elements(shape: tuple[int, ...], groups: int) -> None:
     """In 16 bits throughout: of a few elements in fp32 torch may err by nothing at all, and twice that is nothing."""
-    x, weight, bias = _inputs(shape, torch.float16, layout)
+    x, weight, bias = _inputs(shape, torch.float16)
     _compare((x, weight.half(), bias.half()), groups)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "layout"), DTYPES_AND_LAYOUTS)
 def test_interpreted_kernel_in_every_layout_and_dtype(dtype: torch.dtype, layout: str) -> None:
     """Weights in x's dtype."""
-    x, weight, bias = _inputs((3, 72, 11, 7), dtype, layout)
-    _compare((x, weight.to(dtype), bias.to(dtype)), 24)
+    x, weight, bias = _inputs((2, 72, 11, 7), dtype, layout)
+    _compare((x, weight.to(dtype), bias.to(dtype)), 8)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize("programs", [2, 10])
 def test_interpreted_kernel_of_many_tiles(programs: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs with several tiles, chunks that end within one and in which the last tiles are empty."""
     monkeypatch.setattr(kernels, "PROGRAMS", programs)
@@ -413,15 +448,14 @@ def test_interpreted_kernel_of_many_tiles(programs: int, layout: str, monkeypatc
     monkeypatch.setattr(kernels, "ROW", 16)
     monkeypatch.setattr(kernels, "COLUMN", 32)
     monkeypatch.setattr(kernels, "BLOCK", 16)
-    _compare(_inputs((2, 24, 19, 23), torch.float32, layout), 8)
+    _compare(_inputs((2, 40, 13, 11), torch.float32, layout), 8)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "layout"), DTYPES_AND_LAYOUTS[:4])
 def test_interpreted_kernel_far_from_zero(dtype: torch.dtype, layout: str) -> None:
     """E[x²] − E[x]² has no digit left at a mean a thousand times the deviation."""
-    x, weight, bias = _inputs((3, 48, 17, 9), layout=layout)
-    _compare(((x + 1000).to(dtype), weight, bias), 16)
+    x, weight, bias = _inputs((2, 48, 17, 9), layout=layout)
+    _compare(((x + 1000).to(dtype), weight, bias), 12)
 
 
 @settings(deadline=None, max_examples=12)
@@ -473,8 +507,11 @@ def _check_bits(inputs: Inputs, groups: int) -> None:
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_interpreted_kernel_bits_do_not_depend_on_the_batch(layout: str) -> None:
-    _check_bits(_inputs((3, 70, 17, 13), torch.bfloat16, layout), 7)
+def test_interpreted_kernel_bits_do_not_depend_on_the_batch(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "PROGRAMS", 8)
+    monkeypatch.setattr(kernels, "TILE", 256)
+    monkeypatch.setattr(kernels, "COLUMN", 16)
+    _check_bits(_inputs((2, 70, 7, 3), torch.bfloat16, layout), 7)
 
 
 def test_interpreted_kernel_without_weights() -> None:
@@ -506,7 +543,9 @@ def test_interpreted_kernel_beyond_int32(layout: str) -> None:
     expected = group_norm_silu_backward_cuda(grad, x, mean, rstd, weight, bias, 2)
     far = (_far(grad, layout), _far(x, layout))
     sums = kernels.group_norm_silu_backward_triton(*far, mean, rstd, weight, bias, 2, out)
-    assert torch.equal(out, expected[0]) and torch.equal(sums[1].sum((0, 1)), expected[1])
+    assert torch.equal(out, expected[0]) and torch.equal(
+        sums.sum((1, 2), dtype=torch.float64).float(), torch.stack([expected[2], expected[1]])
+    )
 
 
 def test_interpreted_kernel_refuses_fp64() -> None:
