@@ -26,6 +26,7 @@ OPS = (
     "predict_x0",
     "image_norms",
     "guided_step",
+    "group_norm_silu",
 )
 """Each has a file of cases in bench/cases/."""
 
