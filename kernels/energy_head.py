@@ -1,15 +1,16 @@
-"""Triton kernels of ``prism_fast.ops.energy_head``: attention with one query an image, its keys and values the weights.
+"""Triton kernels of ``prism_fast.ops.energy_head``: attention with one query an image, keys and values the weights.
 
-A program walks one split of the classes for one block of images, with an online softmax (Milakov & Gimelshein 2018, arXiv
-1805.02867), and keeps Σ exp(f_j − m)·W_j of one slab of D in registers; the splits (flash-decoding) are merged in a second
-kernel, in one order and without atomics. The target is left out of the sums: p_y − 1 would cancel where it is certain.
+A program walks one split of the classes for one block of images, with an online softmax (Milakov & Gimelshein 2018,
+arXiv 1805.02867), and keeps Σ exp((f_j − m)/T)·W_j of one slab of D in registers; a second kernel merges the splits
+(flash-decoding) in one order, without atomics. The target is left out of the sums: p_y − 1 would cancel.
 
-Estimate, not a measurement: K = 21,841, D = 1,280, bf16, so 56 MB of weights, 4 TB/s, 800 TFLOP/s, L2 at about 5.5 TB/s.
-torch reads the weights twice: 112 MB or 28 µs, 9 µs of products at B = 64, and some ten passes over [B, K]. Here HBM gives
-them once, 14 µs, if the programs of a split run together; through the L2 come 2 × 56 MB at B <= 16, 20 µs, but 6 × 56 MB at
-B = 64, 60 µs (two blocks of images; two slabs of D, each forms the logits anew: 13 µs of products). Partial sums are
-128·16·D·4 bytes = 10 MB, at B = 64 32·64·D·4 bytes, more than the 6 MB of fp32 logits there. So for B <= 16 this may win, at
-B = 64 it should lose; two temperatures double all of it. Keeping the weight tile on chip for its second use is not done.
+Estimate, nothing measured: K = 21,841, D = 1,280, bf16 (56 MB of weights), 4 TB/s, 800 TFLOP/s, L2 at some 5.5 TB/s.
+torch reads the weights twice, 112 MB or 28 µs (9 µs of products at B = 64), and passes some ten times over [B, K]. Here
+HBM gives them once, 14 µs, if the programs of a split run together; the L2 gives 2 × 56 MB, 20 µs, at B <= 16, but
+6 × 56 MB, 60 µs, at B = 64: two blocks of images, two slabs of D that each form the logits (13 µs of products). Partial
+sums are 10 MB, more than the fp32 logits that are not written (1.4 MB at B = 16, 5.6 MB at 64). So it may win at
+B <= 16 and should lose at B = 64; two temperatures double all of it. What would help: the tile of weights kept on chip
+for its second use.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BLOCK_COMBINED = 256
 NUM_WARPS = 8
 NUM_WARPS_COMBINED = 4
 NUM_STAGES = 2
+MAX_REGISTERS = 255  # said outright, or ptxas spills a little to reach 128
 
 
 @triton.jit
@@ -156,7 +158,9 @@ def _energy_head_combine_kernel(
     if tl.program_id(1) == 0:
         log_total = tl.where(target_d == 0, _log1p(others), tl.log(total))
         free = -(zero + temperature * log_total)
-        value = tl.where(class_weight != 0, class_weight * (log_total - target_d), 0.0)  # a weight of zero drops its term
+        value = tl.where(
+            class_weight != 0, class_weight * (log_total - target_d), 0.0
+        )  # a weight of zero drops its term
         value += tl.where(free_weight != 0, free_weight * free, 0.0) + nan
         if ADD:
             value += tl.load(energy + b)
@@ -179,23 +183,29 @@ def _energy_head_combine_kernel(
     tl.store(gradient + b * width + d, value, mask=inside)
 
 
-def tile_sizes(dtype: torch.dtype, batch: int, width: int) -> tuple[int, int, int, int]:
-    """BLOCK_B, BLOCK_K, BLOCK_D and CHUNKS: at most 80 accumulators a thread, so that nothing spills on sm_80 to sm_120.
+def tile_sizes(dtype: torch.dtype, batch: int, width: int, aligned: bool) -> tuple[int, int, int, int]:
+    """BLOCK_B, BLOCK_K, BLOCK_D and CHUNKS: as many accumulators as do not spill on sm_80 to sm_120.
 
-    No BLOCK_B of 64: Blackwell's tensor memory does not hold those accumulators.
+    Rows that are not aligned are read one element at a time, whose addresses take registers. No BLOCK_B of 64:
+    Blackwell's tensor memory does not hold those accumulators.
     """
     if dtype == torch.float32:  # not on tensor cores, whose fp32 is TF32
-        block_b, block_k, block_d, most = 16, 16, 64, 8
-    elif batch <= 16:
+        block_b, block_k, block_d, most = 16, 16, 64, 5
+    elif batch <= 16 and aligned:
         block_b, block_k, block_d, most = 16, 32, 128, 10
     else:
-        block_b, block_k, block_d, most = 32, 32, 64, 10
+        block_b, block_k, block_d, most = 32, 32, 64, 10 if aligned else 8
     chunks = triton.cdiv(width, block_d)
     return block_b, block_k, block_d, triton.cdiv(chunks, triton.cdiv(chunks, most))  # slabs of one size
 
 
+def is_aligned(matrix: Tensor) -> bool:
+    """Whether Triton reads its rows in 16-byte loads."""
+    return matrix.shape[1] % 16 == 0 and matrix.stride(0) % 16 == 0 and matrix.data_ptr() % 16 == 0
+
+
 def split_size(classes: int, programs: int, block_k: int) -> int:
-    """Classes a split where each split has ``programs`` programs: a multiple of ``block_k``; at most PROGRAMS splits."""
+    """Classes a split, a multiple of ``block_k``; ``programs`` of each split. At most PROGRAMS splits."""
     splits = max(1, PROGRAMS // programs)
     return triton.cdiv(triton.cdiv(classes, splits), block_k) * block_k
 
@@ -239,7 +249,8 @@ def _add_pass(
     """Writes the terms of one temperature to ``energy`` and ``gradient``, or adds them."""
     (batch, width), classes = features.shape, weight.shape[0]
     temperature, free_weight, class_weight = map(float, terms)
-    block_b, block_k, block_d, chunks = tile_sizes(features.dtype, batch, width)
+    aligned = is_aligned(features) and is_aligned(weight)
+    block_b, block_k, block_d, chunks = tile_sizes(features.dtype, batch, width, aligned)
     blocks, slabs = triton.cdiv(batch, block_b), triton.cdiv(width, chunks * block_d)
     split = split_size(classes, blocks * slabs, block_k)
     splits = triton.cdiv(classes, split)
@@ -249,7 +260,7 @@ def _add_pass(
         features, weight, features if bias is None else bias, targets, largest, exps, target_logits, sums,
         temperature, batch, classes, width, split, features.stride(0), weight.stride(0),
         BIAS=bias is not None, BLOCK_B=block_b, BLOCK_K=block_k, BLOCK_D=block_d, CHUNKS=chunks,
-        num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+        num_warps=NUM_WARPS, num_stages=NUM_STAGES, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     _energy_head_combine_kernel[(batch, triton.cdiv(width, BLOCK_COMBINED))](
         largest, exps, target_logits, sums, weight, targets, energy, gradient,

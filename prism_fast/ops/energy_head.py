@@ -8,14 +8,14 @@ With x [D] the pooled features of one image, W [K, D] and b [K] the classifier, 
     energy = free_weight·free + class_weight·cross_entropy
     d energy / d x = −free_weight·softmax(f/T) W + class_weight·(p − onehot(y)) W
 
-Free energy after Liu et al. 2020 (arXiv 2010.03759); terms, weights and special rows as in ``logit_energy``. On CUDA the
-softmax is taken online (Milakov & Gimelshein 2018, arXiv 1805.02867) over splits of the classes (flash-decoding), so that
-[B, K] is never written; elsewhere ``energy_head_ref`` writes it.
+Free energy after Liu et al. 2020 (arXiv 2010.03759); terms, weights and special rows as in ``logit_energy``. On CUDA
+the softmax is taken online (Milakov & Gimelshein 2018, arXiv 1805.02867) over splits of the classes (flash-decoding),
+so that [B, K] is never written; elsewhere ``energy_head_ref`` writes it.
 
-Rows that have no softmax. A logit of −inf is a class of probability 0. A row whose largest logit is not finite (a NaN, a
-+inf, nothing but −inf) is NaN in energy and gradient. No row affects another, but a weight that is not finite is in the
-gradient of every row, as 0·inf is NaN. A target outside 0 … K−1 raises on the CPU; on CUDA, where raising would wait for
-the device, its row is NaN.
+Rows that have no softmax. A logit of −inf is a class of probability 0. A row whose largest logit is not finite (a NaN,
+a +inf, nothing but −inf) is NaN in energy and gradient. No row affects another, but a weight that is not finite is in
+the gradient of every row, as 0·inf is NaN. A target outside 0 … K−1 raises on the CPU; on CUDA, where raising would
+wait for the device, its row is NaN.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def energy_head(
         weight: W [K, D], dtype of the features, K >= 2. Copied on CUDA only where stride(1) is not 1.
         bias: b [K], dtype of the features or fp32; None for zero.
         targets: y int64 [B], 0 <= y < K.
-        temperature: T > 0 of the free energy, in units of logits; other than 1, with both weights set, it costs a second
-            pass over the weights on CUDA.
+        temperature: T > 0 of the free energy, in units of logits. Other than 1, with both weights set, it costs a
+            second pass over W on CUDA.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value is none of these; the message names it.
