@@ -167,6 +167,14 @@ def test_interpreted_law(law: Callable[[Operator], None]) -> None:
     law(energy_head_cuda)
 
 
+def test_interpreted_kernel_keeps_a_small_cross_entropy() -> None:
+    """Of a target that is certain: the others are not added to 1."""
+    w = torch.tensor([[15.0], [0.0], [0.5]])
+    arguments = Arguments(torch.ones(1, 1), w, None, torch.zeros(1, dtype=torch.int64), 1.0, 0.0, 1.0)
+    for got, truth in zip(energy_head_cuda(*arguments), in_fp64(arguments), strict=True):
+        torch.testing.assert_close(got, truth.float(), rtol=1e-5, atol=0)
+
+
 def test_interpreted_kernel_takes_a_target_out_of_range_for_a_nan_row() -> None:
     drawn = draw((6, 37, 11), temperature=2.0)
     expected = energy_head_cuda(*drawn)

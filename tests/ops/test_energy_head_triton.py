@@ -118,7 +118,7 @@ def check_cubin(variant: Variant, chunks: int, capability: int, integers: str) -
     assert cubin.spilled_bytes == 0
     assert accumulators < cubin.registers <= 255 and cubin.registers * 32 * kernels.NUM_WARPS <= 2**16
     assert 0 < cubin.launch_shared_bytes <= 16 << 10 < SHARED_BYTES[capability] - cubin.shared_bytes
-    assert not cubin.narrow_addresses and "atomic" not in cubin.ttir
+    assert not cubin.narrow_addresses and "atomic" not in cubin.ttir and "tf32" not in cubin.ttir
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -133,7 +133,7 @@ def test_cubin_of_other_integers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "integers"), INTEGERS)
+@pytest.mark.parametrize(("capability", "integers"), INTEGERS[:-1])  # no integer of a wide matrix is one
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cubin_of_every_width(variant: Variant, capability: int, integers: str) -> None:
     for chunks in range(1, variant[-1] + 1):
