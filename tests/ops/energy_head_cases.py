@@ -45,7 +45,7 @@ def draw_exact(shape: tuple[int, int, int], *, spread: float = 4.0, **options: A
     drawn = draw(shape, spread=spread)
     step = 2.0 ** math.floor(math.log2(spread) - 6)
     x, w, b = (drawn.features * 4).round() / 4, (drawn.weight / step).round() * step, (drawn.bias / step).round() * step
-    return drawn._replace(features=x, weight=w, bias=b, **options)
+    return drawn._replace(**{"features": x, "weight": w, "bias": b} | options)
 
 
 def in_fp64(arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -75,21 +75,21 @@ def compare(operator: Operator, arguments: Arguments) -> None:
 
 def check_special_rows(operator: Operator) -> None:
     for temperature in (2.0, 1.0):
-        x, w, b, y, *rest = draw_exact((12, 70, 9), temperature=temperature)
+        x, w, b, y, *rest = draw_exact((32, 70, 16), temperature=temperature)
         ordinary = operator(x, w, b, y, *rest)
         x[1, 3], x[4, 0], x[7, 8] = torch.nan, torch.inf, -torch.inf
         got = operator(x, w, b, y, *rest)
-        kept = [i for i in range(12) if i not in (1, 4, 7)]
+        kept = [i for i in range(32) if i not in (1, 4, 7)]
         for new, old in zip(got, ordinary, strict=True):
             assert torch.equal(new[kept], old[kept]) and new[[1, 4, 7]].isnan().all()
 
     b[:40], b[69] = -torch.inf, -torch.inf  # classes of probability 0, whole tiles of them, one a target
     y[:] = 50
     y[2] = 33
-    energy, gradient = operator(*draw_exact((12, 70, 9))._replace(weight=w, bias=b, targets=y))
-    others = [i for i in range(12) if i != 2]
+    energy, gradient = operator(*draw_exact((32, 70, 16))._replace(weight=w, bias=b, targets=y))
+    others = [i for i in range(32) if i != 2]
     assert energy[2] == torch.inf and energy[others].isfinite().all() and gradient.isfinite().all()
-    x = draw_exact((12, 70, 9)).features
+    x = draw_exact((32, 70, 16)).features
     arguments = Arguments(x, w, b, y, 1.0, 0.7, 0.0)  # the free energy does not see the target
     compare(operator, arguments)
     for worst in (torch.nan, torch.inf):
@@ -102,7 +102,7 @@ def check_special_rows(operator: Operator) -> None:
 
 def check_weights_of_zero(operator: Operator) -> None:
     for temperature in (1.0, 2.0):
-        drawn = draw_exact((16, 33, 6), temperature=temperature)
+        drawn = draw_exact((48, 33, 16), temperature=temperature)
         both, free, classed, none = (
             operator(*drawn._replace(free_weight=f, class_weight=c)) for f, c in ((1, 1), (1, 0), (0, 1), (0, 0))
         )
@@ -146,7 +146,7 @@ def check_layouts(operator: Operator) -> None:
             got = operator(features, weight, spaced, torch.stack([y, y], 1)[:, 0], *rest)
             for mine, theirs in zip(got, expected, strict=True):
                 torch.testing.assert_close(mine, theirs)
-    compare(operator, draw_exact((16, 37, 11), bias=None))
+    compare(operator, draw_exact((32, 37, 11))._replace(bias=None))
     zero = operator(x, w, torch.zeros(37), y, *rest)
     assert all(map(torch.equal, operator(x, w, None, y, *rest), zero))
     assert [t.shape for t in operator(x[:0], w, b, y[:0], *rest)] == [(0,), (0, 11)]
