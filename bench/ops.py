@@ -27,6 +27,7 @@ OPS = (
     "image_norms",
     "guided_step",
     "group_norm_silu",
+    "energy_head",
 )
 """Each has a file of cases in bench/cases/."""
 

@@ -1,13 +1,14 @@
 """GroupNorm and SiLU of Stable Diffusion 1.5's UNet and decoder at 512 pixels, channels-last, and the gradient back.
 
-The public kernel is Liger's GroupNorm with torch's SiLU after it, forward only; it reads NCHW, so it gets a copy in that
-layout before its time is taken.
+The public kernel is Liger's GroupNorm with torch's SiLU after it, forward only; it reads NCHW and gets a copy in that
+layout before the clock starts.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,16 +26,16 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Outputs:
 
 
 def backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Outputs:
-    """d/dx by hand: SiLU's derivative, then aten's backward of the norm."""
-    batch, channels, height, width = x.shape
+    """d y/d x by hand: SiLU's derivative, then aten's backward of the norm."""
+    batch, channels = x.shape[:2]
     spread = torch.arange(channels, device=x.device) // (channels // groups)
     normalised = (x.float() - mean[:, spread, None, None]) * rstd[:, spread, None, None]
     z = normalised * weight.float().view(1, -1, 1, 1) + bias.float().view(1, -1, 1, 1)
     s = z.sigmoid()
-    inner = (grad.float() * s * (1 + z * (1 - s)) * weight.float().view(1, -1, 1, 1)).view(batch, groups, -1)
-    hat = normalised.view(batch, groups, -1)
+    inner = (grad.float() * s * (1 + z * (1 - s)) * weight.float().view(1, -1, 1, 1)).reshape(batch, groups, -1)
+    hat = normalised.reshape(batch, groups, -1)
     centred = inner - inner.mean(-1, keepdim=True) - hat * (inner * hat).mean(-1, keepdim=True)
-    return ((centred * rstd[..., None]).view(x.shape).to(x.dtype),)
+    return ((centred * rstd[..., None]).reshape(x.shape).to(x.dtype),)
 
 
 def liger() -> tuple[str, Callable[..., object]] | None:
@@ -72,21 +73,19 @@ def cases(device: torch.device, sizes: Sequence[tuple[int, ...]] = SIZES) -> Ite
             if public is not None:
                 nchw = x.contiguous()
                 public = public[0], lambda _x, *rest, call=public[1], nchw=nchw: call(nchw, *rest)
-            common = {"shape": shape, "dtype": dtype, "verify": agree, "backend": triton_or_torch(device)}
-            yield Case(
+            case = partial(Case, shape=shape, dtype=dtype, verify=agree, backend=triton_or_torch(device))
+            yield case(
                 name="group_norm_silu",
                 arguments=(x, weight, bias, groups),
                 op=op,
                 expression=forward,
                 moved_bytes=bytes_of(x, x),
                 public=public,
-                **common,
             )
-            yield Case(
+            yield case(
                 name="group_norm_silu_backward",
                 arguments=(grad, x, mean, rstd, weight, bias, groups),
                 op=op_backward,
                 expression=backward,
                 moved_bytes=bytes_of(x, x, x),
-                **common,
             )
