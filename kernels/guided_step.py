@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prism_fast.kernels.latents import channel_and_pixel, combined_prediction, pixel_strides
+
 BLOCK = 512
 NUM_WARPS = 4
 
@@ -71,13 +73,7 @@ def _guided_step_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     index = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = index < channels * pixels
-    # Neighbouring lanes read neighbouring addresses of the sample
-    if CHANNELS_LAST:
-        c = (index % channels).to(tl.int64)
-        p = (index // channels).to(tl.int64)
-    else:
-        c = (index // pixels).to(tl.int64)
-        p = (index % pixels).to(tl.int64)
+    c, p = channel_and_pixel(index, channels, pixels, CHANNELS_LAST)
 
     row = tl.load(step)
     known = (row >= 0) & (row < rows)
@@ -89,10 +85,7 @@ def _guided_step_kernel(
     here = sample + image * sample_b + c * sample_c + p * sample_p
     s = tl.load(here, mask=inside)
     lane = c * prediction_c + p * prediction_p
-    m = tl.load(prediction + image * prediction_b + lane, mask=inside).to(tl.float32)
-    if CFG:
-        conditional = tl.load(prediction + (image + batch) * prediction_b + lane, mask=inside).to(tl.float32)
-        m = m + cfg_scale * (conditional - m)
+    m = combined_prediction(prediction, image, batch, prediction_b, lane, inside, cfg_scale, CFG)
 
     if GUIDED:
         factor = _push(image, tl.load(base + _STRENGTH), rms, energy, tau, delta, floor, ENERGY, GATED)
@@ -154,15 +147,8 @@ def guided_step_triton(
         sample, prediction, table, step,
         *(sample if x is None else x for x in (gradient, rms, energy, tau, delta, noise)),
         history, table.shape[0], table.stride(0), 0 if noise is None else noise.shape[0], float(cfg_scale), floor,
-        batch, channels, pixels, *_strides(sample), *_strides(prediction), *_strides(gradient), *_strides(noise, 4),
-        *_strides(history, 4),
+        batch, channels, pixels, *pixel_strides(sample), *pixel_strides(prediction), *pixel_strides(gradient),
+        *pixel_strides(noise, 2), *pixel_strides(history, 2),
         CFG=prediction.shape[0] != batch, GUIDED=gradient is not None, ENERGY=energy is not None, GATED=tau is not None,
         NOISY=noise is not None, DEPTH=history.shape[0], CHANNELS_LAST=interleaved, BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip
-
-
-def _strides(images: Tensor | None, count: int = 3) -> tuple[int, ...]:
-    """Of (row,) image, channel and pixel, in elements; zeros for an absent tensor."""
-    if images is None:
-        return (0,) * count
-    return (*images.stride()[:-2], images.stride(-1 if images.shape[-1] > 1 else -2))

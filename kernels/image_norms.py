@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prism_fast.kernels.latents import channel_and_pixel, pixel_strides
+
 # Latents are small (64 KB an image in SD 1.5): the launch costs more than a second pass to spread one image would save
 BLOCK = 4096
 NUM_WARPS = 8
@@ -27,12 +29,7 @@ def _image_norms_kernel(
     for start in range(0, channels * pixels, BLOCK):
         index = start + tl.arange(0, BLOCK)
         inside = index < channels * pixels
-        if CHANNELS_LAST:
-            c = (index % channels).to(tl.int64)
-            p = (index // channels).to(tl.int64)
-        else:
-            c = (index // pixels).to(tl.int64)
-            p = (index % pixels).to(tl.int64)
+        c, p = channel_and_pixel(index, channels, pixels, CHANNELS_LAST)
         offset = image * gradient_b + c * gradient_c + p * gradient_p
         value = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
         total += value * value
@@ -48,8 +45,7 @@ def image_norms_triton(gradient: Tensor) -> Tensor:
         return out
     interleaved = not gradient.is_contiguous() and gradient.is_contiguous(memory_format=torch.channels_last)
     _image_norms_kernel[(batch,)](
-        gradient, out, channels, height * width,
-        gradient.stride(0), gradient.stride(1), gradient.stride(3 if width > 1 else 2),
+        gradient, out, channels, height * width, *pixel_strides(gradient),
         CHANNELS_LAST=interleaved, BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip
     return out

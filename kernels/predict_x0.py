@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prism_fast.kernels.latents import channel_and_pixel, combined_prediction, pixel_strides
+
 BLOCK = 1024
 NUM_WARPS = 4
 
@@ -35,13 +37,7 @@ def _predict_x0_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     index = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = index < channels * pixels
-    # Neighbouring lanes read neighbouring addresses of the sample
-    if CHANNELS_LAST:
-        c = (index % channels).to(tl.int64)
-        p = (index // channels).to(tl.int64)
-    else:
-        c = (index // pixels).to(tl.int64)
-        p = (index % pixels).to(tl.int64)
+    c, p = channel_and_pixel(index, channels, pixels, CHANNELS_LAST)
 
     row = tl.load(step)
     known = (row >= 0) & (row < rows)  # another row would be another step: NaN, not a wrong image
@@ -50,10 +46,7 @@ def _predict_x0_kernel(
 
     s = tl.load(sample + image * sample_b + c * sample_c + p * sample_p, mask=inside).to(tl.float32)
     lane = c * prediction_c + p * prediction_p
-    m = tl.load(prediction + image * prediction_b + lane, mask=inside).to(tl.float32)
-    if CFG:
-        conditional = tl.load(prediction + (image + batch) * prediction_b + lane, mask=inside).to(tl.float32)
-        m = m + cfg_scale * (conditional - m)
+    m = combined_prediction(prediction, image, batch, prediction_b, lane, inside, cfg_scale, CFG)
     tl.store(out + image * out_b + c * out_c + p * out_p, x0_sample * s + x0_prediction * m, mask=inside)
 
 
@@ -69,12 +62,7 @@ def predict_x0_triton(sample: Tensor, prediction: Tensor, table: Tensor, step: T
     grid = (batch * triton.cdiv(channels * pixels, BLOCK),)
     _predict_x0_kernel[grid](
         sample, prediction, table, step, out, table.shape[0], table.stride(0), float(cfg_scale),
-        batch, channels, pixels, *_strides(sample), *_strides(prediction), *_strides(out),
+        batch, channels, pixels, *pixel_strides(sample), *pixel_strides(prediction), *pixel_strides(out),
         CFG=prediction.shape[0] != batch, CHANNELS_LAST=interleaved, BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip
     return out
-
-
-def _strides(images: Tensor) -> tuple[int, int, int]:
-    """Of image, channel and pixel, in elements."""
-    return images.stride(0), images.stride(1), images.stride(3 if images.shape[3] > 1 else 2)

@@ -18,13 +18,26 @@ case "$*" in
   *sys.executable*) echo "$0"; exit ;;
   "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && exit ;;
 esac
-echo "$(dirname "$0") $*" >> "{log}"
+echo "$(dirname "$0") $(basename "$0") $*" >> "{log}"
 case "$*" in
-  "-m pip install"*) : > "$(dirname "$0")/prism-fast"; chmod +x "$(dirname "$0")/prism-fast" ;;
+  "-m pip install"*) for tool in prism-fast clang-format cmake ctest; do cp "$0" "$(dirname "$0")/$tool"; done ;;
   "-m pytest"*) echo "=== 3 passed in 1.00s ===" ;;
 esac
-! [ -e "{log}.fail" ] || ! echo "$*" | grep -q -f "{log}.fail"
+! [ -e "{log}.fail" ] || ! echo "$(basename "$0") $*" | grep -q -f "{log}.fail"
 """
+
+STEPS = [
+    "python -m pip install",
+    "python -m ruff check",
+    "python -m ruff format --check",
+    "python -m mypy",
+    "clang-format --dry-run",
+    "python setup.py -q build_ext",
+    "cmake -S",
+    "cmake --build",
+    "ctest",
+    "python -m pytest",
+]
 
 
 class Run:
@@ -55,16 +68,15 @@ class Run:
 def test_it_installs_lints_and_tests_in_an_environment_of_its_own(tmp_path: Path) -> None:
     run = Run(tmp_path, fail=None)
     assert run.status == 0
-    steps = ["pip install", "ruff check", "ruff format --check", "mypy", "pytest"]
-    done = [next((step for step in steps if f"-m {step}" in command), None) for _, command in run.calls]
-    assert [step for step in done if step] == steps
+    done = [next((step for step in STEPS if command.startswith(step)), None) for _, command in run.calls]
+    assert [step for step in done if step] == STEPS
     assert all(where.startswith(str(tmp_path / "prism-fast-ci.")) for where, _ in run.calls)
     assert not (run.tree / ".venv").exists()
     assert "=== 3 passed in 1.00s ===" in run.stdout
     assert not run.left_over
 
 
-@pytest.mark.parametrize("step", ["pip install", "ruff format", "mypy", "pytest"])
+@pytest.mark.parametrize("step", STEPS)
 def test_any_failing_step_fails_it(tmp_path: Path, step: str) -> None:
     run = Run(tmp_path, fail=step)
     assert run.status != 0

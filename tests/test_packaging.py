@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -19,16 +22,19 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "prism_fast"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from a copy, so that the checkout's own build leftovers neither help nor hurt."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder: Path, kind: str) -> Path:
+    """A wheel built from a copy, so that the checkout's own build leftovers neither help nor hurt.
+
+    Args:
+        folder: empty; the copy and the wheel go there.
+        kind: PRISM_FAST_BUILD.
+    """
     tree = folder / "tree"
     tree.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         if (REPOSITORY / name).exists():
             shutil.copy(REPOSITORY / name, tree)
-    for name in ("prism_fast", "kernels"):
+    for name in ("prism_fast", "kernels", "csrc"):
         if (REPOSITORY / name).exists():
             shutil.copytree(REPOSITORY / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
     # No isolation: setuptools is a development dependency, and the build needs no network.
@@ -43,9 +49,132 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         f"--wheel-dir={folder}",
         tree,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PRISM_FAST_BUILD": kind}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"), "none")
+
+
+@pytest.fixture(scope="module")
+def wheel(pure_wheel: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(pure_wheel)
+
+
+def run_from(wheel: Path, folder: Path, code: str) -> str:
+    """What ``code`` prints in a new environment that holds the wheel, beside this one's third parties."""
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    site = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
+    # appended as a path, so the editable installation in there is not: its own .pth file is not read
+    (site / "third_parties.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=False, cwd=folder, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# One operation by what the wheel brings for the CPU, and one by its Triton kernel, interpreted.
+RUN = """
+import pathlib, torch, prism_fast
+from prism_fast.ops.logit_energy import NATIVE, logit_energy
+got = logit_energy(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([1]), topk=1)
+torch.testing.assert_close(got.cross_entropy, torch.tensor([3.0]).log())
+registered = torch._C._dispatch_has_kernel_for_dispatch_key("prism_fast::logit_energy", "CPU")
+
+from prism_fast.kernels.image_norms import image_norms_triton
+torch.testing.assert_close(image_norms_triton(torch.full((2, 4, 3, 5), -3.0)), torch.tensor([3.0, 3.0]))
+print(*NATIVE, registered, pathlib.Path(prism_fast.__file__).parts[-6])
+"""
+
+
+def test_the_pure_wheel_runs_on_plain_torch(pure_wheel: Path, tmp_path: Path) -> None:
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert run_from(pure_wheel, tmp_path, RUN).split() == ["False", "venv"]
+
+
+@pytest.mark.timeout(900)  # compiles
+def test_the_cpu_wheel_brings_the_extension(tmp_path: Path) -> None:
+    (tmp_path / "wheel").mkdir()
+    wheel = build_wheel(tmp_path / "wheel", "cpu")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [Path(name).name.split(".")[0] for name in names if name.endswith(".so")] == ["_C"]
+    assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".o"))]
+    assert "none-any" not in wheel.name
+    assert run_from(wheel, tmp_path, RUN).split() == ["cpu", "True", "venv"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_cuda_wheel_links_and_loads_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import setup
+
+    if setup.cuda_toolkit() is None:
+        pytest.skip("no CUDA toolkit found")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    wheel = build_wheel(tmp_path, "cuda")
+    load = "from prism_fast.ops.logit_energy import NATIVE; print(*sorted(NATIVE))"
+    assert run_from(wheel, tmp_path, load).split() == ["cpu", "cuda"]
+
+
+def test_objects_of_one_stem_are_two_files() -> None:
+    import setup
+
+    assert setup.object_files(["csrc/op.cpp", "csrc/op.cu"], output_dir="b") == ["b/csrc/op.cpp.o", "b/csrc/op.cu.o"]
+
+
+def _resolve(choice: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    import setup
+
+    return setup.resolve(choice), capsys.readouterr().err
+
+
+def test_choices_of_the_build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    import setup
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(setup, "cuda_toolkit", lambda: Path("/toolkit"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked for a GPU"))
+    assert [_resolve(choice, capsys) for choice in setup.CHOICES] == [(x, "") for x in ("cuda", "none", "cpu", "cuda")]
+    with pytest.raises(SystemExit, match="expected one of auto, none, cpu, cuda, got 'gpu'"):
+        setup.resolve("gpu")
+
+    monkeypatch.setattr(setup, "cuda_toolkit", lambda: None)
+    kind, said = _resolve("auto", capsys)
+    assert kind == "cpu" and "no CUDA toolkit found" in said
+    with pytest.raises(SystemExit, match="PRISM_FAST_BUILD=cuda: no CUDA toolkit found"):
+        setup.resolve("cuda")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as in pip's isolated environments
+    kind, said = _resolve("auto", capsys)
+    assert kind == "none" and "no torch" in said
+    for choice in ("cpu", "cuda"):
+        with pytest.raises(SystemExit, match="--no-build-isolation"):
+            setup.resolve(choice)
+
+
+def test_the_toolkit_is_a_folder_with_a_compiler_and_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import setup
+
+    for path in ("bin/nvcc", "include/cuda_runtime.h"):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert setup.cuda_toolkit() == tmp_path
+    (tmp_path / "include/cuda_runtime.h").unlink()
+    assert setup.cuda_toolkit() != tmp_path
 
 
 def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
