@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	  python=$$(PYTHON='$(PYTHON)' sh .ci/find-python) && echo "make: new environment $(VENV) with $$python" && \
 	  "$$python" -m venv --clear $(VENV); }
 	@printf '%s\n' '$(CURDIR)' > $(STAMP).partial
-	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e '.[dev]'
+	PRISM_FAST_BUILD=none $(BIN)/python -m pip install -c $(CONSTRAINTS) -e '.[dev]'  # isolated: no torch to build with
 	@$(BIN)/python -c 'import prism_fast' && test -x $(BIN)/prism-fast
 	@mv $(STAMP).partial $(STAMP)
 

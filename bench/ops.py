@@ -26,6 +26,8 @@ OPS = (
     "predict_x0",
     "image_norms",
     "guided_step",
+    "group_norm_silu",
+    "energy_head",
 )
 """Each has a file of cases in bench/cases/."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Cubin:
     Args:
         registers: of a thread.
         shared_bytes: static, of a block.
+        launch_shared_bytes: of a block, asked for at launch and beside the static ones.
         spilled_bytes: of a thread: local memory and stack, where spilled registers go.
         ttir: Triton's intermediate code.
     """
 
     registers: int
     shared_bytes: int
+    launch_shared_bytes: int
     spilled_bytes: int
     ttir: str
 
@@ -53,6 +55,8 @@ def compile_cubin(
     capability: int,
     num_warps: int = 4,
     integers: str = "i32",
+    sixteens: Collection[str] = (),
+    **further: int,
 ) -> Cubin:
     """``kernel`` for one compute capability (80 = 8.0).
 
@@ -64,15 +68,19 @@ def compile_cubin(
         capability: of the GPU.
         num_warps: of the launch.
         integers: type of the integers; "1" for the constants that a launch makes of integers that are one.
+        sixteens: integer arguments that are multiples of 16, which a launch sees too.
+        further: options of the launch, such as num_stages.
     """
     if integers == "1":
         constants = dict.fromkeys(set(kernel.arg_names) - set(types), 1) | dict(constants)
     signature = {name: "constexpr" if name in constants else types.get(name, integers) for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    multiples = [name for name, kind in signature.items() if kind.startswith("*") or name in sixteens]
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(kernel, signature, dict(constants), aligned)
-    options = {"num_warps": num_warps, "enable_fp_fusion": True}  # both as launches have them
+    options = {"num_warps": num_warps, "enable_fp_fusion": True} | further  # as launches have them
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Cubin(**_usage(compiled.asm["cubin"]), ttir=str(compiled.asm["ttir"]))
+    usage = _usage(compiled.asm["cubin"])
+    return Cubin(**usage, launch_shared_bytes=compiled.metadata.shared, ttir=str(compiled.asm["ttir"]))
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
