@@ -139,9 +139,9 @@ def _logit_energy_kernel(
 
 
 def launch_sizes(classes):
-    """Classes a tile, and warps: 8 values a thread in one tile, 4 in several, where more would spill."""
+    """Classes a tile, and warps: 4 values a thread; with 8, some compilers spill."""
     block = max(32, min(1024, triton.next_power_of_2(classes)))
-    return block, max(1, block // 256) if classes <= block else 8
+    return block, max(1, block // 128)
 
 
 def logit_energy_triton(logits, targets, temperature, free_weight, class_weight, outputs):

@@ -90,4 +90,4 @@ def test_compiles_without_spills(dtype: str, classes: int, capability: int) -> N
 def test_sizes_of_a_launch() -> None:
     """What the cubins above stand for: one tile up to 1,024 classes."""
     sizes = {classes: kernels.launch_sizes(classes) for classes in (2, 10, 1000, 21841)}
-    assert sizes == {2: (32, 1), 10: (32, 1), 1000: (1024, 4), 21841: (1024, 8)}
+    assert sizes == {2: (32, 1), 10: (32, 1), 1000: (1024, 8), 21841: (1024, 8)}
