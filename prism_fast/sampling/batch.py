@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class SampleBatch:
         energy: fp32 [S, B], at each guided step before its correction (with repeats: of the last pass).
         gate: fp32 [S, B]; zero where a guidance was dropped.
         skipped: int64 [B], guidances dropped for a zero or non-finite energy or gradient, of S·repeats.
+        compute_batch: rows of every network call that made these images.
     """
 
     images: Tensor
@@ -55,11 +56,20 @@ class SampleBatch:
     energy: Tensor
     gate: Tensor
     skipped: Tensor
+    compute_batch: int
 
     @property
     def finite(self) -> Tensor:
         """bool [B], whether the latents are numbers throughout; the image of a row that is not is worth nothing."""
         return self.latents.flatten(1).isfinite().all(1)
+
+
+class Sampler(Protocol):
+    """Rows to images."""
+
+    def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+        """Up to ``compute_batch`` rows; an image depends on its own row alone."""
+        ...
 
 
 class RowReader:

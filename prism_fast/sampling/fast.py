@@ -138,26 +138,26 @@ class FastSampler:
         self._pipe = pipe
         self._teacher = teacher if config.guidance is not None else None
         self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
-        self._device: torch.device = pipe.unet.device
-        self._cuda = self._device.type == "cuda"
+        self.device: torch.device = pipe.unet.device
+        self._cuda = self.device.type == "cuda"
         self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
         self._shape = latent_shape(pipe)
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         schedule = self._schedule()
         table = step_table(schedule, config.guidance)
-        self._table, self._noisy = table.coefficients.to(self._device, torch.float32), table.noisy
+        self._table, self._noisy = table.coefficients.to(self.device, torch.float32), table.noisy
         self._start = float(schedule.scheduler.init_noise_sigma)
         self._draws = schedule.draws
-        self._timesteps = schedule.timesteps.to(self._device)
+        self._timesteps = schedule.timesteps.to(self.device)
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
         self._decoder = load_decoder(pipe, "kl")
-        self._thresholds = _thresholds(self._gate, self._device)
+        self._thresholds = _thresholds(self._gate, self.device)
         self._buffers = self._allocate(table, len(schedule))
         self._prepare()
 
     def _schedule(self) -> Schedule:
-        return build_schedule(self._pipe.scheduler, self.config, self._device)
+        return build_schedule(self._pipe.scheduler, self.config, self.device)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
@@ -218,7 +218,7 @@ class FastSampler:
         guided = self.config.guidance is not None
 
         def fp32(*size: int) -> Tensor:
-            return torch.zeros(*size, device=self._device)
+            return torch.zeros(*size, device=self.device)
 
         inner = features_shape(self._pipe.unet, shape) if self.config.reuse_features > 1 else (0, 0, 0)
         rows = 2 * batch if self.config.reuse_features > 1 else 0
@@ -226,10 +226,10 @@ class FastSampler:
             sample=fp32(batch, *shape),
             history=fp32(table.depth, batch, *shape),
             noise=fp32(self._draws, batch, *shape),
-            step=torch.zeros(1, dtype=torch.int64, device=self._device),
-            text=torch.zeros(batch, *length, dtype=dtype, device=self._device),
-            unconditional=torch.zeros(batch, *length, dtype=dtype, device=self._device),
-            targets=torch.zeros(batch, dtype=torch.int64, device=self._device),
+            step=torch.zeros(1, dtype=torch.int64, device=self.device),
+            text=torch.zeros(batch, *length, dtype=dtype, device=self.device),
+            unconditional=torch.zeros(batch, *length, dtype=dtype, device=self.device),
+            targets=torch.zeros(batch, dtype=torch.int64, device=self.device),
             tau=fp32(batch),
             delta=fp32(batch) + 1,
             gradient=fp32(batch if guided else 0, *shape),
@@ -237,7 +237,7 @@ class FastSampler:
             norms=fp32(steps, batch),
             last=fp32(2, batch),
             direction=fp32(batch if guided else 0, *shape),
-            features=torch.zeros(rows, *inner, dtype=dtype, device=self._device),
+            features=torch.zeros(rows, *inner, dtype=dtype, device=self.device),
         )
 
     # -- one batch ----------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class FastSampler:
     def _finish(self, count: int) -> SampleBatch:
         buffers = self._buffers
         images = to_uint8(decode(self._decoder, buffers.sample))
-        guided = torch.tensor(self._guided, dtype=torch.int64, device=self._device)
+        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
         energy, norms = buffers.energies[guided], buffers.norms[guided]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
         gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
@@ -339,6 +339,7 @@ class FastSampler:
             energy=energy[:, :count].cpu(),
             gate=gate[:, :count].cpu(),
             skipped=(~applied[:, :count]).long().sum(0).cpu(),
+            compute_batch=self.config.compute_batch,
         )
 
 

@@ -157,4 +157,5 @@ class ReferenceSampler:
             energy=energy[:, :count].cpu(),
             gate=gate[:, :count].cpu(),
             skipped=dropped[:, :count].long().sum(0).cpu(),
+            compute_batch=self.config.compute_batch,
         )

@@ -9,9 +9,9 @@ import torch
 
 from prism_fast.config import resolve_device, resolve_dtype
 from prism_fast.prompts.fit import Fits
+from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
-from prism_fast.sampling.levels import Sampler
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 

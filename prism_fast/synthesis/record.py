@@ -38,6 +38,7 @@ def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, confi
             "teacher_probability": labels.probability[place],
             "teacher_top1": labels.top1[place],
             "skipped": skipped[place],
+            "compute_batch": batch.compute_batch,
             "accepted": finite[place],
             "reason": "" if finite[place] else NOT_FINITE,
             "guidance": {

@@ -78,6 +78,7 @@ class SeedSampler:
             energy=torch.arange(float(len(guided)))[:, None] - torch.tensor([s % 7 for s in seeds])[None],
             gate=torch.full((len(guided), len(seeds)), 0.5),
             skipped=torch.zeros(len(seeds), dtype=torch.int64),
+            compute_batch=self.config.compute_batch,
         )
         return batch if self.spoil is None else self.spoil(batch)
 
