@@ -160,6 +160,26 @@ def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int) -> LatentDecod
     return ResizedDecoder(decoder, (height, width), (int(source[0]), int(source[1])), pipe.vae.device)
 
 
+def rows_at_once(pipe: Any, compute_batch: int) -> int:
+    """Rows of one call of the final decoder: all on the CPU; on CUDA as many as a quarter of the memory holds.
+
+    A divisor of ``compute_batch``, so that all calls have one shape, and by the device's whole memory, not by what is
+    free: the shape decides the last bits.
+    """
+    if pipe.vae.device.type != "cuda":
+        return compute_batch
+    channels, height, width = 2 * int(pipe.vae.config.block_out_channels[0]), *_pixels(pipe)
+    bytes_of_row = 4 * channels * height * width * pipe.vae.dtype.itemsize  # about four such activations live at once
+    fits = torch.cuda.get_device_properties(pipe.vae.device).total_memory // 4 // bytes_of_row
+    return max(rows for rows in range(1, compute_batch + 1) if compute_batch % rows == 0 and rows <= max(fits, 1))
+
+
+def _pixels(pipe: Any) -> tuple[int, int]:
+    size, factor = pipe.unet.config.sample_size, int(pipe.vae_scale_factor)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height) * factor, int(width) * factor
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[0, 1] to 0..255, rounded half to even as diffusers does."""
     return (images * 255).round().to(torch.uint8)

@@ -6,7 +6,6 @@ for all its steps. Without CUDA the same function is called.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,11 @@ from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.ops.step_table import Column
-from prism_fast.pipeline.decoder import decode, load_decoder, to_uint8
+from prism_fast.pipeline.decoder import decode, load_decoder, rows_at_once, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.feature_reuse import SplitUNet, compiled, features_shape
 from prism_fast.pipeline.load import latent_shape
+from prism_fast.pipeline.owned import choose_attention, own
 from prism_fast.pipeline.text import max_prompt_tokens
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.capture import Captured
@@ -152,6 +152,7 @@ class FastSampler:
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
         self._decoder = load_decoder(pipe, "kl")
+        self._decode_rows = rows_at_once(pipe, config.compute_batch)
         self._thresholds = _thresholds(self._gate, self.device)
         self._buffers = self._allocate(table, len(schedule))
         self._prepare()
@@ -185,7 +186,8 @@ class FastSampler:
     def _prepare(self) -> None:
         """Networks, gradient and graphs, for the weights that the pipeline has now."""
         self._weights = _state_of(self._pipe)
-        unet = _owned(self._pipe.unet, self._cuda)
+        unet = own(self._pipe.unet)
+        choose_attention(unet, self.config.attention)
         self._split = SplitUNet(unet) if self.config.reuse_features > 1 else None
         if self._split is not None and self._compile:
             self._split = compiled(self._split)
@@ -200,7 +202,7 @@ class FastSampler:
         self._guidance_decoder = load_decoder(self._pipe, guidance.decoder)
         network = None
         if isinstance(teacher, EagerTeacher):
-            network = _owned(teacher.model, self._cuda)
+            network = own(teacher.model)
             network = torch.compile(network, dynamic=False) if self._compile else network
         return raw_gradient(
             teacher,
@@ -327,7 +329,7 @@ class FastSampler:
 
     def _finish(self, count: int) -> SampleBatch:
         buffers = self._buffers
-        images = to_uint8(decode(self._decoder, buffers.sample))
+        images = torch.cat([to_uint8(decode(self._decoder, part)) for part in buffers.sample.split(self._decode_rows)])
         guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
         energy, norms = buffers.energies[guided], buffers.norms[guided]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
@@ -363,11 +365,6 @@ def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tens
 def _text_shape(pipe: Any) -> tuple[int, int]:
     """(L, D) of an embedded prompt."""
     return max_prompt_tokens(pipe), int(pipe.text_encoder.config.hidden_size)
-
-
-def _owned(network: Any, channels_last: bool) -> Any:
-    """``network``, or a copy of its own in channels-last."""
-    return copy.deepcopy(network).to(memory_format=torch.channels_last) if channels_last else network
 
 
 def _state_of(pipe: Any) -> list[tuple[int, int]]:

@@ -235,6 +235,16 @@ def test_changed_weights_are_noticed(pipe: Any, seed: int) -> None:
     assert _same(after, _sample(pipe, _config(), None, seed))
 
 
+def test_attention_is_the_owned_unets_alone(pipe: Any, seed: int) -> None:
+    before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
+    results = [_sample(pipe, _config(attention=kind), None, seed).latents for kind in ("math", "sdpa", "auto")]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(results[0], results[2])  # narrow heads on the CPU
+    assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before
+    with pytest.raises(UserError, match="xformers"):
+        FastSampler(pipe, _config(attention="xformers"))
+
+
 def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> None:
     own = tiny_pipeline(1)
     networks = (own.unet, own.vae, own.text_encoder)
@@ -315,3 +325,68 @@ def test_refusals(pipe: Any, teacher: EagerTeacher) -> None:
         FastSampler(pipe, _config({"decoder": "linear"}, level="fast"), teacher, GATE)
     with pytest.raises(UserError, match="FastSampler"):
         ReferenceSampler(pipe, _config(level="fast"))
+
+
+def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
+    sampler = FastSampler(pipe, _config())
+    whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
+    sampler._decode_rows = 2
+    sliced = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
+    assert (sliced.int() - whole.int()).abs().max() <= 1
+
+
+def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -> tuple[FastSampler, Any]:
+    own = tiny_pipeline(0)
+    for network in (own.unet, own.vae, own.text_encoder):
+        network.to("cuda", getattr(torch, dtype) if network is not own.vae else torch.float32)
+    teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
+    config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, dtype=dtype, **options)
+    return FastSampler(own, config, teacher, GATE), own
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_captured_steps_are_those_that_are_called(tmp_path: Any, seed: int, compiled: str) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, compile=compiled, cfg_stop=0.6)
+    captured = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert len(sampler._graphs) == len(set(sampler._kinds)) > 2
+    again = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert _same(captured, again)
+    sampler._graphs._enabled = False
+    assert _same(sampler.sample(PROMPTS, CLASSES, _seeds(seed)), captured)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_on_cuda_stays_near_fp32(tmp_path: Any, seed: int, dtype: str) -> None:
+    full, _ = _on_cuda(seed, tmp_path / "a", compile="off")
+    half, _ = _on_cuda(seed, tmp_path / "b", dtype, compile="off")
+    truth, found = (sampler.sample(PROMPTS, CLASSES, _seeds(seed)) for sampler in (full, half))
+    rms = (found.latents - truth.latents).square().mean().sqrt() / truth.latents.square().mean().sqrt()
+    assert rms < 0.1 and not found.skipped.any()
+
+
+@pytest.mark.gpu
+def test_the_loop_never_waits_for_the_device(tmp_path: Any, seed: int) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, compile="off")
+    sampler.sample(PROMPTS, CLASSES, _seeds(seed))  # captures
+    with torch.no_grad():
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for kind in sampler._kinds:
+                sampler._graphs.run(kind, lambda: pytest.fail("captured already"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", SCHEDULERS, ids=IDS)
+def test_cuda_agrees_with_the_reference(tmp_path: Any, case: dict[str, Any], seed: int) -> None:
+    own = tiny_pipeline(0)
+    for network in (own.unet, own.vae, own.text_encoder):
+        network.to("cuda")
+    teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
+    reference = ReferenceSampler(own, _config({}, **case), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+    fast = FastSampler(own, _config({}, **case), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+    assert (fast.images.int() - reference.images.int()).abs().float().quantile(0.95) <= 1
