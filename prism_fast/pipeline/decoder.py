@@ -111,7 +111,14 @@ class LinearDecoder:
         return torch.einsum("rc,bchw->brhw", self._weight, latents.float()) + self._bias.view(1, 3, 1, 1)
 
 
-def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) -> LatentDecoder:
+def load_decoder(
+    pipe: Any,
+    name: str = "kl",
+    tiny: str | Path | None = None,
+    *,
+    network: Any = None,
+    size: tuple[int, int] | None = None,
+) -> LatentDecoder:
     """The decoder ``name`` of ``pipe``.
 
     Args:
@@ -119,6 +126,8 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         name: ``kl`` (the pipeline's own) or ``tiny`` (an ``AutoencoderTiny``), with ``@PIXELS`` on resized latents; or
             ``linear`` (``prism-fast fit-decoder`` has to have fitted it).
         tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
+        network: in place of the pipeline's own autoencoder: a copy of it.
+        size: (h, w) of the latents; None: the pipeline's own.
 
     Raises:
         UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
@@ -129,9 +138,9 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         return LinearDecoder(*(x.to(pipe.vae.device) for x in load_linear(pipe)))
     if kind not in ("kl", "tiny") or (pixels and not pixels.isdigit()):
         raise UserError(unknown("decoder", name, DECODERS))
-    autoencoder = pipe.vae if kind == "kl" else _load_tiny(pipe, tiny)
-    decoder = AutoencoderDecoder(autoencoder, name)
-    return _resized(decoder, pipe, int(pixels)) if pixels else decoder
+    own = pipe.vae if network is None else network
+    decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
+    return _resized(decoder, pipe, int(pixels), size) if pixels else decoder
 
 
 def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
@@ -145,9 +154,9 @@ def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
     return autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
 
 
-def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int) -> LatentDecoder:
+def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int, latents: tuple[int, int] | None) -> LatentDecoder:
     """``decoder`` with its longer side at ``pixels``."""
-    size = pipe.unet.config.sample_size
+    size = pipe.unet.config.sample_size if latents is None else latents
     source = (size, size) if isinstance(size, int) else tuple(size)
     factor = int(pipe.vae_scale_factor)
     scaled = [Fraction(side * pixels, max(source) * factor) for side in source]
