@@ -48,6 +48,8 @@ def state_of(*networks: Any) -> list[object]:
     """Changes when a weight is replaced or written to, and with an adapter's scale, as LoRA, fusing and loading do."""
     state: list[object] = []
     for network in networks:
+        if network is None:
+            continue
         state += [(id(weight), weight._version) for weight in network.parameters()]
         for module in network.modules():
             scaling = getattr(module, "scaling", None)

@@ -341,4 +341,4 @@ def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tens
 
 
 def _state(pipe: Any) -> list[object]:
-    return state_of(pipe.unet, pipe.vae, pipe.text_encoder)
+    return state_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))
