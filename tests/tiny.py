@@ -127,7 +127,7 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
 
 
 def tiny_xl_pipeline(seed: int = 0) -> Any:
-    """A ``StableDiffusionXLPipeline`` with random weights, its two text encoders of one size. As :func:`tiny_pipeline`."""
+    """A ``StableDiffusionXLPipeline`` with random weights and two text encoders. As :func:`tiny_pipeline`."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 

@@ -189,6 +189,8 @@ class FastPipeline:
         scale = (5.0 if self._xl else 7.5) if guidance_scale is None else float(guidance_scale)
         conditioning = self._encoded(wording, scale > 1)
         per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
+        if per_prompt < 1:
+            raise UserError(f"num_images_per_prompt must be at least 1, not {per_prompt}")
         count = len(conditioning) * per_prompt
         factor = int(pipe.vae_scale_factor)
         shape = (int(pipe.unet.config.in_channels), size[0] // factor, size[1] // factor)
