@@ -33,7 +33,7 @@ def adopt(pipe: Any, dtype: str | None) -> Any:
     if isinstance(pipe, str):
         from prism_fast.pipeline.load import load_pipeline
 
-        pipe = load_pipeline(pipe, resolve_device("auto"), resolve_dtype(dtype or "float32"))
+        pipe = load_pipeline(pipe, resolve_device("auto"), resolve_dtype(dtype or "float32"), xl=True)
     check_adopted(pipe)
     if dtype is not None and pipe.unet.dtype != resolve_dtype(dtype):
         raise UserError(

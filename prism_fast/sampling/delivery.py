@@ -25,6 +25,9 @@ class Delivery:
         self._pipe, self._teacher, self._kind = pipe, teacher, output_type
         self._checker = getattr(pipe, "safety_checker", None)
         self._watermark = getattr(pipe, "watermark", None)
+        # an SDXL hands out what it has decoded in fp32 as it is
+        upcast = hasattr(pipe, "text_encoder_2") and getattr(pipe.vae.config, "force_upcast", False)
+        self._dtype = torch.float32 if upcast and pipe.vae.dtype == torch.float16 else pipe.vae.dtype
         self._parts: list[Tensor] = []
         self._flagged: list[bool] = []
         self._energies: list[Tensor] = []
@@ -41,7 +44,7 @@ class Delivery:
             self._logits.append(self._teacher.outputs(images).logits.float().cpu())
         images = self._censored(images)
         if self._kind == "pt":
-            self._parts.append(images.to(self._pipe.vae.dtype))
+            self._parts.append(images.to(self._dtype))
         elif self._kind == "np":
             self._parts.append(images.permute(0, 2, 3, 1).cpu())
         else:

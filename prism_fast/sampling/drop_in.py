@@ -72,7 +72,7 @@ def compile_pipeline(
 
     Args:
         pipe: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``, or the name of one for ``load_pipeline``:
-            built-in, local folder or hub id (not an SDXL's).
+            built-in, local folder or hub id.
         teacher: what guides, or its name for ``load_teacher``; None: no guidance.
         guidance: options of the guidance; a dictionary has ``gate: none`` where it says nothing else, because the
             gate's pilot belongs to ``synthesize``. None: the defaults, with ``gate: none``.

@@ -272,6 +272,40 @@ def test_a_folder_and_a_name(pipe: Any, tmp_path: Path, seed: int) -> None:
     assert built_in("a boot", num_inference_steps=2, classes=9).logits.shape == (1, 10)
 
 
+def test_a_folder_of_an_xl(xl: Any, tmp_path: Path, seed: int) -> None:
+    xl.save_pretrained(tmp_path / "pipeline", safe_serialization=True)
+    arguments = {"prompt": PROMPTS[0], "num_inference_steps": 2, "output_type": "latent", "seeds": [seed]}
+    found = prism_fast.compile(str(tmp_path / "pipeline"))(**arguments).images
+    assert torch.equal(found, prism_fast.compile(xl)(**arguments).images)
+    (tmp_path / "pipeline" / "text_encoder_2" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="text_encoder_2"):
+        prism_fast.compile(str(tmp_path / "pipeline"))
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "drop-in.md").read_text()
+    block = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("steps=10", "steps=2"), "drop-in.md", "exec"), {})
+    assert (tmp_path / "coat.png").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_half_precision(kind: str, dtype: torch.dtype, seed: int) -> None:
+    """No further from fp32 than twice the pipeline's own error; a fp16 autoencoder is not converted in place."""
+    make = tiny_pipeline if kind == "sd" else tiny_xl_pipeline
+    full, half = make(0), make(0).to(dtype)
+    noise = torch.randn(3, 4, 8, 8, generator=one(seed)).to(dtype)
+    arguments = {"prompt": PROMPTS, "num_inference_steps": 3, "output_type": "pt"}
+    truth = full(**arguments, latents=noise.float()).images
+    fast = prism_fast.compile(half, config={"dtype": str(dtype).removeprefix("torch.")})
+    plain, found = (made(**arguments, latents=noise.clone()).images for made in (half, fast))
+    assert found.dtype == plain.dtype and half.vae.dtype == dtype and half.unet.dtype == dtype
+    error, budget = ((x.float() - truth).square().mean().sqrt() for x in (found, plain))
+    assert error <= 2 * budget, (error, budget)
+
+
 def test_a_safety_checker_is_run(pipe: Any, seed: int) -> None:
     class Checker(torch.nn.Module):
         device, dtype = torch.device("cpu"), torch.float32
