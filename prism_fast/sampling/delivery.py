@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffusionXLPipelineOutput
 from torch import Tensor
 
 from prism_fast.pipeline.decoder import to_uint8
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.teachers.base import Teacher
+
+
+@dataclass
+class FastPipelineOutput(StableDiffusionPipelineOutput):
+    """What ``StableDiffusionPipeline`` returns, and what guidance found.
+
+    Args:
+        images: as asked for by ``output_type``.
+        nsfw_content_detected: by the pipeline's safety checker; None where it has none.
+        energies: fp32 [S, N], at each guided step before its correction; None without guidance.
+        logits: [N, K], the teacher's of the final images; None without a teacher, or where nothing is decoded.
+    """
+
+    energies: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass
+class FastXLPipelineOutput(StableDiffusionXLPipelineOutput):
+    """What ``StableDiffusionXLPipeline`` returns, and what guidance found. As :class:`FastPipelineOutput`."""
+
+    energies: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Delivery:

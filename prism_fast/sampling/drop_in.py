@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
-from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffusionXLPipelineOutput
 from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
@@ -21,7 +19,7 @@ from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.call import XL_SIZES, XL_WORDING, Randomness, check_others, image_size, time_ids
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.copies import Copies, state_of
-from prism_fast.sampling.delivery import Delivery
+from prism_fast.sampling.delivery import Delivery, FastPipelineOutput, FastXLPipelineOutput
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.noise import Noise
 from prism_fast.sampling.schedules import own_scheduler
@@ -37,29 +35,6 @@ OPTIONS = ("compute_batch", "level", "dtype", "cfg_start", "cfg_stop", "reuse_fe
 """Fields of ``SamplerConfig`` that hold for every call; the others come from the call and the pipeline's scheduler."""
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
-@dataclass
-class FastPipelineOutput(StableDiffusionPipelineOutput):
-    """What ``StableDiffusionPipeline`` returns, and what guidance found.
-
-    Args:
-        images: as asked for by ``output_type``.
-        nsfw_content_detected: by the pipeline's safety checker; None where it has none.
-        energies: fp32 [S, N], at each guided step before its correction; None without guidance.
-        logits: [N, K], the teacher's of the final images; None without a teacher, or where nothing is decoded.
-    """
-
-    energies: Tensor | None = None
-    logits: Tensor | None = None
-
-
-@dataclass
-class FastXLPipelineOutput(StableDiffusionXLPipelineOutput):
-    """What ``StableDiffusionXLPipeline`` returns, and what guidance found. As :class:`FastPipelineOutput`."""
-
-    energies: Tensor | None = None
-    logits: Tensor | None = None
 
 
 def compile_pipeline(
@@ -104,8 +79,11 @@ class FastPipeline:
         options: see :func:`compile_pipeline`.
 
     Attributes:
-        pipe: the wrapped pipeline.
+        pipe: the wrapped pipeline; what is to be changed is changed there.
     """
+
+    # so that `fast.scheduler = ...`, which would do nothing, is an error
+    __slots__ = ("_copies", "_encoder", "_guidance", "_options", "_samplers", "_teacher", "_text_state", "_xl", "pipe")
 
     def __init__(
         self, pipe: Any, teacher: Teacher | None, guidance: GuidanceConfig | None, options: Mapping[str, Any]
@@ -169,6 +147,7 @@ class FastPipeline:
         """
         pipe = self.pipe
         check_adopted(pipe)
+        seeds = None if seeds is None else [int(seed) for seed in seeds]
         check_others(others, XL_SIZES + XL_WORDING if self._xl else ())
         if output_type not in _OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r}: use one of {', '.join(_OUTPUT_TYPES)}")
@@ -201,7 +180,7 @@ class FastPipeline:
             self._config(steps=num_inference_steps, scale=scale, eta=eta, count=count), conditioning, shape
         )
         sampler.refresh()
-        ids = time_ids(others, size) if self._xl else None
+        ids = torch.tensor(time_ids(others, size), device=conditioning.text.device) if self._xl else None
         batch = sampler.config.compute_batch
         delivery = Delivery(pipe, self._teacher, str(output_type))
         like = conditioning.text.new_empty(0)
@@ -211,10 +190,19 @@ class FastPipeline:
             stop = min(start + batch, count)
             filled = [*range(start, stop), *[stop - 1] * (start + batch - stop)]  # padded with its last row
             indices = torch.tensor(filled, device=conditioning.text.device)
-            rows = _rows(conditioning.rows(indices // per_prompt), [targets[i] for i in filled], stop - start, ids)
-            if seeds is not None:
-                rows.seeds.extend(seeds[i] for i in filled)
-            sampler.run(rows, _padded(noise, batch))
+            told = conditioning.rows(indices // per_prompt)
+            sampler.run(
+                Rows(
+                    text=told.text,
+                    unconditional=told.unconditional,
+                    targets=torch.tensor([targets[index] for index in filled], device=indices.device),
+                    seeds=[] if seeds is None else [seeds[index] for index in filled],
+                    count=stop - start,
+                    pooled=told.pooled,
+                    time_ids=None if ids is None else ids.repeat_interleave(batch, 0),
+                ),
+                _padded(noise, batch),
+            )
             delivery.take(sampler, stop - start)
         return self._output(delivery, return_dict)
 
@@ -296,19 +284,6 @@ def _options(config: Mapping[str, Any] | None) -> dict[str, Any]:
     if options.get("level") == "reference":
         raise UserError("config: level: reference is the plain loop, which the pipeline itself is: use exact or fast")
     return options
-
-
-def _rows(conditioning: Conditioning, targets: list[int], count: int, ids: tuple[list[int], list[int]] | None) -> Rows:
-    text, batch = conditioning.text, len(conditioning)
-    return Rows(
-        text=text,
-        unconditional=conditioning.unconditional,
-        targets=torch.tensor(targets, device=text.device),
-        seeds=[],
-        count=count,
-        pooled=conditioning.pooled,
-        time_ids=None if ids is None else torch.tensor([ids[0]] * batch + [ids[1]] * batch, device=text.device),
-    )
 
 
 def _padded(noise: Noise, batch: int) -> Noise:

@@ -16,6 +16,7 @@ from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.sampling import drop_in
 from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.copies import state_of
 from prism_fast.sampling.drop_in import FastPipeline
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
@@ -250,6 +251,20 @@ def test_changes_of_the_pipeline_are_noticed(pipe: Any, seed: int) -> None:
     pipe.vae = other.vae
     expected, found = (made("boot", num_inference_steps=2, generator=one(1), output_type="pt") for made in (pipe, fast))
     assert_near(found.images, expected.images)
+
+
+def test_an_adapters_scale_counts() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.scaling = {"style": 1.0}  # type: ignore[assignment]  # as a layer of peft has it
+    before = state_of(torch.nn.Sequential(layer))
+    assert state_of(torch.nn.Sequential(layer)) == before
+    layer.scaling["style"] = 0.5  # type: ignore[index]
+    assert state_of(torch.nn.Sequential(layer)) != before
+
+
+def test_a_setting_that_would_do_nothing_is_an_error(pipe: Any) -> None:
+    with pytest.raises(AttributeError, match="scheduler"):
+        prism_fast.compile(pipe).scheduler = pipe.scheduler  # type: ignore[attr-defined]
 
 
 def test_samplers_and_embeddings_are_kept(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
