@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +112,14 @@ class LinearDecoder:
         return torch.einsum("rc,bchw->brhw", self._weight, latents.float()) + self._bias.view(1, 3, 1, 1)
 
 
-def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) -> LatentDecoder:
+def load_decoder(
+    pipe: Any,
+    name: str = "kl",
+    tiny: str | Path | None = None,
+    *,
+    network: Any = None,
+    size: tuple[int, int] | None = None,
+) -> LatentDecoder:
     """The decoder ``name`` of ``pipe``.
 
     Args:
@@ -119,6 +127,8 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         name: ``kl`` (the pipeline's own) or ``tiny`` (an ``AutoencoderTiny``), with ``@PIXELS`` on resized latents; or
             ``linear`` (``prism-fast fit-decoder`` has to have fitted it).
         tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
+        network: in place of the pipeline's own autoencoder: a copy of it.
+        size: (h, w) of the latents; None: the pipeline's own.
 
     Raises:
         UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
@@ -129,9 +139,9 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         return LinearDecoder(*(x.to(pipe.vae.device) for x in load_linear(pipe)))
     if kind not in ("kl", "tiny") or (pixels and not pixels.isdigit()):
         raise UserError(unknown("decoder", name, DECODERS))
-    autoencoder = pipe.vae if kind == "kl" else _load_tiny(pipe, tiny)
-    decoder = AutoencoderDecoder(autoencoder, name)
-    return _resized(decoder, pipe, int(pixels)) if pixels else decoder
+    own = pipe.vae if network is None else network
+    decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
+    return _resized(decoder, pipe, int(pixels), size) if pixels else decoder
 
 
 def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
@@ -145,9 +155,9 @@ def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
     return autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
 
 
-def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int) -> LatentDecoder:
+def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int, latents: tuple[int, int] | None) -> LatentDecoder:
     """``decoder`` with its longer side at ``pixels``."""
-    size = pipe.unet.config.sample_size
+    size = pipe.unet.config.sample_size if latents is None else latents
     source = (size, size) if isinstance(size, int) else tuple(size)
     factor = int(pipe.vae_scale_factor)
     scaled = [Fraction(side * pixels, max(source) * factor) for side in source]
@@ -160,24 +170,23 @@ def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int) -> LatentDecod
     return ResizedDecoder(decoder, (height, width), (int(source[0]), int(source[1])), pipe.vae.device)
 
 
-def rows_at_once(pipe: Any, compute_batch: int) -> int:
+def rows_at_once(pipe: Any, size: Sequence[int], compute_batch: int) -> int:
     """Rows of one call of the final decoder: all on the CPU; on CUDA as many as a quarter of the memory holds.
 
     A divisor of ``compute_batch``, so that all calls have one shape, and by the device's whole memory, not by what is
     free: the shape decides the last bits.
+
+    Args:
+        pipe: a loaded pipeline.
+        size: (h, w) of the latents.
+        compute_batch: rows of a batch.
     """
     if pipe.vae.device.type != "cuda":
         return compute_batch
-    channels, height, width = 2 * int(pipe.vae.config.block_out_channels[0]), *_pixels(pipe)
-    bytes_of_row = 4 * channels * height * width * pipe.vae.dtype.itemsize  # about four such activations live at once
+    channels, pixels = 2 * int(pipe.vae.config.block_out_channels[0]), size[0] * size[1] * pipe.vae_scale_factor**2
+    bytes_of_row = 4 * channels * pixels * pipe.vae.dtype.itemsize  # about four such activations live at once
     fits = torch.cuda.get_device_properties(pipe.vae.device).total_memory // 4 // bytes_of_row
     return max(rows for rows in range(1, compute_batch + 1) if compute_batch % rows == 0 and rows <= max(fits, 1))
-
-
-def _pixels(pipe: Any) -> tuple[int, int]:
-    size, factor = pipe.unet.config.sample_size, int(pipe.vae_scale_factor)
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height) * factor, int(width) * factor
 
 
 def to_uint8(images: Tensor) -> Tensor:

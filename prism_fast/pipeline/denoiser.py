@@ -18,14 +18,24 @@ class Denoiser:
         cfg_scale: c in ε_u + c·(ε_c − ε_u).
         unet: in place of the pipeline's own: a copy in another layout.
         compile: torch.compile it, for one shape.
+        pooled: pooled embeddings and sizes come with every call, as an SDXL wants them.
 
     Raises:
         UserError: the UNet wants more than a sample, a timestep and text (inpainting, SDXL, distilled guidance).
     """
 
-    def __init__(self, pipe: Any, cfg_scale: float, unet: Any = None, compile: bool = False) -> None:  # noqa: A002
+    def __init__(
+        self,
+        pipe: Any,
+        cfg_scale: float,
+        unet: Any = None,
+        compile: bool = False,  # noqa: A002
+        pooled: bool = False,
+    ) -> None:
         config = pipe.unet.config
         extras = [key for key in ("time_cond_proj_dim", "addition_embed_type", "class_embed_type") if config.get(key)]
+        if pooled and config.get("addition_embed_type") == "text_time":
+            extras.remove("addition_embed_type")
         if extras or config.in_channels != config.out_channels:
             channels = f"{config.in_channels} to {config.out_channels} channels"
             raise UserError(
@@ -52,9 +62,12 @@ class Denoiser:
         without, with_text = both.chunk(2)
         return without + self._cfg_scale * (with_text - without)
 
-    def predict(self, inputs: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """What the network says, in its own dtype: no guidance, as many rows as ``inputs`` has."""
+    def predict(self, inputs: Tensor, timestep: Tensor, text: Tensor, added: dict[str, Tensor] | None = None) -> Tensor:
+        """What the network says, in its own dtype: no guidance, as many rows as ``inputs`` has.
+
+        ``added``: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] of an SDXL.
+        """
         prediction: Tensor = self._unet(
-            inputs.to(self._dtype), timestep, encoder_hidden_states=text, return_dict=False
+            inputs.to(self._dtype), timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
         )[0]
         return prediction

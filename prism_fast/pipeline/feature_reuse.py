@@ -29,15 +29,18 @@ class SplitUNet:
             raise UserError("reuse_features needs a UNet2DConditionModel of two levels or more: set reuse_features: 1")
         self._unet = unet
 
-    def whole(self, inputs: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(
+        self, inputs: Tensor, timestep: Tensor, text: Tensor, added: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The prediction, as the UNet's own forward gives it, and the features [B, c, h', w'] to keep.
 
         Args:
             inputs: [B, C, h, w].
             timestep: 0-d or [1].
             text: [B, L, D].
+            added: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] of an SDXL.
         """
-        unet, embedding = self._unet, self._embedding(timestep, inputs)
+        unet, embedding = self._unet, self._embedding(timestep, inputs, text, added)
         hidden = unet.conv_in(inputs)
         skips: tuple[Tensor, ...] = (hidden,)
         for block in unet.down_blocks:
@@ -50,9 +53,16 @@ class SplitUNet:
             hidden = block(hidden, own, embedding, upsample_size=skips[-1].shape[2:], **_text(block, text))
         return self._outermost(hidden, skips, embedding, text), hidden
 
-    def outer(self, inputs: Tensor, timestep: Tensor, text: Tensor, features: Tensor) -> Tensor:
+    def outer(
+        self,
+        inputs: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        features: Tensor,
+        added: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """The prediction with the inner features of an earlier step. Arguments and ``features`` as :meth:`whole`."""
-        unet, embedding = self._unet, self._embedding(timestep, inputs)
+        unet, embedding = self._unet, self._embedding(timestep, inputs, text, added)
         hidden = unet.conv_in(inputs)
         skips: tuple[Tensor, ...] = (hidden,)
         block = unet.down_blocks[0]
@@ -63,10 +73,13 @@ class SplitUNet:
             skips += (hidden,)
         return self._outermost(features, skips, embedding, text)
 
-    def _embedding(self, timestep: Tensor, inputs: Tensor) -> Tensor:
+    def _embedding(self, timestep: Tensor, inputs: Tensor, text: Tensor, added: dict[str, Tensor] | None) -> Tensor:
         steps = self._unet.time_proj(timestep.expand(inputs.shape[0])).to(inputs.dtype)
         embedding: Tensor = self._unet.time_embedding(steps)
-        return embedding
+        if added is None:
+            return embedding
+        extra: Tensor = self._unet.get_aug_embed(embedding, text, added)
+        return embedding + extra
 
     def _outermost(self, hidden: Tensor, skips: tuple[Tensor, ...], embedding: Tensor, text: Tensor) -> Tensor:
         unet = self._unet

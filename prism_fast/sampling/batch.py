@@ -23,10 +23,12 @@ class Rows:
 
     Args:
         text: [B, L, D], embeddings of the prompts.
-        unconditional: [B, L, D], of the empty prompt.
+        unconditional: [B, L, D], of the empty prompt or each row's negative one.
         targets: int64 [B].
-        seeds: B of them.
+        seeds: B of them; empty where the noise is not drawn from seeds.
         count: how many rows were asked for; the rest is padding.
+        pooled: [2B, P], of an SDXL: pooled embeddings, unconditional half first.
+        time_ids: [2B, 6], of an SDXL: original size, crop and target size, unconditional half first.
     """
 
     text: Tensor
@@ -34,6 +36,8 @@ class Rows:
     targets: Tensor
     seeds: list[int]
     count: int
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

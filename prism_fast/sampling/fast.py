@@ -20,15 +20,15 @@ from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.ops.step_table import Column
-from prism_fast.pipeline.decoder import decode, load_decoder, rows_at_once, to_uint8
+from prism_fast.pipeline.attention import choose_attention
+from prism_fast.pipeline.decoder import AutoencoderDecoder, decode, load_decoder, rows_at_once, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
-from prism_fast.pipeline.feature_reuse import SplitUNet, compiled, features_shape
-from prism_fast.pipeline.load import latent_shape
-from prism_fast.pipeline.owned import choose_attention, own
-from prism_fast.pipeline.text import max_prompt_tokens
+from prism_fast.pipeline.feature_reuse import SplitUNet, compiled
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
+from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.copies import Copies, decoding_network, state_of
 from prism_fast.sampling.guidance import (
     GateThresholds,
     cfg_steps,
@@ -37,9 +37,9 @@ from prism_fast.sampling.guidance import (
     gradient_steps,
     guided_steps,
 )
-from prism_fast.sampling.noise import draw_noise, random_direction
+from prism_fast.sampling.noise import Noise, draw_noise, random_direction
 from prism_fast.sampling.schedules import Schedule, build_schedule
-from prism_fast.sampling.tables import StepTable, step_table
+from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.fused import RawGradient, raw_gradient
@@ -75,45 +75,6 @@ def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
     return tuple(kinds)
 
 
-@dataclass(kw_only=True)
-class _Buffers:
-    """What a batch is while it is on its way; every graph reads and writes these very tensors.
-
-    Args:
-        sample: fp32 [B, C, h, w].
-        history: fp32 [depth, B, C, h, w].
-        noise: fp32 [draws, B, C, h, w].
-        step: int64 [1].
-        text: [B, L, D]; ``unconditional`` likewise.
-        targets: int64 [B].
-        tau: fp32 [B] of each image's class; ``delta`` likewise.
-        gradient: fp32 [B, C, h, w], the last one.
-        energies: fp32 [steps, B], at the steps that computed a gradient; ``norms`` of those gradients likewise.
-        last: fp32 [2, B], energy and norm of the last gradient.
-        direction: fp32 [B, C, h, w], of the random ablation.
-        features: [2B, c, h', w'], the UNet's kept ones, unconditional half first.
-    """
-
-    sample: Tensor
-    history: Tensor
-    noise: Tensor
-    step: Tensor
-    text: Tensor
-    unconditional: Tensor
-    targets: Tensor
-    tau: Tensor
-    delta: Tensor
-    gradient: Tensor
-    energies: Tensor
-    norms: Tensor
-    last: Tensor
-    direction: Tensor
-    features: Tensor
-
-    def all(self) -> list[Tensor]:
-        return list(vars(self).values())
-
-
 class FastSampler:
     """Rows (prompt, class, seed) to images, as ``ReferenceSampler`` makes them, in a fraction of the time.
 
@@ -125,13 +86,21 @@ class FastSampler:
         config: how to sample; ``level`` is ``exact`` or ``fast``.
         teacher: what guides; needed with ``config.guidance``.
         gate: pilot thresholds; needed with ``config.guidance.gate == "pilot"``.
+        sizes: of latents and text; None: the pipeline's own.
+        copies: of the pipeline's networks, shared with its other samplers.
 
     Raises:
         UserError: something needed is missing or does not fit; the message names it.
     """
 
     def __init__(
-        self, pipe: Any, config: SamplerConfig, teacher: Teacher | None = None, gate: GateThresholds | None = None
+        self,
+        pipe: Any,
+        config: SamplerConfig,
+        teacher: Teacher | None = None,
+        gate: GateThresholds | None = None,
+        sizes: Sizes | None = None,
+        copies: Copies | None = None,
     ) -> None:
         _check(pipe, config, teacher, gate)
         self.config = config
@@ -141,20 +110,20 @@ class FastSampler:
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
         self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
-        self._shape = latent_shape(pipe)
+        self._copies = copies if copies is not None else Copies(self._cuda)
+        self._sizes = sizes if sizes is not None else Sizes.of(pipe)
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         schedule = self._schedule()
         table = step_table(schedule, config.guidance)
         self._table, self._noisy = table.coefficients.to(self.device, torch.float32), table.noisy
         self._start = float(schedule.scheduler.init_noise_sigma)
-        self._draws = schedule.draws
+        self.draws = schedule.draws
         self._timesteps = schedule.timesteps.to(self.device)
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
-        self._decoder = load_decoder(pipe, "kl")
-        self._decode_rows = rows_at_once(pipe, config.compute_batch)
         self._thresholds = _thresholds(self._gate, self.device)
-        self._buffers = self._allocate(table, len(schedule))
+        self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
+        self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
         self._prepare()
 
     def _schedule(self) -> Schedule:
@@ -172,26 +141,65 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        if _state_of(self._pipe) != self._weights:
+        self.refresh()
+        rows = self._rows(prompts, class_indices, seeds)
+        self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        return self._finish(rows.count)
+
+    # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Networks and embeddings anew where the pipeline's weights have changed."""
+        if _state(self._pipe) != self._weights:
             self._prepare()
             self._rows.forget()
-        rows = self._rows(prompts, class_indices, seeds)
-        self._fill(rows)
+
+    @torch.no_grad()
+    def run(self, rows: Rows, noise: Noise) -> None:
+        """The loop, whose results ``latents``, ``images`` and ``trace`` give until the next run.
+
+        Args:
+            rows: B = ``compute_batch`` of them, padding included.
+            noise: of B images, with ``draws`` steps.
+        """
+        self._fill(rows, noise)
         for kind in self._kinds:
             self._graphs.run(kind, partial(self._advance, kind))
-        return self._finish(rows.count)
+
+    def latents(self, count: int) -> Tensor:
+        """fp32 [count, C, h, w], scaled."""
+        return self._buffers.sample[:count].clone()  # the next batch writes into this one
+
+    @torch.no_grad()
+    def images(self, count: int) -> Tensor:
+        """At least fp32 [count, 3, H, W] in [0, 1]."""
+        parts = self._buffers.sample.split(self._decode_rows)
+        return torch.cat([decode(self._decoder, part) for part in parts])[:count]
+
+    def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
+        buffers = self._buffers
+        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
+        energy, norms = buffers.energies[guided], buffers.norms[guided]
+        applied = energy.isfinite() & norms.isfinite() & (norms > 0)
+        gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
+        return energy[:, :count], gate[:, :count], (~applied[:, :count]).long().sum(0)
 
     # -- what is made once --------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         """Networks, gradient and graphs, for the weights that the pipeline has now."""
-        self._weights = _state_of(self._pipe)
-        unet = own(self._pipe.unet)
+        self._weights = _state(self._pipe)
+        check_sizes(self._pipe, self._sizes)
+        unet = self._copies.of(f"unet, attention {self.config.attention}", self._pipe.unet)
         choose_attention(unet, self.config.attention)
+        self._decoder = AutoencoderDecoder(decoding_network(self._pipe, self._copies))
         self._split = SplitUNet(unet) if self.config.reuse_features > 1 else None
         if self._split is not None and self._compile:
             self._split = compiled(self._split)
-        self._denoiser = Denoiser(self._pipe, self.config.cfg_scale, unet, compile=self._compile)
+        self._denoiser = Denoiser(
+            self._pipe, self.config.cfg_scale, unet, compile=self._compile, pooled=self._sizes.pooled > 0
+        )
         self._gradient = self._make_gradient()
         self._graphs = Captured(self._buffers.all(), self._cuda)
 
@@ -199,10 +207,15 @@ class FastSampler:
         guidance, teacher = self.config.guidance, self._teacher
         if guidance is None or teacher is None:
             return None
-        self._guidance_decoder = load_decoder(self._pipe, guidance.decoder)
+        self._guidance_decoder = load_decoder(
+            self._pipe,
+            guidance.decoder,
+            network=decoding_network(self._pipe, self._copies),
+            size=self._sizes.latents[1:],
+        )
         network = None
         if isinstance(teacher, EagerTeacher):
-            network = own(teacher.model)
+            network = self._copies.of("teacher", teacher.model)
             network = torch.compile(network, dynamic=False) if self._compile else network
         return raw_gradient(
             teacher,
@@ -214,44 +227,19 @@ class FastSampler:
             temperature=guidance.temperature,
         )
 
-    def _allocate(self, table: StepTable, steps: int) -> _Buffers:
-        batch, shape = self.config.compute_batch, self._shape
-        dtype, length = self._pipe.unet.dtype, _text_shape(self._pipe)
-        guided = self.config.guidance is not None
-
-        def fp32(*size: int) -> Tensor:
-            return torch.zeros(*size, device=self.device)
-
-        inner = features_shape(self._pipe.unet, shape) if self.config.reuse_features > 1 else (0, 0, 0)
-        rows = 2 * batch if self.config.reuse_features > 1 else 0
-        return _Buffers(
-            sample=fp32(batch, *shape),
-            history=fp32(table.depth, batch, *shape),
-            noise=fp32(self._draws, batch, *shape),
-            step=torch.zeros(1, dtype=torch.int64, device=self.device),
-            text=torch.zeros(batch, *length, dtype=dtype, device=self.device),
-            unconditional=torch.zeros(batch, *length, dtype=dtype, device=self.device),
-            targets=torch.zeros(batch, dtype=torch.int64, device=self.device),
-            tau=fp32(batch),
-            delta=fp32(batch) + 1,
-            gradient=fp32(batch if guided else 0, *shape),
-            energies=fp32(steps, batch),
-            norms=fp32(steps, batch),
-            last=fp32(2, batch),
-            direction=fp32(batch if guided else 0, *shape),
-            features=torch.zeros(rows, *inner, dtype=dtype, device=self.device),
-        )
-
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def _fill(self, rows: Rows) -> None:
+    def _fill(self, rows: Rows, noise: Noise) -> None:
         """Everything that the host knows about a batch, in one go before the loop."""
-        noise, buffers = draw_noise(rows.seeds, self._shape, draws=self._draws), self._buffers
+        buffers = self._buffers
         buffers.sample.copy_(noise.init).mul_(self._start)
         buffers.noise.copy_(noise.steps)
         buffers.step.zero_()
         buffers.text.copy_(rows.text)
         buffers.unconditional.copy_(rows.unconditional)
+        if rows.pooled is not None and rows.time_ids is not None:
+            buffers.pooled.copy_(rows.pooled)
+            buffers.time_ids.copy_(rows.time_ids)
         buffers.targets.copy_(rows.targets)
         buffers.energies.zero_()
         buffers.norms.zero_()
@@ -259,7 +247,7 @@ class FastSampler:
             torch.index_select(self._thresholds[0], 0, buffers.targets, out=buffers.tau)
             torch.index_select(self._thresholds[1], 0, buffers.targets, out=buffers.delta)
         if self.config.guidance is not None and self.config.guidance.direction == "random":
-            buffers.direction.copy_(random_direction(rows.seeds, self._shape))
+            buffers.direction.copy_(random_direction(rows.seeds, self._sizes.latents))
 
     def _advance(self, kind: StepKind) -> None:
         """One step, in place, whichever the device's counter says."""
@@ -297,13 +285,13 @@ class FastSampler:
             inputs, text = torch.cat([inputs, inputs]), torch.cat([buffers.unconditional, text])
         if self._cuda:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        timestep = self._timesteps.index_select(0, buffers.step)
+        timestep, added = self._timesteps.index_select(0, buffers.step), buffers.added(kind.cfg)
         if self._split is None:
-            return self._denoiser.predict(inputs, timestep, text)
+            return self._denoiser.predict(inputs, timestep, text, added)
         kept = buffers.features if kind.cfg else buffers.features[batch:]
         if kind.features == "kept":
-            return self._split.outer(inputs, timestep, text, kept)
-        prediction, features = self._split.whole(inputs, timestep, text)
+            return self._split.outer(inputs, timestep, text, kept, added)
+        prediction, features = self._split.whole(inputs, timestep, text, added)
         kept.copy_(features)
         return prediction
 
@@ -328,19 +316,14 @@ class FastSampler:
         buffers.last[1].copy_(norms)
 
     def _finish(self, count: int) -> SampleBatch:
-        buffers = self._buffers
-        images = torch.cat([to_uint8(decode(self._decoder, part)) for part in buffers.sample.split(self._decode_rows)])
-        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
-        energy, norms = buffers.energies[guided], buffers.norms[guided]
-        applied = energy.isfinite() & norms.isfinite() & (norms > 0)
-        gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
+        energy, gate, skipped = self.trace(count)
         return SampleBatch(
-            images=images[:count].cpu(),
-            latents=buffers.sample[:count].to("cpu", copy=True),  # the next batch writes into this one
+            images=to_uint8(self.images(count)).cpu(),
+            latents=self.latents(count).cpu(),
             guided_steps=self._guided,
-            energy=energy[:, :count].cpu(),
-            gate=gate[:, :count].cpu(),
-            skipped=(~applied[:, :count]).long().sum(0).cpu(),
+            energy=energy.cpu(),
+            gate=gate.cpu(),
+            skipped=skipped.cpu(),
             compute_batch=self.config.compute_batch,
         )
 
@@ -362,12 +345,5 @@ def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tens
     return None if gate is None else (torch.tensor(gate.tau, device=device), torch.tensor(gate.delta, device=device))
 
 
-def _text_shape(pipe: Any) -> tuple[int, int]:
-    """(L, D) of an embedded prompt."""
-    return max_prompt_tokens(pipe), int(pipe.text_encoder.config.hidden_size)
-
-
-def _state_of(pipe: Any) -> list[tuple[int, int]]:
-    """Changes when a weight is replaced or written to, as LoRA, fusing and loading do."""
-    networks = (pipe.unet, pipe.vae, pipe.text_encoder)
-    return [(id(weight), weight._version) for network in networks for weight in network.parameters()]
+def _state(pipe: Any) -> list[object]:
+    return state_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))

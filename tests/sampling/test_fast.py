@@ -15,6 +15,7 @@ from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler, step_kinds
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.noise import draw_noise
 from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.sampling.schedules import Schedule
 from prism_fast.teachers.eager import EagerTeacher
@@ -98,7 +99,7 @@ def test_each_step_is_the_references(
 
     sampler = FastSampler(pipe, config, teacher, GATE)
     with torch.no_grad():
-        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)))
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         errors = []
         for kind, state in zip(sampler._kinds, states, strict=True):
             sampler._advance(kind)
@@ -144,7 +145,7 @@ def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) 
     config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, cfg_stop=0.6)
     sampler = FastSampler(pipe, config, teacher, GATE)
     with torch.no_grad():
-        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)))
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         with Refusing() as mode:
             for kind in sampler._kinds:
                 sampler._advance(kind)
@@ -371,7 +372,7 @@ def test_the_loop_never_waits_for_the_device(tmp_path: Any, seed: int) -> None:
     sampler, _ = _on_cuda(seed, tmp_path, compile="off")
     sampler.sample(PROMPTS, CLASSES, _seeds(seed))  # captures
     with torch.no_grad():
-        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)))
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         torch.cuda.set_sync_debug_mode("error")
         try:
             for kind in sampler._kinds:

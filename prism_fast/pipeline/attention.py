@@ -1,11 +1,8 @@
-"""Copies of networks that the fast loop may change (layout, attention); the user's pipeline stays as it is."""
+"""Which attention a UNet that the fast loop owns computes with."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
-
-import torch
 
 from prism_fast.errors import UserError
 
@@ -14,14 +11,6 @@ Attention = Literal["auto", "sdpa", "math", "xformers"]
 NARROW_HEADS = 32
 """Below this width a CPU is faster with plain matrix products than with torch's fused attention (12 wide: 11 % of the
 built-in UNet's time)."""
-
-
-def own(network: Any) -> Any:
-    """``network`` for the fast loop. On CUDA its weights are channels-last copies; on the CPU they are shared."""
-    if next(network.parameters()).device.type == "cuda":
-        return copy.deepcopy(network).to(memory_format=torch.channels_last)
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def choose_attention(unet: Any, attention: Attention) -> None:
