@@ -171,14 +171,41 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
+        rows = self._begin(prompts, class_indices, seeds)
+        for kind in self._kinds:
+            self._graphs.run(kind, partial(self._advance, kind))
+        return self._finish(rows.count)
+
+    @torch.no_grad()
+    def follow(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], states: Sequence[Tensor]
+    ) -> list[tuple[Tensor | None, Tensor]]:
+        """Every step from a given state instead of the one before it: where this sampler and another part.
+
+        Args:
+            prompts, class_indices, seeds: as :meth:`sample` takes them.
+            states: fp32 [B, C, h, w] before each step, padding included (``ReferenceSampler`` shows them).
+
+        Returns:
+            Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
+        """
+        self._begin(prompts, class_indices, seeds)
+        found: list[tuple[Tensor | None, Tensor]] = []
+        for kind, state in zip(self._kinds, states, strict=True):
+            self._buffers.sample.copy_(state)
+            self._graphs.run(kind, partial(self._advance, kind))
+            gradient = self._buffers.gradient.clone() if kind.gradient != "none" else None
+            found.append((gradient, self._buffers.sample.clone()))
+        return found
+
+    def _begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Rows:
+        """Buffers filled with a batch, for the weights that the pipeline has now."""
         if _state_of(self._pipe) != self._weights:
             self._prepare()
             self._rows.forget()
         rows = self._rows(prompts, class_indices, seeds)
         self._fill(rows)
-        for kind in self._kinds:
-            self._graphs.run(kind, partial(self._advance, kind))
-        return self._finish(rows.count)
+        return rows
 
     # -- what is made once --------------------------------------------------------------------------------------------
 
