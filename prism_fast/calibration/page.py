@@ -12,6 +12,7 @@ from prism_fast.study.plots import Mark, Series, line_chart, scatter_chart
 
 _COLOURS = ("#2b66d0", "#d07f24", "#12907f", "#8a5bc9", "#c14f6c", "#8a7a2c", "#5b8fb9", "#9a5b3c")
 """Told apart on light and on dark paper."""
+_FLOOR = -0.2
 _PLACES = ("levels", *KNOBS, "together")
 
 
@@ -28,8 +29,10 @@ def calibration_page(found: Mapping[str, Any]) -> str:
         f"{chosen['speed_up']:.1f} times the speed of level reference.</p>",
         f"<pre>{escape(chosen['yaml'])}</pre>",
         "<h2>Time and energy gain kept</h2>",
-        "<p>To the left is faster, higher is closer to level reference. The dashed line is the fidelity asked for.</p>",
-        _scatter(found, every),
+        "<p>To the left is faster, higher is closer to level reference. The dashed line is the fidelity asked for. "
+        f"What keeps less than {100 * _FLOOR:.0f} % stands at the lower edge; a point says its name under the pointer."
+        "</p>",
+        f'<div class="wide">{_scatter(found, every)}</div>',
         "<h2>Direction of the gradient, step by step</h2>",
         "<p>Cosine of the option's gradient and level reference's, from the same sample; median over the images. "
         "Timestep 1000 is pure noise. Steps that an option leaves unguided have no cosine.</p>",
@@ -47,6 +50,7 @@ def _colours() -> str:
         "svg .dot { fill: var(--c); fill-opacity: .75; stroke: var(--paper); } "
         "svg .dot.main { stroke: var(--ink); stroke-width: 2; fill-opacity: 1; } "
         "svg .bound { stroke: var(--soft); stroke-dasharray: 4 4; } "
+        ".wide { max-width: 44rem; } .charts { grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); } "
         "pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; }"
     )
 
@@ -92,7 +96,7 @@ def _scatter(found: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> st
             name=_colour(_group(one)),
             title=one["name"],
             x=1000 * one["seconds_per_image"],
-            y=one["energy_kept"],
+            y=max(one["energy_kept"], _FLOOR),
             main=one["name"] == found["proposal"]["name"],
         )
         for one in every

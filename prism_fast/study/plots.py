@@ -115,13 +115,18 @@ def scatter_chart(
     parts = [_y_axis(ticks(y_low, y_high), y_scale), _x_axis(ticks(0.0, x_high), x_scale, HEIGHT - _BOTTOM)]
     ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y_scale(bound):.1f}" y2="{y_scale(bound):.1f}"'
     parts.append(f'<line class="bound" {ends}/>')
+    written: list[Point] = []
     for mark in sorted(marks, key=lambda mark: mark.main):
         x, y = x_scale(mark.x), y_scale(mark.y)
         look = f'class="dot arm-{escape(mark.name)}{" main" * mark.main}" cx="{x:.1f}" cy="{y:.1f}" r="{4 + mark.main}"'
         parts.append(f"<circle {look}><title>{escape(mark.title)}</title></circle>")
         if mark.title in labelled:
             right = x < (_LEFT + WIDTH) / 2
-            parts.append(_text(x + (7 if right else -7), y + 13, mark.title, "start" if right else "end"))
+            spots = [(x, y + shift) for shift in (13, -8, 26)]
+            taken = [any(abs(a - x) < 120 and abs(b - y) < 11 for a, b in written) for x, y in spots]
+            spot = next((spot for spot, full in zip(spots, taken, strict=True) if not full), spots[0])
+            written.append(spot)
+            parts.append(_text(x + (7 if right else -7), spot[1], mark.title, "start" if right else "end"))
     parts.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle"))
     turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
     parts.append(f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
