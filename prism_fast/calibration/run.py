@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from prism_fast.calibration.config import CalibrateConfig
@@ -31,6 +33,7 @@ from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
+from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.fast import step_kinds
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
@@ -44,6 +47,7 @@ from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 
 NAME = "calibration"
+_NETWORKS = 128
 
 
 def places(out: str) -> tuple[Path, Path]:
@@ -91,8 +95,9 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         return found
     plan = Plan(synthesis, vocabulary, prompts)
     gate = _gate(pipe, teacher, config, plan, progress) if synthesis.needs_pilot else None
-    bench = Bench(pipe, teacher, synthesis.sampler, [plan.row(index) for index in range(len(plan))], gate)
-    measured = _measure(bench, options, config.fidelity, progress)
+    with _many_networks(synthesis.sampler, device):
+        bench = Bench(pipe, teacher, synthesis.sampler, [plan.row(index) for index in range(len(plan))], gate)
+        measured = _measure(bench, options, config.fidelity, progress)
     found = {"identity": key, **head, "timesteps": steps, "left_out": left_out, **measured}
     write_json(figures, found)
     _write_page(page, found)
@@ -132,6 +137,16 @@ def _measure(bench: Bench, options: Sequence[Option], fidelity: float, progress:
             "speed_up": round(reference.seconds_per_image / chosen.seconds_per_image, 3),
         },
     }
+
+
+def _many_networks(sampler: SamplerConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Every option may compile networks of its own; dynamo gives up on a function after a few, silently for us."""
+    if sampler.compile == "off" or (sampler.compile == "auto" and device.type != "cuda"):
+        return nullcontext()
+    import torch._dynamo
+
+    patched: AbstractContextManager[object] = torch._dynamo.config.patch(recompile_limit=_NETWORKS)
+    return patched
 
 
 def _changing(options: Sequence[Option], config: CalibrateConfig, steps: int) -> list[Option]:

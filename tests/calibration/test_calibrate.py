@@ -301,7 +301,6 @@ def test_fit_decoder_fits_once(
     assert main([*command, "--force"]) == 0
     assert file.read_bytes() == first
     from prism_fast.pipeline.decoder import load_decoder
-
     from prism_fast.pipeline.load import load_pipeline
 
     assert load_decoder(load_pipeline(str(world.pipeline)), "linear").name == "linear"
