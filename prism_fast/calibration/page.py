@@ -107,7 +107,7 @@ def _scatter(found: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> st
     groups = [group for group in _PLACES if any(mark.name == _colour(group) for mark in marks)]
     shown = [Series(name=_colour(group), title=group, points=()) for group in groups]
     labelled = {"unguided", "reference", "exact", found["proposal"]["name"]}
-    return scatter_chart(marks, "ms an image", "share of energy gain kept", found["fidelity"], labelled, shown)
+    return scatter_chart(marks, "ms an image", "energy gain kept", found["fidelity"], labelled, shown)
 
 
 def _table(found: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> str:
