@@ -37,5 +37,8 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.calibration.text import calibration_text
     from prism_fast.progress import progress
 
-    found = calibrate(config, parsed.options["out"], progress)
+    try:
+        found = calibrate(config, parsed.options["out"], progress)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("stopped; nothing was kept, the same command begins again") from stop
     print(calibration_text(found, *places(parsed.options["out"])))
