@@ -25,7 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "sampling",
         "data synthesis distill metrics",
         "engine",
-        "zoo study",
+        "zoo study calibration",
+        "commands",
         "cli __main__",
     )
 )

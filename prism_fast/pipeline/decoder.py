@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -92,7 +93,8 @@ class ResizedDecoder:
         )
 
     def raw(self, latents: Tensor) -> Tensor:
-        return self._decoder.raw(self._rows @ latents.float() @ self._columns.T)
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return self._decoder.raw(self._rows.to(wide) @ wide @ self._columns.to(wide).T)
 
 
 class LinearDecoder:
@@ -109,7 +111,8 @@ class LinearDecoder:
         self._weight, self._bias = weight, bias
 
     def raw(self, latents: Tensor) -> Tensor:
-        return torch.einsum("rc,bchw->brhw", self._weight, latents.float()) + self._bias.view(1, 3, 1, 1)
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return torch.einsum("rc,bchw->brhw", self._weight.to(wide), wide) + self._bias.to(wide).view(1, 3, 1, 1)
 
 
 def load_decoder(
@@ -134,11 +137,11 @@ def load_decoder(
         UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
             do not divide into.
     """
-    kind, _, pixels = name.partition("@")
-    if kind == "linear" and not pixels:
+    if name == "linear":
         return LinearDecoder(*(x.to(pipe.vae.device) for x in load_linear(pipe)))
-    if kind not in ("kl", "tiny") or (pixels and not pixels.isdigit()):
+    if not re.fullmatch(r"(kl|tiny)(@[1-9][0-9]*)?", name):
         raise UserError(unknown("decoder", name, DECODERS))
+    kind, _, pixels = name.partition("@")
     own = pipe.vae if network is None else network
     decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
     return _resized(decoder, pipe, int(pixels), size) if pixels else decoder

@@ -146,6 +146,30 @@ class FastSampler:
         self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
         return self._finish(rows.count)
 
+    @torch.no_grad()
+    def follow(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], states: Sequence[Tensor]
+    ) -> list[tuple[Tensor | None, Tensor]]:
+        """Every step from a given state instead of the one before it: where this sampler and another part.
+
+        Args:
+            prompts, class_indices, seeds: as :meth:`sample` takes them.
+            states: fp32 [B, C, h, w] before each step, padding included (``ReferenceSampler`` shows them).
+
+        Returns:
+            Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
+        """
+        self.refresh()
+        rows = self._rows(prompts, class_indices, seeds)
+        self._fill(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        found: list[tuple[Tensor | None, Tensor]] = []
+        for kind, state in zip(self._kinds, states, strict=True):
+            self._buffers.sample.copy_(state)
+            self._graphs.run(kind, partial(self._advance, kind))
+            gradient = self._buffers.gradient.clone() if kind.gradient != "none" else None
+            found.append((gradient, self._buffers.sample.clone()))
+        return found
+
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
     def refresh(self) -> None:

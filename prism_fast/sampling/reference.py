@@ -6,7 +6,7 @@ short, obviously right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,10 @@ from prism_fast.sampling.noise import draw_noise, random_direction, travel_noise
 from prism_fast.sampling.schedules import Schedule, build_schedule
 from prism_fast.teachers.base import Teacher
 
-__all__ = ["ReferenceSampler"]
+__all__ = ["ReferenceSampler", "Watcher"]
+
+Watcher = Callable[[Tensor, Tensor | None], None]
+"""Told, before each step, the sample and x0' − x0 (None where it is not guided), [B, C, h, w] each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,20 @@ class ReferenceSampler:
         self._decoder = load_decoder(pipe, "kl")
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        class_indices: Sequence[int],
+        seeds: Sequence[int],
+        watch: Watcher | None = None,
+    ) -> SampleBatch:
         """Up to ``compute_batch`` rows to images; shorter batches are padded inside.
 
         Args:
             prompts: [n].
             class_indices: [n], 0-based; what the energy's class term asks for.
             seeds: [n], 0 <= seed < 2**63.
+            watch: sees every step.
 
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
@@ -91,9 +101,11 @@ class ReferenceSampler:
         sample = schedule.start(noise.init.to(self._device))
         for index in range(len(schedule)):
             if self._guide is not None and index in guided:
-                sample, prediction = self._guided_prediction(self._guide, schedule, index, sample, rows, trace)
+                sample, prediction, change = self._guided_prediction(self._guide, schedule, index, sample, rows, trace)
             else:
-                prediction = self._predict(schedule, index, sample, rows)
+                prediction, change = self._predict(schedule, index, sample, rows), None
+            if watch is not None:
+                watch(sample, change)
             sample = schedule.step(prediction, index, sample, noise.generators)
         return self._finish(sample, guided, trace, rows.count)
 
@@ -107,8 +119,8 @@ class ReferenceSampler:
 
     def _guided_prediction(
         self, guide: Guide, schedule: Schedule, index: int, sample: Tensor, rows: Rows, trace: _Trace
-    ) -> tuple[Tensor, Tensor]:
-        """The sample (moved by time travel, if any) and its corrected prediction."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sample (moved by time travel, if any), its corrected prediction, and x0' − x0."""
         prediction, correction = self._corrected(guide, schedule, index, sample, rows, trace)
         for repeat in range(1, guide.config.repeats):
             x0, epsilon = schedule.levels[index].split(prediction, sample, schedule.prediction_type)
@@ -117,7 +129,7 @@ class ReferenceSampler:
             prediction, correction = self._corrected(guide, schedule, index, sample, rows, trace)
         trace.energy.append(correction.energy)
         trace.gate.append(correction.gate)
-        return sample, prediction
+        return sample, prediction, correction.delta
 
     def _corrected(
         self, guide: Guide, schedule: Schedule, index: int, sample: Tensor, rows: Rows, trace: _Trace

@@ -117,6 +117,28 @@ def test_each_step_is_the_references(
     assert not whole.skipped.any()
 
 
+def test_level_exact_follows_what_is_watched_of_the_reference(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    config = _config({"start": 0.3}, scheduler="ddim")
+    states: list[Tensor] = []
+    changes: list[Tensor | None] = []
+
+    def watch(sample: Tensor, change: Tensor | None) -> None:
+        states.append(sample)
+        changes.append(change)
+
+    reference = ReferenceSampler(pipe, config, teacher, GATE)
+    watched = reference.sample(PROMPTS, CLASSES, _seeds(seed), watch)
+    assert _same(reference.sample(PROMPTS, CLASSES, _seeds(seed)), watched)
+    assert [change is None for change in changes] == [True] * 2 + [False] * 4
+    followed = FastSampler(pipe, config, teacher, GATE).follow(PROMPTS, CLASSES, _seeds(seed), states)
+    for change, (gradient, after), then in zip(changes, followed, [*states[1:], watched.latents], strict=True):
+        assert (change is None) == (gradient is None)
+        if change is not None and gradient is not None:  # the change is against the gradient
+            along = -torch.cosine_similarity(change.flatten(1), gradient.flatten(1))
+            assert along.median() > 1 - 1e-4, along
+        assert (after - then).flatten(1).abs().amax(1).median() <= 1e-5 * then.abs().max()
+
+
 def test_an_image_is_its_own_rows_alone(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
     sampler = FastSampler(pipe, _config({}), teacher, GATE)
     whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
