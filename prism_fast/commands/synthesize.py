@@ -9,6 +9,7 @@ from prism_fast.errors import UserError
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.command_line import CommandLine, Option
 from prism_fast.recipes.fields import build
+from prism_fast.sampling.config import LEVELS
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
             Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
         ],
     )
-    parsed = line.parse(arguments)
+    parsed = line.parse(_levels_spelt_out(arguments))
     out, batch = parsed.options["out"], parsed.options["batch"]
     if batch is not None:
         if "sampler.compute_batch" in parsed.given:
@@ -46,3 +47,14 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.synthesis.worker import synthesize
 
     print(synthesis_summary(synthesize(config, out, progress=progress, engine=local.run)))
+
+
+def _levels_spelt_out(arguments: Sequence[str]) -> list[str]:
+    """``--sampler LEVEL`` is short for ``--sampler.level LEVEL``; any other value of ``--sampler`` stays what it is."""
+    spelt = []
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        named = value if equals else (arguments[place + 1] if place + 1 < len(arguments) else "")
+        short = flag == "--sampler" and named in LEVELS
+        spelt.append(f"--sampler.level{equals}{value}" if short else argument)
+    return spelt
