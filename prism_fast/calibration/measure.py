@@ -14,12 +14,14 @@ median over the images.
 images: 1 is level 0's gain, 0 none. Its standard error is that of the ratio over the paired images.
 
 **Seconds.** Of a whole ``sample`` call an image, after the same sampler has been through the steps once. Every call is
-timed beside one of level ``exact`` right before it, and scaled by it: what else the machine does cancels.
+timed beside one of level ``exact`` right before it; the median of the ratios, three or more, times what ``exact`` takes
+when nothing disturbs it.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +44,7 @@ from prism_fast.teachers.base import Teacher
 Sample = Callable[[Sequence[str], Sequence[int], Sequence[int]], SampleBatch]
 Tell = Callable[[int], None]
 """Told how many images are done."""
+_PAIRS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,7 @@ class Bench:
             walks.append(walk)
             return batch
 
-        drawn = self._draw(watched, tell)
+        drawn = self._draw(watched, tell, sampler.sample)
         if not drawn.energies.isfinite().all():
             raise UserError("level reference does not give finite images: try another sampler.dtype")
         return drawn, walks
@@ -185,18 +188,24 @@ class Bench:
             step_cosines=_numbers(torch.cat(steps, 1).nanmedian(1).values),
         )
 
-    def _draw(self, sample: Sample, tell: Tell) -> Drawn:
-        energies, seconds, beside = [], 0.0, 0.0
+    def _draw(self, sample: Sample, tell: Tell, again: Sample | None = None) -> Drawn:
+        """Every batch through ``sample``; ``again`` (default: the same) is what a repetition for the clock calls."""
+        energies, ratios = [], []
         for rows in self._batches:
-            beside += self._yardstick_s()
+            beside = self._yardstick_s()
             begun = time.perf_counter()
             batch = sample(*rows)  # ends on the CPU
-            seconds += time.perf_counter() - begun
+            ratios.append((time.perf_counter() - begun) / beside)
             found = torch.tensor(self._label(batch.images, rows[1]).energy, dtype=torch.float64)
             energies.append(torch.where(batch.finite, found, math.nan))
             tell(len(rows[0]))
+        while len(ratios) < _PAIRS:
+            beside = self._yardstick_s()
+            begun = time.perf_counter()
+            (again or sample)(*self._batches[0])
+            ratios.append((time.perf_counter() - begun) / beside)
         # a batch takes what it takes, full or padded
-        scaled = self._exact_s * seconds / beside / self.base.compute_batch
+        scaled = self._exact_s * statistics.median(ratios) / self.base.compute_batch
         return Drawn(energies=torch.cat(energies), seconds_per_image=scaled)
 
     def _yardstick_s(self) -> float:
