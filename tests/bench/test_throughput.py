@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import bench.throughput as throughput
+from bench import plot, throughput
 from bench.contenders import Schedule, contenders, rows_of
 from bench.course import Course
 from bench.phases import PHASES, count_flop, matmul_peak, phases
@@ -232,3 +232,17 @@ def test_the_batch_is_halved_where_memory_ends(
 def test_a_peak_is_measured() -> None:
     assert 1e9 < matmul_peak(torch.device("cpu"), torch.float32) < 1e14
     assert percentiles([1.0, 3.0]).p50 == 2
+
+
+def test_its_plot_and_table_are_of_the_last_run(written: tuple[Any, Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "throughput-cpu.jsonl"
+    lines = [json.loads(line) for line in (written[1] / path.name).read_text().splitlines()][: len(ROWS)]
+    later = [{**line, "time": "9999", "images_per_s": 1234.0} for line in lines[:3]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *later]))
+    runs = plot.newest_runs(path)
+    assert [row["name"] for row in runs["fashion"]] == ROWS[:3]
+    assert plot.throughput_table(runs).count("1.23e+03") == 3
+    plot.draw_throughput(runs, path.with_suffix(".svg"))
+    drawn = path.with_suffix(".svg").read_bytes()
+    plot.draw_throughput(runs, path.with_suffix(".svg"))
+    assert drawn.startswith(b"<?xml") and drawn == path.with_suffix(".svg").read_bytes()
