@@ -206,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line.error(str(error))
     except NotTheReferenceError as error:
         line.exit(1, f"throughput: {error}\n")
+    except KeyboardInterrupt:
+        line.exit(1, "throughput: interrupted; what was measured until then is reported\n")
 
 
 if __name__ == "__main__":
