@@ -13,7 +13,9 @@ from prism_fast.zoo import fashion_captions
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What ours leaves out. Defaults: of 20 steps, guidance at 8 and classifier-free guidance at 12.
+    """What ours leaves out. Defaults: of 20 steps, guidance at the last 8 and classifier-free guidance at the first 12.
+
+    Guidance early in the trajectory is mostly undone by what follows (``prism_fast.study.fidelity``).
 
     Args:
         start: guidance begins at this share of the trajectory; ``stop`` ends it.
@@ -22,10 +24,10 @@ class Schedule:
         reuse_features: of the row that reuses them.
     """
 
-    start: float = 0.2
-    stop: float = 0.6
-    cfg_start: float = 0.2
-    cfg_stop: float = 0.8
+    start: float = 0.6
+    stop: float = 1.0
+    cfg_start: float = 0.0
+    cfg_stop: float = 0.6
     decoder: str = "tiny"
     reuse_features: int = 2
 

@@ -244,7 +244,8 @@ def test_the_command_from_end_to_end(
     assert page.count("<svg") >= 4 and "http" not in page.replace("http-equiv", "")
     before = out.read_bytes(), page
     out.with_suffix(".html").unlink()
-    assert main(_arguments(world, out, "--fidelity", "0.5")) == 0  # the same again: kept, the page drawn anew
+    with one_thread():
+        assert main(_arguments(world, out, "--fidelity", "0.5")) == 0  # the same again: kept, the page drawn anew
     assert "holds this calibration already" in capsys.readouterr().out
     assert (out.read_bytes(), out.with_suffix(".html").read_text()) == before
     assert main(_arguments(world, out, "--fidelity", "0.6")) == EXIT_ERROR
