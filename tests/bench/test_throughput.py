@@ -139,7 +139,7 @@ def test_it_stops_where_exact_is_not_the_reference(
         (["--weights", "random"], "fashion comes with its weights"),
         (["--batch", "0"], "compute_batch"),
         (["--repeats", "1"], "--repeats 1"),
-        (["--start", "0.7"], "guidance.start"),
+        (["--start", "1.0"], "guidance.start"),
         (["--decoder", "huge"], "guidance.decoder"),
         (["--scheduler", "heun"], "scheduler"),
         (["--teacher", "random:nothing"], "random:NAME"),
