@@ -19,7 +19,7 @@ def choose_attention(unet: Any, attention: Attention) -> None:
     Args:
         unet: a diffusers UNet.
         attention: ``sdpa``: torch's fused attention; ``math``: matrix products and a softmax; ``xformers``; ``auto``:
-            ``math`` for narrow heads on the CPU, else ``sdpa``.
+            ``math`` for narrow heads on the CPU, else ``sdpa``; a processor of the user's own stays.
 
     Raises:
         UserError: xformers is not installed, or cannot be used here.
@@ -36,6 +36,9 @@ def choose_attention(unet: Any, attention: Attention) -> None:
             ) from error
         return
     if attention == "auto":
+        own = {type(processor) for processor in unet.attn_processors.values()}
+        if own - {AttnProcessor, AttnProcessor2_0}:  # somebody chose: left as it is
+            return
         attention = "math" if unet.device.type == "cpu" and _widest_head(unet) < NARROW_HEADS else "sdpa"
     unet.set_attn_processor(AttnProcessor() if attention == "math" else AttnProcessor2_0())
 

@@ -31,7 +31,7 @@ SAMPLERS = 4
 LARGEST_BATCH = 16
 """Images in one batch where ``compute_batch`` is not given."""
 
-OPTIONS = ("compute_batch", "level", "dtype", "cfg_start", "cfg_stop", "reuse_features", "compile")
+OPTIONS = ("compute_batch", "level", "dtype", "cfg_start", "cfg_stop", "reuse_features", "attention", "compile")
 """Fields of ``SamplerConfig`` that hold for every call; the others come from the call and the pipeline's scheduler."""
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")

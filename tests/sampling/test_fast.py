@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -269,6 +270,15 @@ def test_attention_is_the_owned_unets_alone(pipe: Any, seed: int) -> None:
     assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before
     with pytest.raises(UserError, match="xformers"):
         FastSampler(pipe, _config(attention="xformers"))
+
+    class Own(AttnProcessor):
+        """A processor that somebody chose."""
+
+    chosen = tiny_pipeline(0)
+    chosen.unet.set_attn_processor(Own())
+    sampler = FastSampler(chosen, _config())
+    kept = sampler._copies.of("unet, attention auto", chosen.unet)
+    assert {type(processor) for processor in kept.attn_processors.values()} == {Own}
 
 
 def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> None:
