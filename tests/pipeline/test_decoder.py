@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def test_the_backward_of_every_decoder(name: str, tmp_path: Path, seed: int, mon
     pipe.vae.double()
     save_linear(pipe, 0.02 * torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)), torch.full((3,), 0.5))
     decoder = load_decoder(pipe, name, _tiny_decoder(tmp_path / "tiny"))
-    assert _slope_error(decoder, _latents(seed), seed + 1) < 1e-5
+    # the median: a difference across a ReLU's or the clamp's kink is no slope
+    errors = [float(_slope_error(decoder, _latents(seed), seed + trial)) for trial in range(1, 6)]
+    assert statistics.median(errors) < 1e-5
 
 
 def test_a_linear_decoder_is_an_affine_map(fitted: Any, seed: int) -> None:
