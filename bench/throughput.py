@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
     agreement = None
     if set(levels) - {"reference"}:
         agreement = course.agreement(contenders(published, schedule, ["exact"], False)["exact"].config)
-        print("exact beside the reference, in grey levels:", agreement, flush=True)
+        print("exact beside the reference:", agreement, flush=True)
     ours = [one for one in them.values() if one.by == "prism_fast" and one.config.level != "reference"]
     everyone = [each for one in them.values() for each in ((one, one.unguided) if one.config.guidance else (one,))]
     found: dict[Contender, Measured] = {}

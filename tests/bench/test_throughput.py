@@ -62,7 +62,7 @@ def test_its_object(written: tuple[Any, Path, Path]) -> None:
     assert {"device", "torch", "commit", "peak_flop_per_s", "agreement", "published", "schedule"} <= set(
         found["environment"]
     )
-    assert found["environment"]["agreement"]["share_within_one_level"] >= 0.95
+    assert found["environment"]["agreement"]["share_of_steps_within_1e-4"] >= 0.95
     for row in found["rows"]:
         assert row["batch"] == (1 if row["name"] == "naive-batch1" else 2)
         assert row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
