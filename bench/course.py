@@ -29,8 +29,8 @@ from prism_fast.sampling.schedules import build_schedule
 from prism_fast.teachers.base import Teacher
 
 NEAR, FAR, SHARE = 1e-6, 1e-4, 0.95
-"""``exact`` is the reference where in fp32 the median error of a step is at most NEAR and this share of them at most FAR,
-of the sample's largest value."""
+"""``exact`` is the reference where in fp32 the median error of a step is at most NEAR and this share of them at most
+FAR, in shares of the sample's largest value."""
 
 Maker = Callable[[Rows], Tensor]
 """Rows to images uint8 [B, 3, H, W] in main memory."""

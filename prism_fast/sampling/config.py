@@ -129,8 +129,8 @@ class SamplerConfig:
             (approximations, each an option of its own).
         reuse_features: the UNet's inner blocks run at every k-th step, between them only its outermost ones (DeepCache,
             Ma et al. 2023, arXiv 2312.00858); 1 = everything at every step. Level ``fast``.
-        attention: of the UNet, above ``reference``: ``sdpa``, ``math`` or ``xformers``; ``auto`` is ``math`` for narrow
-            heads on the CPU, else ``sdpa``.
+        attention: of the UNet, above ``reference``: ``sdpa``, as the pipeline has it (torch's fused attention unless
+            somebody chose another), or ``xformers``.
         compile: torch.compile for the networks of the levels above ``reference``; ``auto`` is on for CUDA.
         guidance: EDA; ``None`` samples unguided.
     """
@@ -147,7 +147,7 @@ class SamplerConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     level: Level = "exact"
     reuse_features: int = 1
-    attention: Literal["auto", "sdpa", "math", "xformers"] = "auto"
+    attention: Literal["sdpa", "xformers"] = "sdpa"
     compile: Literal["auto", "on", "off"] = "auto"
     guidance: GuidanceConfig | None = None
 
@@ -166,7 +166,7 @@ class SamplerConfig:
         _choice("level", self.level, LEVELS)
         _interval("cfg_", self.cfg_start, self.cfg_stop)
         _count("reuse_features", self.reuse_features)
-        _choice("attention", self.attention, ("auto", "sdpa", "math", "xformers"))
+        _choice("attention", self.attention, ("sdpa", "xformers"))
         _choice("compile", self.compile, ("auto", "on", "off"))
         self._check_level()
         if self.guidance is not None and self.guidance.repeats > 1 and self.scheduler == "pndm":

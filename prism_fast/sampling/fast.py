@@ -20,7 +20,7 @@ from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.ops.step_table import Column
-from prism_fast.pipeline.attention import choose_attention
+from prism_fast.pipeline.attention import use_xformers
 from prism_fast.pipeline.decoder import AutoencoderDecoder, decode, load_decoder, rows_at_once, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.feature_reuse import SplitUNet, compiled
@@ -216,7 +216,8 @@ class FastSampler:
         self._weights = _state(self._pipe)
         check_sizes(self._pipe, self._sizes)
         unet = self._copies.of(f"unet, attention {self.config.attention}", self._pipe.unet)
-        choose_attention(unet, self.config.attention)
+        if self.config.attention == "xformers":
+            use_xformers(unet)
         self._decoder = AutoencoderDecoder(decoding_network(self._pipe, self._copies))
         self._split = SplitUNet(unet) if self.config.reuse_features > 1 else None
         if self._split is not None and self._compile:
