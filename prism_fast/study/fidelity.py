@@ -32,21 +32,22 @@ KEPT = 0.8
 
 PUBLISHED = SamplerConfig(level="reference", guidance=GuidanceConfig())
 """20 steps, classifier-free guidance and the gradient through the KL decoder at every one of them."""
-SPARSE = GuidanceConfig(every=3, reuse_gradient=True)
-"""The gradient at 7 of 20 steps, applied at all of them."""
-FAST = replace(PUBLISHED, level="fast", guidance=SPARSE)
-SHORT_CFG = replace(FAST, cfg_stop=0.6)
-"""Classifier-free guidance on 12 of 20 steps."""
+LAST = GuidanceConfig(start=0.6)
+"""The gradient at the last 8 of 20 steps: earlier guidance is mostly undone by what follows."""
+SHORT = replace(PUBLISHED, level="exact", guidance=LAST, cfg_stop=0.6)
+"""And classifier-free guidance at the first 12."""
+TINY = replace(SHORT, level="fast", guidance=replace(LAST, decoder="tiny"))
 SETTINGS = {
     "published loop": PUBLISHED,
     "exact": replace(PUBLISHED, level="exact"),
-    "gradient at 8 of 20 steps alone": replace(PUBLISHED, level="exact", guidance=GuidanceConfig(start=0.2, stop=0.6)),
-    "gradient every 3rd step, kept": FAST,
-    "and through the tiny decoder": replace(FAST, guidance=replace(SPARSE, decoder="tiny")),
-    "and CFG on 12 of 20 steps": replace(SHORT_CFG, guidance=replace(SPARSE, decoder="tiny")),
-    "and reused features": replace(SHORT_CFG, guidance=replace(SPARSE, decoder="tiny"), reuse_features=2),
-    "kl every 3rd, CFG on 12 of 20": SHORT_CFG,
-    "kl every 3rd, CFG on 12 of 20, reused features": replace(SHORT_CFG, reuse_features=2),
+    "exact, gradient at steps 4 to 11 alone": replace(
+        PUBLISHED, level="exact", guidance=GuidanceConfig(start=0.2, stop=0.6)
+    ),
+    "exact, gradient at the last 8 steps": replace(PUBLISHED, level="exact", guidance=LAST),
+    "and CFG at the first 12": SHORT,
+    "and reused features": replace(SHORT, level="fast", reuse_features=2),
+    "tiny decoder instead": TINY,
+    "tiny decoder and reused features": replace(TINY, reuse_features=2),
 }
 
 
