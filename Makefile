@@ -3,7 +3,10 @@
 #   make install      .venv with the versions of constraints.txt, and .venv/bin/prism-fast
 #   make demo         the main job on the built-in pipeline; DEMO_ARGS="--full" for every arm
 #   make test         tests for everyday use         make test-slow   the long ones
-#   make test-gpu     tests that need a CUDA device  make test-oldest the fast ones on the oldest supported versions
+#   make gpu          all of a CUDA device: its tests (gpu-test), operations (gpu-ops), Stable Diffusion 1.5 and Turbo
+#                     (gpu-sd15, gpu-turbo), each at most 8 minutes and by itself too; results go to bench/results/.
+#                     INSTALL=no PYTHON=python3 takes an interpreter as it is: no environment, no native kernels
+#   make test-gpu     gpu-test by its other name     make test-oldest the fast ones on the oldest supported versions
 #   make native       the C++ and CUDA kernels in place (prism_fast._C); PRISM_FAST_BUILD=cpu|cuda|auto
 #   make test-native  their C++ tests, compiling the CUDA sources too where nvcc is; make test includes it
 #   make test-sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -11,18 +14,22 @@
 #   make clean        removes what the tools made; never touches runs/
 #
 # Overridable: PYTHON (interpreter for the environment, >= 3.11), VENV (where it goes), CONSTRAINTS, PYTEST_ARGS, DEMO_ARGS,
-# PRISM_FAST_BUILD (what make native and make test build; setup.py lists the choices).
+# PRISM_FAST_BUILD (what make native and make test build; setup.py lists the choices), INSTALL, GPU_BATCH (of gpu-sd15
+# and gpu-turbo).
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+INSTALL ?= yes
+GPU_BATCH ?= 32
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory
-.PHONY: install demo native test test-native test-sanitize test-slow test-gpu test-oldest lint format clean reinstall
+.PHONY: install demo native test test-native test-sanitize test-slow test-gpu test-oldest lint format clean reinstall \
+  gpu gpu-device gpu-test gpu-ops gpu-sd15 gpu-turbo gpu-plots
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -71,8 +78,48 @@ test: install $(NATIVE) test-native
 test-slow: install $(NATIVE)
 	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-test-gpu: native
-	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),auto) $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+# PRISM_FAST_BUILD=none: without an installation nothing is built, and the tests expect nothing.
+ifeq ($(INSTALL),no)
+GPU_PYTHON := $(or $(PYTHON),python3)
+GPU_BUILD := none
+gpu-device:
+gpu-test: gpu-device
+else
+GPU_PYTHON := $(BIN)/python
+GPU_BUILD := $(or $(PRISM_FAST_BUILD),auto)
+gpu-device: install
+gpu-test: gpu-device native
+endif
+gpu_run = TORCHINDUCTOR_CACHE_DIR='$(CURDIR)/build/inductor' PRISM_FAST_BUILD=$(GPU_BUILD) timeout -k 30 450 $(GPU_PYTHON)
+gpu_throughput = $(gpu_run) -m bench.throughput --device cuda --weights random --teacher random:resnet50 \
+  --dtype bfloat16 --batch $(GPU_BATCH) --repeats 2
+
+gpu-device:
+	@$(GPU_PYTHON) -c 'import importlib.util, sys; importlib.util.find_spec("torch") or sys.exit("make: no torch here"); \
+	import torch; torch.cuda.is_available() or sys.exit("make: torch sees no CUDA device here")'
+
+gpu-test:
+	$(gpu_run) -m bench.gpu_tests $(PYTEST_ARGS)
+
+gpu-ops: gpu-device
+	$(gpu_run) -m bench.ops --device cuda
+
+gpu-sd15: gpu-device
+	$(gpu_throughput) --pipeline sd15
+
+gpu-turbo: gpu-device
+	$(gpu_throughput) --pipeline sd-turbo
+
+gpu-plots: gpu-device
+	@if $(GPU_PYTHON) -c 'import matplotlib' 2>/dev/null; then $(GPU_PYTHON) -m bench.plot --device cuda; \
+	else echo 'make: no matplotlib here: python -m bench.plot --device cuda draws the plots where it is'; fi
+
+# A stage that fails keeps no other from running: each has results of its own.
+gpu: gpu-device
+	@failed=; for stage in gpu-test gpu-ops gpu-sd15 gpu-turbo gpu-plots; do $(MAKE) $$stage || failed="$$failed $$stage"; \
+	done; [ -z "$$failed" ] || { echo "make: failed:$$failed" >&2; exit 1; }
+
+test-gpu: gpu-test
 
 CMAKE = $(firstword $(wildcard $(BIN)/cmake) cmake)
 CTEST = $(firstword $(wildcard $(BIN)/ctest) ctest)

@@ -7,10 +7,11 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,17 +59,19 @@ class Row:
     share_of_peak: float
 
 
-def measure(call: Callable[[], object], device: torch.device, *, budget_s: float = 2.0) -> Times:
-    """Times of ``call``, warmed up, for about ``budget_s`` and at least 20 repetitions.
+def measure(
+    call: Callable[[], object], device: torch.device, *, budget_s: float = 2.0, least: int = 20, capture: bool = True
+) -> Times:
+    """Times of ``call``, warmed up, for about ``budget_s`` and at least ``least`` (two or more) repetitions.
 
     On CUDA by events around the replay of a captured graph, as the sampling loop runs it (launching from Python takes
-    longer than a small kernel does), the L2 cache flushed before each; on the CPU by the clock, caches as the call left
-    them.
+    longer than a small kernel does), the L2 cache flushed before each; on the CPU, and for what cannot be captured, by
+    the clock, caches as the call left them.
     """
-    once = _cuda_timer(call, device) if device.type == "cuda" else _cpu_timer(call)
+    once = _cuda_timer(call, device) if device.type == "cuda" and capture else _clock_timer(call, device)
     seconds: list[float] = []
     end = time.perf_counter() + budget_s
-    while len(seconds) < 20 or (time.perf_counter() < end and len(seconds) < 2000):
+    while len(seconds) < least or (time.perf_counter() < end and len(seconds) < 2000):
         seconds.append(once())
     return percentiles(seconds)
 
@@ -78,13 +81,21 @@ def percentiles(seconds: list[float]) -> Times:
     return Times(p20=fifths[0], p50=statistics.median(seconds), p80=fifths[3])
 
 
-def _cpu_timer(call: Callable[[], object]) -> Callable[[], float]:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _clock_timer(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
     for _ in range(3):
         call()
 
     def once() -> float:
+        wait(device)
         begin = time.perf_counter()
         call()
+        wait(device)
         return time.perf_counter() - begin
 
     return once
@@ -123,11 +134,14 @@ def copy_seconds(moved_bytes: int, device: torch.device) -> float:
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """What a number depends on besides the code: device, threads, versions, commit and whether its tree was clean."""
+    """What a number depends on besides the code: device, threads, versions, commit and whether its tree was clean.
 
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    Commit and state are None in a copy without its repository.
+    """
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
 
     hardware: dict[str, object]
     if device.type == "cuda":
@@ -141,7 +155,7 @@ def environment(device: torch.device) -> dict[str, object]:
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     # what is measured decides, not what is written beside it
     dirty = git("status", "--porcelain", "--", "..", ":!../bench/results", ":!../docs")
-    return {**hardware, **versions, "commit": git("rev-parse", "HEAD"), "clean": not dirty}
+    return {**hardware, **versions, "commit": git("rev-parse", "HEAD"), "clean": None if dirty is None else not dirty}
 
 
 def _processor() -> str:
@@ -150,8 +164,8 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def append(rows: list[Row], where: dict[str, object], path: Path) -> None:
-    """Adds the rows to a file of one JSON object a line; never overwrites."""
+def append(rows: Sequence[Any], where: dict[str, object], path: Path) -> None:
+    """Adds the rows (dataclasses) to a file of one JSON object a line; never overwrites."""
     path.parent.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with path.open("a", encoding="utf-8") as file:

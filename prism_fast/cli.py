@@ -1,4 +1,4 @@
-"""The command line: ``prism-fast demo|prompts|synthesize|distill|evaluate|info``.
+"""The command line: ``prism-fast COMMAND``, dispatched to ``prism_fast.commands``.
 
 Only the chosen command's packages are imported, and torch only once there is something to compute.
 """
@@ -6,7 +6,6 @@ Only the chosen command's packages are imported, and torch only once there is so
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 import signal
@@ -15,20 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 import prism_fast
-from prism_fast.config import canonical, check_new_file, save_yaml
+from prism_fast.commands import calibrate, demo, distill, evaluate, fit_decoder, info, prompts, synthesize
 from prism_fast.errors import UserError
-from prism_fast.recipes import load_recipe
-from prism_fast.recipes.command_line import CommandLine, Option
-from prism_fast.recipes.fields import build, read_fields
 from prism_fast.recipes.output import OutputLost, telling_output
-
-if TYPE_CHECKING:
-    from prism_fast.prompts import PromptList
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -36,7 +27,6 @@ EXIT_INTERRUPTED = 75
 EXIT_UNREAD = 128 + signal.SIGPIPE
 """Whoever read the output left: not an error, but not all was said."""
 
-_log = logging.getLogger(__name__)
 _MEMORY_SIGNS = (
     "not enough memory: you tried to allocate",
     "can't allocate memory: you tried to allocate",
@@ -150,211 +140,15 @@ def _help() -> str:
     )
 
 
-_OUT = Option(name="--out", description="folder to write to; the same command continues an interrupted run")
-
-
-def _demo(arguments: Sequence[str]) -> None:
-    from prism_fast.study.arms import DemoConfig
-
-    line = CommandLine(
-        program="prism-fast demo",
-        description="The main job end to end: synthesize, distil, measure on the real test set, report.",
-        kind=DemoConfig,
-        options=[Option(name="--full", description="every arm, and the real-data ceiling", kind=bool, default=False)],
-    )
-    parsed = line.parse(arguments)
-    config = build(DemoConfig, parsed.fields | ({"full": True} if parsed.options["full"] else {}))
-    from prism_fast.study.demo import run_demo
-
-    run_demo(config)
-
-
-def _prompts(arguments: Sequence[str]) -> None:
-    from prism_fast.prompts.prompt_config import PromptConfig
-
-    line = CommandLine(
-        program="prism-fast prompts",
-        description="Writes a prompt list: for each class what the generator is told, and how that came about.",
-        kind=PromptConfig,
-        recipe_group="prompts",
-        options=[
-            Option(name="--vocabulary", description="the classes: fashion, or a .csv or .json file", default="fashion"),
-            Option(name="--recipe", description="take the kind of prompts from this recipe"),
-            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes"),
-            Option(name="--out", description="parquet file to write", metavar="FILE", default="prompts.parquet"),
-        ],
-    )
-    parsed = line.parse(arguments)
-    config, options = build(PromptConfig, parsed.fields), parsed.options
-    out = Path(options["out"])
-    if out.suffix != ".parquet":
-        raise UserError(f"--out takes the name of a .parquet file, not {options['out']!r}")
-    if not out.is_file():
-        check_new_file(out)
-    from prism_fast.prompts import build_prompts, load_vocabulary, sample_text
-
-    vocabulary = load_vocabulary(options["vocabulary"])
-    fits = None
-    if options["pipeline"] is not None:
-        from prism_fast.pipeline.load import load_pipeline
-        from prism_fast.pipeline.text import prompt_fits
-
-        fits = prompt_fits(load_pipeline(options["pipeline"]))
-    prompts = build_prompts(vocabulary, config, fits)
-    written = _save_prompts(prompts, {**options, **canonical(config)}, out)
-    print(sample_text(prompts, vocabulary))
-    print(
-        f"\nwrote {len(prompts)} prompts to {out}" if written else f"\n{out} holds these {len(prompts)} prompts already"
-    )
-
-
-def _save_prompts(prompts: PromptList, settings: dict[str, Any], out: Path) -> bool:
-    """The list and, beside it, its settings; whether anything had to be written.
-
-    Raises:
-        UserError: a file of something else is in the way of either; nothing was touched.
-    """
-    beside = out.with_name(f"{out.name}.config.yaml")
-    missing = [not path.is_symlink() and not path.exists() for path in (out, beside)]
-    for path, holds in (
-        (out, missing[0] or _holds_prompts(out, prompts)),
-        (beside, missing[1] or _holds_settings(beside, settings)),
-    ):
-        if not holds:
-            raise UserError(
-                f"{path} exists and holds something else than these prompts: give another --out, or move it away"
-            )
-    if missing[0]:
-        prompts.save(out)
-    if missing[1]:
-        save_yaml(settings, beside)
-    return any(missing)
-
-
-def _holds_prompts(path: Path, prompts: PromptList) -> bool:
-    from prism_fast.prompts import PromptList
-
-    try:
-        return PromptList.load(path) == prompts
-    except UserError:  # no list of prompts at all
-        return False
-
-
-def _holds_settings(path: Path, settings: dict[str, Any]) -> bool:
-    try:
-        found = read_fields(path)
-    except UserError:  # no settings at all
-        return False
-    # The same place may be written in several ways.
-    return {**found, "out": settings["out"]} == settings
-
-
-def _synthesize(arguments: Sequence[str]) -> None:
-    from prism_fast.synthesis.config import SynthesisConfig
-
-    line = CommandLine(
-        program="prism-fast synthesize",
-        description="Draws labelled images and writes them as WebDataset shards.",
-        kind=SynthesisConfig,
-        recipe="prism",
-        options=[_OUT, Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B")],
-    )
-    parsed = line.parse(arguments)
-    out, batch = parsed.options["out"], parsed.options["batch"]
-    if batch is not None:
-        if "sampler.compute_batch" in parsed.given:
-            raise UserError("--batch and --sampler.compute_batch are the same setting: give one of them")
-        parsed.fields["sampler"]["compute_batch"] = batch
-    if out is None:
-        raise UserError("synthesize needs --out DIR, the folder for the shards")
-    config = build(SynthesisConfig, parsed.fields)
-    if config.sampler.guidance is not None and load_recipe(config.recipe)["sampler"]["guidance"] is None:
-        _log.info(
-            "recipe %s is unguided; settings put guidance on (and the record still says %s)", *[config.recipe] * 2
-        )
-    from prism_fast.engine import local
-    from prism_fast.progress import progress
-    from prism_fast.study.text import synthesis_summary
-    from prism_fast.synthesis.worker import synthesize
-
-    print(synthesis_summary(synthesize(config, out, progress=progress, engine=local.run)))
-
-
-def _distill(arguments: Sequence[str]) -> None:
-    from prism_fast.distill.config import DistillConfig
-
-    line = CommandLine(
-        program="prism-fast distill",
-        description="Trains a student on a shard set with the teacher's soft labels.",
-        kind=DistillConfig,
-    )
-    parsed = line.parse(arguments)
-    if parsed.fields["steps"] is not None and "epochs" not in parsed.given:
-        parsed.fields["epochs"] = None  # a length in steps replaces the default length in epochs
-    config = build(DistillConfig, parsed.fields)
-    from prism_fast.distill.trainer import distill
-    from prism_fast.progress import progress
-    from prism_fast.study.text import distill_summary
-
-    print(distill_summary(distill(config, progress=progress)))
-
-
-def _evaluate(arguments: Sequence[str]) -> None:
-    from prism_fast.study.evaluate import EvaluateConfig
-
-    line = CommandLine(
-        program="prism-fast evaluate",
-        description=(
-            "Measures against real images: the accuracy of a classifier (a built-in name, a folder, a hub id), or of a "
-            "shard set the agreement of teacher and judge and how its images cover the real ones."
-        ),
-        kind=EvaluateConfig,
-        options=[
-            Option(name="target", description="classifier or shard set"),
-            Option(name="--out", description="also write the figures and settings to this JSON file", metavar="FILE"),
-            Option(name="--json", description="print JSON", kind=bool, default=False),
-        ],
-    )
-    parsed = line.parse(arguments)
-    fields, options = parsed.fields, parsed.options
-    if options["target"] is None:
-        raise UserError("evaluate needs a classifier or a shard set: prism-fast evaluate FOLDER")
-    config = build(EvaluateConfig, {**fields, "target": options["target"]})
-    out = Path(options["out"]) if options["out"] is not None else None
-    if out is not None:
-        check_new_file(out)  # before the measuring, which takes minutes
-    from prism_fast.distill.report import write_json
-    from prism_fast.progress import progress
-    from prism_fast.study.evaluate import evaluate, figures_text
-
-    figures = evaluate(config, progress)
-    result = {**figures, "config": canonical(config)}
-    if out is not None:
-        write_json(out, result)
-    print(json.dumps(result, indent=1) if options["json"] else figures_text(figures))
-
-
-def _info(arguments: Sequence[str]) -> None:
-    line = CommandLine(
-        program="prism-fast info",
-        description="Devices, versions, and which back-ends are usable here, or why not.",
-        options=[Option(name="--json", description="print JSON", kind=bool, default=False)],
-    )
-    parsed = line.parse(arguments)
-    from prism_fast.engine.backends import backends, devices, versions
-    from prism_fast.study.text import info_text
-
-    found: dict[str, Any] = {"versions": versions(), "devices": devices(), "backends": canonical(backends())}
-    print(json.dumps(found, indent=1) if parsed.options["json"] else info_text(found))
-
-
 _SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
 
 COMMANDS = {
-    "demo": Command("the main job on the built-in world, with a report", _demo),
-    "prompts": Command("write a prompt list", _prompts),
-    "synthesize": Command("draw labelled images into shards", _synthesize, _SMALLER_BATCH),
-    "distill": Command("train a student on shards", _distill, _SMALLER_BATCH),
-    "evaluate": Command("measure a classifier or a shard set on real images", _evaluate),
-    "info": Command("devices, versions and back-ends of this machine", _info),
+    "demo": Command("the main job on the built-in world, with a report", demo.run),
+    "prompts": Command("write a prompt list", prompts.run),
+    "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
+    "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
+    "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
+    "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
+    "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),
+    "info": Command("devices, versions and back-ends of this machine", info.run),
 }

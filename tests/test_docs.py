@@ -209,6 +209,7 @@ def test_python_of_readme_and_shards_runs(tmp_path: Path, monkeypatch: pytest.Mo
             for place in ("pipeline", "teacher"):
                 block = block.replace(f'{place}="fashion"', f'{place}="./{place}"')
                 block = block.replace(f'load_{place}("fashion")', f'load_{place}("./{place}")')
+            block = block.replace('compile("fashion"', 'compile("./pipeline"')
             assert '"fashion"' not in block
             found: dict[str, Any] = {}
             exec(compile(block, path.name, "exec"), found)

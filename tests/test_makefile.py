@@ -1,10 +1,11 @@
-"""`make install` and `make clean`, with an interpreter that only pretends to install."""
+"""`make install`, `make clean` and `make gpu`, with interpreters that only pretend."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,3 +122,75 @@ def test_an_interpreter_that_is_too_old_is_refused_with_the_cure(tmp_path: Path)
     command = ["sh", str(REPOSITORY / ".ci/find-python")]
     done = subprocess.run(command, env={**os.environ, "PYTHON": str(old)}, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Python >= 3.11" in done.stderr and "apt-get install" in done.stderr
+
+
+# What `make gpu` runs; it sees a CUDA device where the file `cuda` lies beside it, and fails what `fail` names.
+FAKE_GPU_PYTHON = """#!/bin/sh
+here=$(dirname "$0")
+case "$*" in
+  *is_available*) [ -e "$here/cuda" ] || { echo "torch sees no CUDA device" >&2; exit 1; } ;;
+  "-c import matplotlib") ;;
+  *) echo "$TORCHINDUCTOR_CACHE_DIR $*" >> "$here/log"
+     ! [ -e "$here/fail" ] || ! echo "$*" | grep -q -f "$here/fail" ;;
+esac
+"""
+GPU_STAGES = {
+    "gpu-test": "bench.gpu_tests",
+    "gpu-ops": "bench.ops --device cuda",
+    "gpu-sd15": "--pipeline sd15",
+    "gpu-turbo": "--pipeline sd-turbo",
+}
+
+
+@pytest.fixture
+def python(checkout: Checkout) -> Path:
+    """An interpreter that is taken as it is."""
+    path = checkout.folder / "python"
+    path.write_text(FAKE_GPU_PYTHON)
+    path.chmod(0o755)
+    return path
+
+
+def _logged(python: Path) -> list[str]:
+    log = python.with_name("log")
+    return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.mark.parametrize("stage", ["gpu", "test-gpu", *GPU_STAGES])
+def test_gpu_stages_stop_without_a_device(checkout: Checkout, python: Path, stage: str) -> None:
+    assert checkout.make(stage, "INSTALL=no", f"PYTHON={python}") != 0
+    assert not _logged(python)
+
+
+@pytest.mark.parametrize("stage", GPU_STAGES)
+def test_a_gpu_stage_alone(checkout: Checkout, python: Path, stage: str) -> None:
+    python.with_name("cuda").touch()
+    assert checkout.make(stage, "INSTALL=no", f"PYTHON={python}") == 0
+    (line,) = _logged(python)
+    assert line.startswith(f"{checkout.folder}/build/inductor ") and GPU_STAGES[stage] in line
+    assert not checkout.installations()
+
+
+def test_a_failed_gpu_stage_keeps_no_other_from_running(checkout: Checkout, python: Path) -> None:
+    python.with_name("cuda").touch()
+    python.with_name("fail").write_text("bench.ops\n")
+    assert checkout.make("gpu", "INSTALL=no", f"PYTHON={python}") != 0
+    lines = _logged(python)
+    assert all(part in line for part, line in zip(GPU_STAGES.values(), lines, strict=False))
+    assert len(lines) == 5 and "bench.plot --device cuda" in lines[-1]
+    python.with_name("fail").unlink()
+    assert checkout.make("gpu", "INSTALL=no", f"PYTHON={python}") == 0
+
+
+def test_the_real_interpreter_is_asked_for_a_device(checkout: Checkout) -> None:
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = subprocess.run(
+        ["make", "-s", "gpu-ops", "INSTALL=no", f"PYTHON={sys.executable}"],
+        cwd=checkout.folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and done.stderr.splitlines()[0] == "make: torch sees no CUDA device here"

@@ -74,6 +74,27 @@ def tiny_tokenizer() -> Any:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH)
 
 
+_VAE: dict[str, Any] = {
+    "sample_size": IMAGE_SIZE, "latent_channels": 4, "block_out_channels": (8, 16, 16), "layers_per_block": 1,
+    "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "scaling_factor": 0.5,
+}  # fmt: skip
+_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}  # fmt: skip
+
+
+def _text_config(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=MAX_LENGTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, projection_dim=32,
+    )  # fmt: skip
+
+
 def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
     """A ``StableDiffusionPipeline`` with random weights, in fp32 on the CPU, eval mode, without gradients.
 
@@ -82,36 +103,51 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
         prediction_type: what the UNet's output is taken for: ``epsilon``, ``v_prediction`` or ``sample``.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     tokenizer = tiny_tokenizer()
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=MAX_LENGTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, projection_dim=32,
-    )  # fmt: skip
     with _seeded(seed):
-        text_encoder = CLIPTextModel(text_config)
+        text_encoder = CLIPTextModel(_text_config(tokenizer))
         unet = UNet2DConditionModel(
             sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
             cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
-        vae = AutoencoderKL(
-            sample_size=IMAGE_SIZE, latent_channels=4, block_out_channels=(8, 16, 16), layers_per_block=1,
-            norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            scaling_factor=0.5,
-        )  # fmt: skip
-    scheduler = DDIMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
-    )  # fmt: skip
+        vae = AutoencoderKL(**_VAE)
+    scheduler = DDIMScheduler(**_SCHEDULE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type)
     for module in (text_encoder, unet, vae):
         module.eval().requires_grad_(False)
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_xl_pipeline(seed: int = 0) -> Any:
+    """A ``StableDiffusionXLPipeline`` with random weights and two text encoders. As :func:`tiny_pipeline`."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = tiny_tokenizer()
+    with _seeded(seed):
+        first, second = (kind(_text_config(tokenizer)) for kind in (CLIPTextModel, CLIPTextModelWithProjection))
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            cross_attention_dim=64, attention_head_dim=8, norm_num_groups=8, use_linear_projection=True,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        )  # fmt: skip
+        vae = AutoencoderKL(**_VAE)
+    for module in (first, second, unet, vae):
+        module.eval().requires_grad_(False)
+    pipe = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=first, text_encoder_2=second, tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+        scheduler=EulerDiscreteScheduler(**_SCHEDULE), add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe

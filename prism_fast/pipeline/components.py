@@ -26,30 +26,38 @@ _BASES = {
 }
 """Components that a pipeline must have: their library, and the class that theirs inherits from."""
 
+_SECOND = {"text_encoder_2": _BASES["text_encoder"], "tokenizer_2": _BASES["tokenizer"]}
+"""What an SDXL has besides."""
+
 _TEXT_PREFIX = "text_model."
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _NAMED_KEYS = 3
 
 
-def load_components(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+def load_components(folder: Path, index: Mapping[str, Any], second: bool = False) -> dict[str, Any]:
     """Every component of the pipeline in ``folder``, on the CPU.
 
     Args:
         folder: holds a folder for each component.
         index: the pipeline's ``model_index.json``: component to (library, class).
+        second: with the second text encoder of an SDXL.
 
     Raises:
         UserError: a component is missing, malformed, or its weights are not exactly those that its class has.
     """
-    classes = {component: _component_class(folder, component, index.get(component)) for component in _BASES}
+    wanted = _BASES | (_SECOND if second else {})
+    classes = {component: _component_class(folder, component, index.get(component)) for component in wanted}
+    suffixes = ("", "_2") if second else ("",)
     with quiet():
         made = {
             name: load_network(folder / name, classes[name], f"pipeline component {name}") for name in ("unet", "vae")
         }
-        made["text_encoder"] = _load_text_encoder(folder / "text_encoder", classes["text_encoder"])
-        made["tokenizer"] = _load_tokenizer(folder / "tokenizer", classes["tokenizer"])
+        for encoder, tokenizer in ((f"text_encoder{suffix}", f"tokenizer{suffix}") for suffix in suffixes):
+            made[encoder] = _load_text_encoder(folder / encoder, classes[encoder])
+            made[tokenizer] = _load_tokenizer(folder / tokenizer, classes[tokenizer])
         made["scheduler"] = _load_scheduler(folder / "scheduler", classes["scheduler"])
-    _check_vocabulary(folder / "tokenizer", made["tokenizer"], made["text_encoder"])
+    for suffix in suffixes:
+        _check_vocabulary(folder / f"tokenizer{suffix}", made[f"tokenizer{suffix}"], made[f"text_encoder{suffix}"])
     return made
 
 
@@ -79,7 +87,7 @@ def load_network(folder: Path, network: Any, what: str) -> Any:
 
 
 def _load_text_encoder(folder: Path, network: Any) -> Any:
-    what = "pipeline component text_encoder"
+    what = f"pipeline component {folder.name}"
     checkpoint = find_checkpoint(folder, "model", what)
     read_configuration(folder / "config.json", what)
     with _explained(folder, what):
@@ -106,7 +114,7 @@ def _text_weights(checkpoint: Checkpoint, class_name: str) -> dict[str, Tensor]:
 
 
 def _load_tokenizer(folder: Path, kind: Any) -> Any:
-    what = "pipeline component tokenizer"
+    what = f"pipeline component {folder.name}"
     names = set(kind.vocab_files_names.values())
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{what} has none of {', '.join(sorted(names))} in {folder}: point to a complete folder")
@@ -124,7 +132,7 @@ def _load_scheduler(folder: Path, kind: Any) -> Any:
 
 
 def _component_class(folder: Path, component: str, entry: Any) -> Any:
-    library, base = _BASES[component]
+    library, base = (_BASES | _SECOND)[component]
     found = None
     if isinstance(entry, list | tuple) and len(entry) == 2 and entry[0] == library and isinstance(entry[1], str):
         module = importlib.import_module(library)

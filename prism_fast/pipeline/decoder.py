@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,27 +12,51 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.ops.resample_filter import filter_matrix
 from prism_fast.pipeline.components import load_network, quiet
+from prism_fast.pipeline.linear_fit import load_linear
 from prism_fast.registry import unknown
 
-DECODERS = ("kl", "tiny")
+DECODERS = ("kl", "tiny", "kl@PIXELS", "tiny@PIXELS", "linear")
 
 
 class LatentDecoder(Protocol):
-    """Latents to images."""
+    """Latents to images.
+
+    Attributes:
+        name: as :func:`load_decoder` takes it.
+        low: the value of ``raw`` that means black.
+        high: the value of ``raw`` that means white.
+    """
 
     name: str
+    low: float
+    high: float
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1], at least fp32, from scaled latents [B, C, h, w] (unit variance).
+    def raw(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as the network gives them, in its dtype and not confined to [low, high].
 
-        Differentiable; clamped, so the derivative is zero where the decoder leaves [0, 1]. Images are independent.
+        ``latents``: scaled [B, C, h, w] (unit variance). Differentiable. Images are independent.
         """
         ...
 
 
+def decode(decoder: LatentDecoder, latents: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1], at least fp32.
+
+    Differentiable; clamped, so the derivative is zero where the decoder leaves [0, 1].
+    """
+    raw = decoder.raw(latents)
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    scale = 1.0 / (decoder.high - decoder.low)
+    images: Tensor = (raw * scale - decoder.low * scale).clamp(0, 1)
+    return images
+
+
 class AutoencoderDecoder:
     """The decoder of a diffusers autoencoder (``AutoencoderKL`` or ``AutoencoderTiny``)."""
+
+    low, high = -1.0, 1.0
 
     def __init__(self, autoencoder: Any, name: str = "kl") -> None:
         self.name = name
@@ -37,31 +64,90 @@ class AutoencoderDecoder:
         self._scale = float(autoencoder.config.scaling_factor)
         self._shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def raw(self, latents: Tensor) -> Tensor:
         unscaled = latents / self._scale
         if self._shift:
             unscaled = unscaled + self._shift
-        signed = self._autoencoder.decode(unscaled.to(self._autoencoder.dtype), return_dict=False)[0]  # [-1, 1]
-        signed = signed.to(torch.promote_types(signed.dtype, torch.float32))
-        images: Tensor = (signed * 0.5 + 0.5).clamp(0, 1)
+        images: Tensor = self._autoencoder.decode(unscaled.to(self._autoencoder.dtype), return_dict=False)[0]
         return images
 
 
-def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) -> LatentDecoder:
+class ResizedDecoder:
+    """Another decoder on smaller latents: most of a decoder's work goes into pixels that the teacher never sees.
+
+    Args:
+        decoder: what decodes.
+        size: (h, w) that the latents are resized to, antialiased bilinear.
+        source: (h, w) of the latents.
+        device: of the latents.
+    """
+
+    def __init__(
+        self, decoder: LatentDecoder, size: tuple[int, int], source: tuple[int, int], device: torch.device
+    ) -> None:
+        self.name, self.low, self.high = decoder.name, decoder.low, decoder.high
+        self._decoder = decoder
+        # here once: a copy from the host cannot be captured
+        self._rows, self._columns = (
+            filter_matrix(before, after).to(device, torch.float32) for before, after in zip(source, size, strict=True)
+        )
+
+    def raw(self, latents: Tensor) -> Tensor:
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return self._decoder.raw(self._rows.to(wide) @ wide @ self._columns.to(wide).T)
+
+
+class LinearDecoder:
+    """Colours as an affine map of the latents, one pixel for each latent pixel (``fit_linear``).
+
+    Args:
+        weight: fp32 [3, C].
+        bias: fp32 [3], in [0, 1] units.
+    """
+
+    name, low, high = "linear", 0.0, 1.0
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self._weight, self._bias = weight, bias
+
+    def raw(self, latents: Tensor) -> Tensor:
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return torch.einsum("rc,bchw->brhw", self._weight.to(wide), wide) + self._bias.to(wide).view(1, 3, 1, 1)
+
+
+def load_decoder(
+    pipe: Any,
+    name: str = "kl",
+    tiny: str | Path | None = None,
+    *,
+    network: Any = None,
+    size: tuple[int, int] | None = None,
+) -> LatentDecoder:
     """The decoder ``name`` of ``pipe``.
 
     Args:
         pipe: a loaded pipeline.
-        name: ``kl`` (the pipeline's own) or ``tiny`` (an ``AutoencoderTiny``).
+        name: ``kl`` (the pipeline's own) or ``tiny`` (an ``AutoencoderTiny``), with ``@PIXELS`` on resized latents; or
+            ``linear`` (``prism-fast fit-decoder`` has to have fitted it).
         tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
+        network: in place of the pipeline's own autoencoder: a copy of it.
+        size: (h, w) of the latents; None: the pipeline's own.
 
     Raises:
-        UserError: another name, or no tiny decoder there, or not all of its weights.
+        UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
+            do not divide into.
     """
-    if name == "kl":
-        return AutoencoderDecoder(pipe.vae, "kl")
-    if name != "tiny":
+    if name == "linear":
+        return LinearDecoder(*(x.to(pipe.vae.device) for x in load_linear(pipe)))
+    if not re.fullmatch(r"(kl|tiny)(@[1-9][0-9]*)?", name):
         raise UserError(unknown("decoder", name, DECODERS))
+    kind, _, pixels = name.partition("@")
+    own = pipe.vae if network is None else network
+    decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
+    return _resized(decoder, pipe, int(pixels), size) if pixels else decoder
+
+
+def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
     from diffusers import AutoencoderTiny
 
     folder = Path(tiny) if tiny is not None else Path(pipe.config.get("_name_or_path") or ".") / "vae_tiny"
@@ -69,8 +155,41 @@ def load_decoder(pipe: Any, name: str = "kl", tiny: str | Path | None = None) ->
         raise UserError(f"no tiny decoder (AutoencoderTiny) in {folder}: give its folder, or use the decoder kl")
     with quiet():
         autoencoder = load_network(folder, AutoencoderTiny, "tiny decoder")
-    autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
-    return AutoencoderDecoder(autoencoder, "tiny")
+    return autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
+
+
+def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int, latents: tuple[int, int] | None) -> LatentDecoder:
+    """``decoder`` with its longer side at ``pixels``."""
+    size = pipe.unet.config.sample_size if latents is None else latents
+    source = (size, size) if isinstance(size, int) else tuple(size)
+    factor = int(pipe.vae_scale_factor)
+    scaled = [Fraction(side * pixels, max(source) * factor) for side in source]
+    if pixels > max(source) * factor or any(side.denominator > 1 for side in scaled):
+        raise UserError(
+            f"decoder {decoder.name}: {pixels} pixels do not fit latents of {source[0]}x{source[1]}: take a multiple "
+            f"of {factor} up to {max(source) * factor}"
+        )
+    height, width = (int(side) for side in scaled)
+    return ResizedDecoder(decoder, (height, width), (int(source[0]), int(source[1])), pipe.vae.device)
+
+
+def rows_at_once(pipe: Any, size: Sequence[int], compute_batch: int) -> int:
+    """Rows of one call of the final decoder: all on the CPU; on CUDA as many as a quarter of the memory holds.
+
+    A divisor of ``compute_batch``, so that all calls have one shape, and by the device's whole memory, not by what is
+    free: the shape decides the last bits.
+
+    Args:
+        pipe: a loaded pipeline.
+        size: (h, w) of the latents.
+        compute_batch: rows of a batch.
+    """
+    if pipe.vae.device.type != "cuda":
+        return compute_batch
+    channels, pixels = 2 * int(pipe.vae.config.block_out_channels[0]), size[0] * size[1] * pipe.vae_scale_factor**2
+    bytes_of_row = 4 * channels * pixels * pipe.vae.dtype.itemsize  # about four such activations live at once
+    fits = torch.cuda.get_device_properties(pipe.vae.device).total_memory // 4 // bytes_of_row
+    return max(rows for rows in range(1, compute_batch + 1) if compute_batch % rows == 0 and rows <= max(fits, 1))
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -23,11 +23,15 @@ BUILT_IN = {"fashion": "fashion/pipeline"}
 
 _INDEX = "model_index.json"
 _CLASS_NAME = "StableDiffusionPipeline"
+_XL_CLASS_NAME = "StableDiffusionXLPipeline"
 _NETWORKS = ("unet", "vae", "text_encoder")
+_XL_NETWORKS = (*_NETWORKS, "text_encoder_2")
 _TEXT_SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "use_attention_mask")
 
 
-def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, xl: bool = False
+) -> Any:
     """A ``StableDiffusionPipeline`` in eval mode, without gradients, on ``device`` in ``dtype``.
 
     The safety checker is never loaded (it replaces images by black ones): a notice is logged where the pipeline has
@@ -35,24 +39,32 @@ def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dt
 
     Args:
         name: ``fashion``, a local folder in diffusers format, or a hub id ``org/name``.
+        device: of the networks.
+        dtype: of the networks.
+        xl: a ``StableDiffusionXLPipeline`` will do too; only the drop-in entry can use one.
 
     Raises:
         UserError: no such pipeline, not a Stable Diffusion 1.x/2.x pipeline, weights only pickled, or a component that
             is missing, damaged, or whose weights are not exactly those of its configuration.
     """
-    folder = _resolve(name)
+    folder = _resolve(name, xl)
     index = read_configuration(folder / _INDEX, f"pipeline {name!r}")
-    _check_index(name, index)
-    pipe = _assemble(folder, load_components(folder, index))
+    _check_index(name, index, xl)
+    second = index["_class_name"] == _XL_CLASS_NAME
+    pipe = _assemble(folder, load_components(folder, index, second), second)
     if (index.get("safety_checker") or (None,))[0]:
         _log.warning("pipeline %s: its safety checker is not loaded; check images before you publish them", name)
     _place(pipe, resolve_device(str(device)), dtype)
     return pipe
 
 
-def _assemble(folder: Path, components: dict[str, Any]) -> Any:
-    from diffusers import StableDiffusionPipeline
+def _assemble(folder: Path, components: dict[str, Any], xl: bool) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+    if xl:
+        left_out = dict.fromkeys(("feature_extractor", "image_encoder"))
+        with quiet():
+            return StableDiffusionXLPipeline.from_pretrained(str(folder), **components, **left_out)
     left_out = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     with quiet():
         return StableDiffusionPipeline.from_pretrained(
@@ -91,7 +103,7 @@ def _settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in dict(config).items() if not key.startswith("_")}
 
 
-def _resolve(name: str) -> Path:
+def _resolve(name: str, xl: bool) -> Path:
     """The folder that holds a pipeline; a hub id is fetched."""
     if name in BUILT_IN:
         folder = Path(__file__).parents[1] / "zoo" / BUILT_IN[name]
@@ -109,15 +121,15 @@ def _resolve(name: str) -> Path:
             raise UserError(f"{folder} has no {_INDEX}: give a folder in diffusers format (save_pretrained)")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _fetch(name)
+        return _fetch(name, xl)
     if "/" in name or name.startswith("."):
         raise UserError(f"no such pipeline folder: {name!r}")
     raise UserError(unknown("pipeline", name, BUILT_IN) + ", or a local folder, or a hub id org/name")
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, xl: bool) -> Path:
     """The local copy of a pipeline on the hub; only the files that are read, and no pickled weights."""
-    from diffusers import StableDiffusionPipeline
+    import diffusers
     from huggingface_hub import hf_hub_download
 
     reason = why_unreachable(name)
@@ -125,27 +137,31 @@ def _fetch(name: str) -> Path:
     try:
         index = Path(hf_hub_download(name, _INDEX, local_files_only=local))
         # Before anything else of an unknown repository: other pipelines may bring code of their own
-        _check_index(name, read_configuration(index, f"pipeline {name!r}"))
-        return Path(
-            StableDiffusionPipeline.download(
-                name, use_safetensors=True, safety_checker=None, feature_extractor=None, local_files_only=local
-            )
-        )
+        kind = _check_index(name, read_configuration(index, f"pipeline {name!r}"), xl)
+        left_out = {} if kind == _XL_CLASS_NAME else {"safety_checker": None, "feature_extractor": None}
+        return Path(getattr(diffusers, kind).download(name, use_safetensors=True, local_files_only=local, **left_out))
     except UserError:
         raise
     except hub_errors() as error:
         raise not_fetched("pipeline", name, reason, error) from error
 
 
-def _check_index(name: str, index: dict[str, Any]) -> None:
+def _check_index(name: str, index: dict[str, Any], xl: bool) -> str:
+    """The pipeline's class."""
     found = index.get("_class_name")
-    if found != _CLASS_NAME:
-        raise UserError(f"pipeline {name!r} is a {found}: only {_CLASS_NAME} (Stable Diffusion 1.x, 2.x) is supported")
+    if found == _CLASS_NAME or (xl and found == _XL_CLASS_NAME):
+        return str(found)
+    more = f" or {_XL_CLASS_NAME} (SDXL)" if xl else ""
+    raise UserError(
+        f"pipeline {name!r} is a {found}: only {_CLASS_NAME} (Stable Diffusion 1.x, 2.x){more} is supported"
+    )
 
 
 def _place(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
-    for network in _NETWORKS:
-        module = getattr(pipe, network)
+    for network in _XL_NETWORKS:
+        module = getattr(pipe, network, None)
+        if module is None:
+            continue
         module.to(device=device, dtype=torch.float32 if network == "vae" and dtype == torch.float16 else dtype)
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)

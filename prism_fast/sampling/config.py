@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from prism_fast.config import DTYPES
 
 Scheduler = Literal["pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++"]
+Level = Literal["reference", "exact", "fast"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
+LEVELS: tuple[Level, ...] = ("reference", "exact", "fast")
 KARRAS_SCHEDULERS = ("euler", "dpmsolver++")
 _SCHEDULERS = ("pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++")
 
@@ -30,6 +33,13 @@ def _count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
 
 
+def _interval(name: str, start: float, stop: float) -> None:
+    _number(f"{name}start", start, 0.0, 1.0)
+    _number(f"{name}stop", stop, 0.0, 1.0)
+    if start >= stop:
+        raise ValueError(f"{name}start ({start}) must be below {name}stop ({stop})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
     """EDA: every guided step moves the predicted clean latents x̂0 down the teacher's energy.
@@ -47,10 +57,14 @@ class GuidanceConfig:
         gate_quantile: τ_y is this quantile of class y's pilot energies.
         start: first guided step as a share of the trajectory, 0 being pure noise.
         stop: guidance ends before this share.
-        every: every k-th step between them.
+        every: the gradient is computed at every k-th step between them.
+        reuse_gradient: the steps in between are guided too, along the last gradient (level ``fast``). The gate stays
+            that gradient's; otherwise they are not guided.
         repeats: passes over a guided step, re-noised between (time travel); 1 = none.
         at: where g is taken: ``x0``: at x̂0; ``latent``: at x_t through the UNet; ``noisy``: at x_t, decoded as it is.
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
+        decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
+            ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
     """
 
@@ -64,9 +78,11 @@ class GuidanceConfig:
     start: float = 0.0
     stop: float = 1.0
     every: int = 1
+    reuse_gradient: bool = False
     repeats: int = 1
     at: Literal["x0", "latent", "noisy"] = "x0"
     direction: Literal["energy", "random"] = "energy"
+    decoder: str = "kl"
     max_bad_rate: float = 0.01
 
     def __post_init__(self) -> None:
@@ -80,14 +96,15 @@ class GuidanceConfig:
         _choice("guidance.weighting", self.weighting, ("constant", "sigma", "alpha"))
         _choice("guidance.gate", self.gate, ("pilot", "none"))
         _number("guidance.gate_quantile", self.gate_quantile, 0.0, 1.0)
-        _number("guidance.start", self.start, 0.0, 1.0)
-        _number("guidance.stop", self.stop, 0.0, 1.0)
-        if self.start >= self.stop:
-            raise ValueError(f"guidance.start ({self.start}) must be below guidance.stop ({self.stop})")
+        _interval("guidance.", self.start, self.stop)
         _count("guidance.every", self.every)
         _count("guidance.repeats", self.repeats)
         _choice("guidance.at", self.at, ("x0", "latent", "noisy"))
         _choice("guidance.direction", self.direction, ("energy", "random"))
+        if not re.fullmatch(r"(kl|tiny)(@[1-9]\d*)?|linear", self.decoder):
+            raise ValueError(
+                f"guidance.decoder must be kl, tiny, kl@PIXELS, tiny@PIXELS or linear, not {self.decoder!r}"
+            )
         _number("guidance.max_bad_rate", self.max_bad_rate, 0.0, 1.0)
 
 
@@ -100,24 +117,38 @@ class SamplerConfig:
             ``dpmsolver++`` (2M).
         steps: denoising steps.
         cfg_scale: classifier-free guidance: ε = ε_u + c·(ε_c − ε_u); at 1 and below the unconditional half is skipped.
+        cfg_start: classifier-free guidance begins at this share of the trajectory, 0 being pure noise (Kynkäänniemi et
+            al. 2024, arXiv 2404.07724); outside its interval only the conditional half is computed.
+        cfg_stop: it ends before this share.
         eta: DDIM's noise, 0 (deterministic) to 1; 0 for every other scheduler.
         spacing: which timesteps; ``None`` leaves it to the pipeline's scheduler configuration.
         karras: Karras et al.'s noise levels (``euler`` and ``dpmsolver++``).
         compute_batch: rows of every network call; decides the last bits of an image.
         dtype: of the networks. Latents and guidance are fp32.
-        level: rung of the exactness ladder.
+        level: rung of the exactness ladder: ``reference``, ``exact`` (the same mathematics, fast) or ``fast``
+            (approximations, each an option of its own).
+        reuse_features: the UNet's inner blocks run at every k-th step, between them only its outermost ones (DeepCache,
+            Ma et al. 2023, arXiv 2312.00858); 1 = everything at every step. Level ``fast``.
+        attention: of the UNet, above ``reference``: ``sdpa``, as the pipeline has it (torch's fused attention unless
+            somebody chose another), or ``xformers``.
+        compile: torch.compile for the networks of the levels above ``reference``; ``auto`` is on for CUDA.
         guidance: EDA; ``None`` samples unguided.
     """
 
     scheduler: Scheduler = "dpmsolver++"
     steps: int = 20
     cfg_scale: float = 3.0
+    cfg_start: float = 0.0
+    cfg_stop: float = 1.0
     eta: float = 0.0
     spacing: Spacing | None = None
     karras: bool = False
     compute_batch: int = 64
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    level: Literal["reference"] = "reference"
+    level: Level = "exact"
+    reuse_features: int = 1
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    compile: Literal["auto", "on", "off"] = "auto"
     guidance: GuidanceConfig | None = None
 
     def __post_init__(self) -> None:
@@ -132,7 +163,26 @@ class SamplerConfig:
             raise ValueError(f"karras is for {' and '.join(KARRAS_SCHEDULERS)}, not {self.scheduler}")
         _count("compute_batch", self.compute_batch)
         _choice("dtype", self.dtype, DTYPES)
-        _choice("level", self.level, ("reference",))
+        _choice("level", self.level, LEVELS)
+        _interval("cfg_", self.cfg_start, self.cfg_stop)
+        _count("reuse_features", self.reuse_features)
+        _choice("attention", self.attention, ("sdpa", "xformers"))
+        _choice("compile", self.compile, ("auto", "on", "off"))
+        self._check_level()
         if self.guidance is not None and self.guidance.repeats > 1 and self.scheduler == "pndm":
             # PNDM's second call corrects a sample it kept from the first: there is no state to travel back to.
             raise ValueError("guidance.repeats > 1 does not work with pndm: choose another scheduler")
+
+    def _check_level(self) -> None:
+        """Approximations are asked for by name, and the plain loop stays plain."""
+        guidance = self.guidance or GuidanceConfig()
+        approximations = {
+            "reuse_features": self.reuse_features > 1,
+            "guidance.decoder": guidance.decoder != "kl",
+            "guidance.reuse_gradient": guidance.reuse_gradient,
+        }
+        used = [name for name, on in approximations.items() if on]
+        if used and self.level != "fast":
+            raise ValueError(f"{' and '.join(used)}: an approximation, set level: fast (sampler.level)")
+        if self.level != "reference" and (guidance.at == "latent" or guidance.repeats > 1):
+            raise ValueError("guidance.at: latent and guidance.repeats > 1 exist at level: reference alone")

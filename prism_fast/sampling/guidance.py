@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_fast.energy.terms import EnergyTerm, guidance_energy
 from prism_fast.errors import UserError
-from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.schedules import NoiseLevel
 from prism_fast.teachers.base import Teacher
 
@@ -89,10 +89,24 @@ class Correction:
     applied: Tensor
 
 
+def steps_inside(start: float, stop: float, steps: int) -> tuple[int, ...]:
+    """Which of ``steps`` steps stand in [start, stop), as shares of the trajectory."""
+    return tuple(index for index in range(steps) if start <= index / steps < stop)
+
+
+def gradient_steps(config: GuidanceConfig, steps: int) -> tuple[int, ...]:
+    """At which of ``steps`` steps the gradient is computed: every k-th of those inside the interval."""
+    return steps_inside(config.start, config.stop, steps)[:: config.every]
+
+
 def guided_steps(config: GuidanceConfig, steps: int) -> tuple[int, ...]:
-    """Which of ``steps`` steps are guided: every k-th of those whose share of the trajectory is in [start, stop)."""
-    inside = [index for index in range(steps) if config.start <= index / steps < config.stop]
-    return tuple(inside[:: config.every])
+    """Which of ``steps`` steps are guided: where the gradient is computed, and with reuse those in between."""
+    return steps_inside(config.start, config.stop, steps)[:: 1 if config.reuse_gradient else config.every]
+
+
+def cfg_steps(config: SamplerConfig, steps: int) -> tuple[int, ...]:
+    """Which of ``steps`` steps are under classifier-free guidance."""
+    return steps_inside(config.cfg_start, config.cfg_stop, steps) if config.cfg_scale > 1 else ()
 
 
 def step_weight(config: GuidanceConfig, level: NoiseLevel) -> float:
@@ -133,6 +147,17 @@ def correction(
     return Correction(delta=delta, energy=energy, gate=gate, applied=applied)
 
 
+def check_gate(config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:
+    """
+    Raises:
+        UserError: thresholds are missing or are for another number of classes.
+    """
+    if config.gate == "pilot" and gate is None:
+        raise UserError("guidance.gate: pilot needs thresholds: run the pilot (synthesize does), or set gate: none")
+    if gate is not None and len(gate.tau) != teacher.num_classes:
+        raise UserError(f"gate thresholds for {len(gate.tau)} classes, the teacher has {teacher.num_classes}")
+
+
 class Guide:
     """The guidance equation with its teacher, energy and gate.
 
@@ -146,10 +171,7 @@ class Guide:
     """
 
     def __init__(self, config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:
-        if config.gate == "pilot" and gate is None:
-            raise UserError("guidance.gate: pilot needs thresholds: run the pilot (synthesize does), or set gate: none")
-        if gate is not None and len(gate.tau) != teacher.num_classes:
-            raise UserError(f"gate thresholds for {len(gate.tau)} classes, the teacher has {teacher.num_classes}")
+        check_gate(config, teacher, gate)
         self.config = config
         self.teacher = teacher
         self._gate = gate if config.gate == "pilot" else None

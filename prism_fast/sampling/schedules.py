@@ -163,6 +163,25 @@ def build_schedule(base: Any, config: SamplerConfig, device: torch.device) -> Sc
     return Schedule(getattr(diffusers, class_name).from_config(base.config, **overrides), config, device)
 
 
+def own_scheduler(base: Any) -> dict[str, Any]:
+    """The fields of :class:`SamplerConfig` that make a pipeline's scheduler ``base``: ``scheduler`` and ``karras``.
+
+    Raises:
+        UserError: another class, or with options that are not supported.
+    """
+    kind = type(base).__name__
+    names = {class_name: name for name, (class_name, _) in _SCHEDULERS.items()}
+    if kind not in names:
+        raise UserError(f"the pipeline's scheduler is a {kind}; supported are {', '.join(names)}: set one of them")
+    for key, value in _SCHEDULERS[names[kind]][1].items():
+        if base.config.get(key) != value:
+            raise UserError(
+                f"the pipeline's {kind} has {key}={base.config.get(key)!r}, supported is {value!r}: set "
+                f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, {key}={value!r})"
+            )
+    return {"scheduler": names[kind], "karras": bool(base.config.get("use_karras_sigmas"))}
+
+
 def _check_config(base: Any, config: SamplerConfig) -> None:
     for key, values in _REFUSED.items():
         if base.get(key) in values:

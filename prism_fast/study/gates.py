@@ -26,7 +26,8 @@ from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import progress
 from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
-from prism_fast.sampling.reference import GateThresholds, ReferenceSampler
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.levels import make_sampler
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.teachers.base import Teacher
@@ -77,7 +78,7 @@ def sample_rows(
     gate: GateThresholds | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images of some rows of a plan, in memory: uint8 [N, 3, H, W] and requested classes int64 [N]."""
-    sampler = ReferenceSampler(pipe, config.sampler, teacher, gate)
+    sampler = make_sampler(pipe, config.sampler, teacher, gate)
     batch = config.sampler.compute_batch
     images = []
     with progress(len(rows), "images", config.recipe) as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -32,6 +32,24 @@ class Series:
     name: str
     title: str
     points: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One point of a scatter chart.
+
+    Attributes:
+        name: decides the colour (CSS class ``arm-NAME``).
+        title: shown beside it, or where the pointer rests on it.
+        x, y: where it stands.
+        main: the one that matters most.
+    """
+
+    name: str
+    title: str
+    x: float
+    y: float
+    main: bool = False
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -70,6 +88,49 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, y_range: Po
     turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
     parts.append(f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
     return _svg(WIDTH, HEIGHT, parts, f"{y_label} against {x_label}") + legend(series)
+
+
+def scatter_chart(
+    marks: Sequence[Mark],
+    x_label: str,
+    y_label: str,
+    bound: float,
+    labelled: Collection[str],
+    groups: Sequence[Series],
+) -> str:
+    """Points, with a legend below.
+
+    Args:
+        marks: the points; x from 0.
+        x_label, y_label: with units.
+        bound: a dashed line at this y.
+        labelled: titles that are written out.
+        groups: what the colours mean.
+    """
+    y_low, y_high = min(0.0, *(mark.y for mark in marks)), max(1.0, bound, *(mark.y for mark in marks))
+    margin = 0.06 * (y_high - y_low)
+    x_high = 1.05 * max(mark.x for mark in marks)
+    x_scale = _scale(0.0, x_high, _LEFT, WIDTH - _RIGHT)
+    y_scale = _scale(y_low - margin, y_high + margin, HEIGHT - _BOTTOM, _TOP)
+    parts = [_y_axis(ticks(y_low, y_high), y_scale), _x_axis(ticks(0.0, x_high), x_scale, HEIGHT - _BOTTOM)]
+    ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y_scale(bound):.1f}" y2="{y_scale(bound):.1f}"'
+    parts.append(f'<line class="bound" {ends}/>')
+    written: list[Point] = []
+    for mark in sorted(marks, key=lambda mark: mark.main):
+        x, y = x_scale(mark.x), y_scale(mark.y)
+        look = f'class="dot arm-{escape(mark.name)}{" main" * mark.main}" cx="{x:.1f}" cy="{y:.1f}" r="{4 + mark.main}"'
+        parts.append(f"<circle {look}><title>{escape(mark.title)}</title></circle>")
+        if mark.title in labelled:
+            right = x < (_LEFT + WIDTH) / 2
+            spots = [(x, y + shift) for shift in (13, -8, 26)]
+            taken = [any(abs(a - x) < 120 and abs(b - y) < 11 for a, b in written) for x, y in spots]
+            spot = next((spot for spot, full in zip(spots, taken, strict=True) if not full), spots[0])
+            written.append(spot)
+            parts.append(_text(x + (7 if right else -7), spot[1], mark.title, "start" if right else "end"))
+    parts.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle"))
+    turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
+    parts.append(f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
+    return _svg(WIDTH, HEIGHT, parts, f"{y_label} against {x_label}") + legend(groups)
 
 
 def ridges(series: Sequence[tuple[str, str, Tensor]], x_label: str) -> str:

@@ -26,7 +26,7 @@ from prism_fast.metrics.predictions import predict
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.reference import GateThresholds
+from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.gates import made_from, plan_of, sample_rows
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher

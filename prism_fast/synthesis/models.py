@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from prism_fast.config import resolve_device, resolve_dtype
 from prism_fast.prompts.fit import Fits
+from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
-from prism_fast.sampling.reference import SampleBatch
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
-
-
-class Sampler(Protocol):
-    """Rows to images; ``ReferenceSampler`` is one."""
-
-    def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
-        """Up to ``compute_batch`` rows; an image depends on its own row alone."""
-        ...
-
 
 SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], Sampler]
 
@@ -57,7 +47,7 @@ def load_models(config: SynthesisConfig) -> Models:
     """
     from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
     from prism_fast.pipeline.text import prompt_fits
-    from prism_fast.sampling.reference import ReferenceSampler
+    from prism_fast.sampling import levels
     from prism_fast.teachers.load import load_teacher
 
     device = resolve_device(config.device)
@@ -65,7 +55,7 @@ def load_models(config: SynthesisConfig) -> Models:
     pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
 
     def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> Sampler:
-        return ReferenceSampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
+        return levels.make_sampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
 
     return Models(
         teacher=teacher,

@@ -15,11 +15,11 @@ from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
+from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.models import Sampler
 from prism_fast.synthesis.plan import Row
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.record import json_number

@@ -10,7 +10,7 @@ from prism_fast.synthesis.label import Labels, significant
 from prism_fast.synthesis.plan import Row
 
 if TYPE_CHECKING:
-    from prism_fast.sampling.reference import SampleBatch
+    from prism_fast.sampling.batch import SampleBatch
 
 NOT_FINITE = "not finite"
 """Why a row has no image: not-a-number or infinity appeared in it."""
@@ -38,6 +38,7 @@ def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, confi
             "teacher_probability": labels.probability[place],
             "teacher_top1": labels.top1[place],
             "skipped": skipped[place],
+            "compute_batch": batch.compute_batch,
             "accepted": finite[place],
             "reason": "" if finite[place] else NOT_FINITE,
             "guidance": {

@@ -42,7 +42,7 @@ _COLUMNS = {
     "index": "int64", "seed": "int64", "attempt": "int32", "class_index": "int32", "class_name": "string",
     "prompt": "string", "sense": "string", "content": "string", "style": "string", "source": "string",
     "energy": "float64", "free_energy": "float64", "class_energy": "float64", "teacher_probability": "float64",
-    "teacher_top1": "int32", "skipped": "int32", "accepted": "bool_", "reason": "string",
+    "teacher_top1": "int32", "skipped": "int32", "compute_batch": "int32", "accepted": "bool_", "reason": "string",
 }  # fmt: skip
 """Columns of the ``.parquet``, with pyarrow's names of their types."""
 

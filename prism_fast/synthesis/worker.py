@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,15 @@ from prism_fast.progress import Bar, ProgressFactory
 from prism_fast.progress import progress as show_progress
 from prism_fast.prompts.prompt_list import PromptList, build_prompts
 from prism_fast.prompts.vocabulary import Vocabulary, load_vocabulary
+from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.images import decode_image, encode_image
+from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.models import Models, Sampler, load_models
+from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.pilot import (
     gate_thresholds,
     load_partial,
@@ -109,25 +111,35 @@ class Worker:
         rows, size = self.plan.rows(shard), self.plan.config.sampler.compute_batch
         records: list[dict[str, Any]] = []
         guidances = 0
-        for first in range(0, len(rows), size):
-            self.stop.check()
-            part = rows[first : first + size]
-            made, asked = self._make_batch(part, writer)
-            records += made
-            guidances += asked
-            self.bar.update(len(part))
+        parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+        with ThreadPoolExecutor(1) as encoder:  # compresses one batch while the next is sampled
+            waiting: _Sampled | None = None
+            for part in [*parts, None]:
+                sampled = None
+                if part is not None:  # what is sampled already only has to be stored
+                    self.stop.check()
+                    sampled = self._sample(part, encoder)
+                if waiting is not None:
+                    records += self._store(waiting, writer)
+                    guidances += self._guidances(waiting)
+                    self.bar.update(len(waiting.rows))
+                waiting = sampled
         return writer.publish(shard_stats(shard, records, guidances, self.config_hash))
 
-    def _make_batch(self, rows: Sequence[Row], writer: ShardWriter) -> tuple[list[dict[str, Any]], int]:
-        """Samples, labels and stores up to ``compute_batch`` rows; their records, and the guidances asked for."""
-        config = self.plan.config
+    def _sample(self, rows: Sequence[Row], encoder: Executor) -> _Sampled:
+        """Up to ``compute_batch`` rows as images, whose files are being written by ``encoder``."""
         classes = [row.class_index for row in rows]
         batch = self.sampler.sample([row.prompt.prompt for row in rows], classes, [row.seed for row in rows])
-        files = [encode_image(image.permute(1, 2, 0).numpy(), config.format) for image in batch.images]
+        return _Sampled(rows=rows, batch=batch, files=encoder.submit(_encoded, batch.images, self.plan.config.format))
+
+    def _store(self, sampled: _Sampled, writer: ShardWriter) -> list[dict[str, Any]]:
+        """Labels and stores a sampled batch; its records."""
+        config, rows, files = self.plan.config, sampled.rows, sampled.files.result()
+        classes = [row.class_index for row in rows]
         # Labels are those of the image that a reader will see.
-        stored = _decoded(files) if config.format == "jpg" else batch.images
+        stored = _decoded(files) if config.format == "jpg" else sampled.batch.images
         labels = self.labeller(stored, classes)
-        records = batch_records(rows, batch, labels, self.config_hash)
+        records = batch_records(rows, sampled.batch, labels, self.config_hash)
         for place, record in enumerate(records):
             if record["accepted"]:
                 writer.add(
@@ -142,8 +154,22 @@ class Worker:
                 )
             else:
                 writer.add_rejected(record)
-        repeats = config.sampler.guidance.repeats if config.sampler.guidance is not None else 0
-        return records, len(rows) * len(batch.guided_steps) * repeats
+        return records
+
+    def _guidances(self, sampled: _Sampled) -> int:
+        """How many guidances a batch asked for."""
+        guidance = self.plan.config.sampler.guidance
+        repeats = guidance.repeats if guidance is not None else 0
+        return len(sampled.rows) * len(sampled.batch.guided_steps) * repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sampled:
+    """A batch between sampler and shard."""
+
+    rows: Sequence[Row]
+    batch: SampleBatch
+    files: Future[list[bytes]]
 
 
 Engine = Callable[[Worker, Sequence[int]], None]
@@ -285,6 +311,11 @@ def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabula
             f"teacher {config.teacher!r} knows {models.teacher.num_classes} classes, vocabulary {config.vocabulary!r} "
             f"names {len(vocabulary)}: give the vocabulary that the teacher was trained on, in its order"
         )
+
+
+def _encoded(images: Tensor, image_format: ImageFormat) -> list[bytes]:
+    """uint8 [n, 3, H, W] to image files."""
+    return [encode_image(image.permute(1, 2, 0).numpy(), image_format) for image in images]
 
 
 def _decoded(files: Sequence[bytes]) -> Tensor:

@@ -52,7 +52,9 @@ class EagerTeacher:
         self.fingerprint = fingerprint(
             model.state_dict(), [str(model), list(input_size), list(mean), list(std), interpolation]
         )
-        self._dtype = dtype
+        self.dtype = dtype
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.interpolation = interpolation
         self._device = torch.device(device)
         self._preprocess = Preprocess(input_size, mean, std, interpolation).to(device)
 
@@ -85,7 +87,7 @@ class EagerTeacher:
         energy, cotangents = term.value_and_cotangents(outputs, targets.to(self._device))
         cotangent = cotangents.logits
         # fp16 flushes small cotangents to zero: each image's largest is brought to [1, 2), exactly (a power of two).
-        scale = _power_of_two(cotangent) if self._dtype == torch.float16 else torch.ones_like(energy)
+        scale = power_of_two(cotangent) if self.dtype == torch.float16 else torch.ones_like(energy)
         (gradient,) = torch.autograd.grad(outputs.logits, images, (cotangent * scale[:, None]).to(outputs.logits))
         gradient = gradient / scale.view(-1, 1, 1, 1).to(gradient)
         finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
@@ -97,10 +99,10 @@ class EagerTeacher:
         # Resize and normalise in fp32 even for a half-precision network
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         prepared: Tensor = self._preprocess(wide)
-        return prepared.to(self._dtype)
+        return prepared.to(self.dtype)
 
 
-def _power_of_two(cotangent: Tensor) -> Tensor:
+def power_of_two(cotangent: Tensor) -> Tensor:
     """[B]: 2^k with the largest |element| of each row of [B, K] times it in [1, 2); one for zero or non-finite rows."""
     largest = cotangent.abs().amax(1)
     usable = largest.isfinite() & (largest > 0)

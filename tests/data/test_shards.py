@@ -32,7 +32,7 @@ def record(index: int, **changes: Any) -> dict[str, Any]:
         "index": index, "seed": 2**62 + index, "attempt": 0, "class_index": index % 3, "class_name": CLASSES[index % 3],
         "prompt": f"prompt {index}", "sense": "", "content": "none", "style": "none", "source": "test",
         "energy": -float(index), "free_energy": 0.5, "class_energy": 0.5, "teacher_probability": 0.5,
-        "teacher_top1": index % 3, "skipped": 0, "accepted": True, "reason": "", **changes,
+        "teacher_top1": index % 3, "skipped": 0, "compute_batch": 4, "accepted": True, "reason": "", **changes,
     }  # fmt: skip
 
 

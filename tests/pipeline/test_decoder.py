@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.decoder import load_decoder, to_uint8
+from prism_fast.pipeline.decoder import LatentDecoder, decode, load_decoder, to_uint8
+from prism_fast.pipeline.linear_fit import fit_linear, fit_quality, linear_file, load_linear, save_linear
 from tests.tiny import tiny_pipeline
 
 
@@ -23,7 +25,7 @@ def _latents(seed: int) -> torch.Tensor:
 
 def test_kl_is_the_pipelines_own_decoding(pipe: Any, seed: int) -> None:
     latents = _latents(seed)
-    images = load_decoder(pipe).decode(latents)
+    images = decode(load_decoder(pipe), latents)
     raw = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     expected = pipe.image_processor.postprocess(raw, output_type="np")
     assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
@@ -38,17 +40,17 @@ def test_the_backward_agrees_with_fp64_differences(seed: int) -> None:
     decoder = load_decoder(pipe)
     latents = _latents(seed).double().requires_grad_()
     weight = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((decoder.decode(latents) * weight).sum(), latents)
+    (gradient,) = torch.autograd.grad((decode(decoder, latents) * weight).sum(), latents)
     direction = torch.randn_like(latents)
     with torch.no_grad():
-        values = [(decoder.decode(latents + h * direction) * weight).sum() for h in (1e-6, -1e-6)]
+        values = [(decode(decoder, latents + h * direction) * weight).sum() for h in (1e-6, -1e-6)]
     slope = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-4)
 
 
 def test_images_are_clamped_and_the_gradient_is_zero_outside(pipe: Any, seed: int) -> None:
     latents = (60 * _latents(seed)).requires_grad_()
-    images = load_decoder(pipe).decode(latents)
+    images = decode(load_decoder(pipe), latents)
     assert images.min() >= 0 and images.max() <= 1
     outside = (images <= 0) | (images >= 1)
     assert outside.any()
@@ -59,7 +61,7 @@ def test_images_are_clamped_and_the_gradient_is_zero_outside(pipe: Any, seed: in
 def test_half_precision_decoders_give_fp32_images(seed: int) -> None:
     pipe = tiny_pipeline(0)
     pipe.vae.to(torch.bfloat16)
-    assert load_decoder(pipe).decode(_latents(seed)).dtype == torch.float32
+    assert decode(load_decoder(pipe), _latents(seed)).dtype == torch.float32
 
 
 def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
@@ -74,7 +76,7 @@ def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
     assert decoder.name == "tiny"
     latents = _latents(seed)
     expected = (tiny.eval().decode(latents).sample / 2 + 0.5).clamp(0, 1).detach()
-    torch.testing.assert_close(decoder.decode(latents), expected)
+    torch.testing.assert_close(decode(decoder, latents), expected)
     next(tmp_path.glob("*.safetensors")).rename(tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"\.bin"):
         load_decoder(pipe, "tiny", tmp_path)
@@ -91,3 +93,123 @@ def test_rounding_is_half_to_even() -> None:
     # diffusers rounds with numpy, half to even
     values = torch.tensor([0.0, 0.5 / 255, 1.5 / 255, 1.0], dtype=torch.float64)
     assert to_uint8(values).tolist() == [0, 0, 2, 255]
+
+
+def _tiny_decoder(folder: Path) -> Path:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
+
+
+def _slope_error(decoder: LatentDecoder, latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """Relative error of the backward against a central difference along a random direction, all in fp64."""
+    source = torch.Generator().manual_seed(seed)
+    latents = latents.double().requires_grad_()
+    images = decode(decoder, latents)
+    weight = torch.randn(images.shape, generator=source, dtype=torch.float64)
+    direction = torch.randn(latents.shape, generator=source, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((images * weight).sum(), latents)
+    with torch.no_grad():
+        up, down = ((decode(decoder, latents + h * direction) * weight).sum() for h in (1e-6, -1e-6))
+    slope = (up - down) / 2e-6
+    return ((gradient * direction).sum() - slope).abs() / gradient.norm() / direction.norm()
+
+
+@pytest.fixture
+def fitted(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pipeline with a fit of its own, in a cache of its own."""
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "cache"))
+    source = torch.Generator().manual_seed(5)
+    save_linear(pipe, 0.1 * torch.randn(3, 4, generator=source), torch.full((3,), 0.5))
+    return pipe
+
+
+def test_at_full_size_a_resized_decoder_is_the_decoder_itself(pipe: Any, tmp_path: Path, seed: int) -> None:
+    tiny, latents = _tiny_decoder(tmp_path), _latents(seed)
+    for name in ("kl", "tiny"):
+        whole, resized = (load_decoder(pipe, spelled, tiny) for spelled in (name, f"{name}@32"))
+        assert resized.name == f"{name}@32"
+        torch.testing.assert_close(decode(resized, latents), decode(whole, latents), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [4, 16, 20, 28])
+def test_a_resized_decoder_has_that_many_pixels(pipe: Any, tmp_path: Path, pixels: int, seed: int) -> None:
+    for name in ("kl", "tiny"):
+        decoder = load_decoder(pipe, f"{name}@{pixels}", _tiny_decoder(tmp_path))
+        assert decode(decoder, _latents(seed)).shape == (3, 3, pixels, pixels)
+
+
+def test_the_longer_side_is_resized_and_the_shape_kept(pipe: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe.unet, "_internal_dict", {**pipe.unet.config, "sample_size": [8, 16]})
+    monkeypatch.setattr(type(pipe.unet), "config", property(lambda unet: _Attributes(unet._internal_dict)))
+    wide = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(seed))
+    assert decode(load_decoder(pipe, "kl@32"), wide).shape == (2, 3, 16, 32)
+    with pytest.raises(UserError, match="do not fit latents of 8x16"):
+        load_decoder(pipe, "kl@12")
+
+
+class _Attributes(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("name", ["kl@16", "kl@32", "tiny", "tiny@16", "linear"])
+def test_the_backward_of_every_decoder(name: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "cache"))
+    pipe = tiny_pipeline(0)
+    pipe.vae.double()
+    save_linear(pipe, 0.02 * torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)), torch.full((3,), 0.5))
+    decoder = load_decoder(pipe, name, _tiny_decoder(tmp_path / "tiny"))
+    # the median: a difference across a ReLU's or the clamp's kink is no slope
+    errors = [float(_slope_error(decoder, _latents(seed), seed + trial)) for trial in range(1, 6)]
+    assert statistics.median(errors) < 1e-5
+
+
+def test_a_linear_decoder_is_an_affine_map(fitted: Any, seed: int) -> None:
+    decoder, latents = load_decoder(fitted, "linear"), 0.1 * _latents(seed)
+    weight, bias = load_linear(fitted)
+    images = decode(decoder, latents)
+    assert images.shape == (3, 3, 8, 8) and decoder.name == "linear"
+    torch.testing.assert_close(images[1, :, 2, 5], weight @ latents[1, :, 2, 5] + bias)
+
+
+def test_a_fit_recovers_a_known_matrix(seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    weight, bias = 0.04 * torch.randn(3, 4, generator=source), torch.tensor([0.4, 0.5, 0.6])
+    latents = torch.randn(8, 4, 8, 8, generator=source)
+    colours = torch.einsum("rc,bchw->brhw", weight, latents) + bias.view(1, 3, 1, 1)
+    images = to_uint8(colours.clamp(0, 1))  # one pixel a latent pixel: shrinking changes nothing
+    found, offset = fit_linear(latents, images)
+    torch.testing.assert_close(found, weight, rtol=0, atol=2e-3)
+    torch.testing.assert_close(offset, bias, rtol=0, atol=2e-3)
+    explained, error = fit_quality(latents, images, found, offset)
+    assert (explained > 0.99).all() and (error < 2e-3).all()
+    assert torch.equal(fit_linear(latents, images)[0], found)
+
+
+def test_fits_that_are_refused(fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="take more"):
+        fit_linear(torch.zeros(1, 4, 2, 2), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(UserError, match="have to be finite"):
+        fit_linear(torch.full((1, 4, 8, 8), torch.nan), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    linear_file(fitted).write_bytes(b"cut")
+    with pytest.raises(UserError, match="is damaged"):
+        load_decoder(fitted, "linear")
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="fit-decoder --pipeline NAME --dtype float32"):
+        load_decoder(fitted, "linear")
+
+
+@pytest.mark.parametrize("name", ["kl@", "kl@0", "kl@x", "kl@016", "linear@8", "tiny@-4", "kl@²", ""])
+def test_names_that_are_no_decoder(pipe: Any, name: str) -> None:
+    with pytest.raises(UserError, match="decoder"):
+        load_decoder(pipe, name)
+
+
+@pytest.mark.parametrize("pixels", [13, 36, 2])
+def test_sizes_that_do_not_fit(pipe: Any, pixels: int) -> None:
+    with pytest.raises(UserError, match="take a multiple of 4 up to 32"):
+        load_decoder(pipe, f"kl@{pixels}")

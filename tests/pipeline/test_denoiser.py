@@ -20,9 +20,9 @@ def test_cfg_is_its_equation(pipe: Any, seed: int) -> None:
     sample = torch.randn(2, 4, 8, 8, generator=generator)
     empty, text = torch.randn(2, 2, 24, 32, generator=generator)
     timestep = torch.tensor(500)
-    unconditional = Denoiser(pipe, 1.0)(sample, timestep, empty)
-    conditional = Denoiser(pipe, 0.0)(sample, timestep, text)
-    guided = Denoiser(pipe, 3.0)(sample, timestep, torch.cat([empty, text]))
+    denoiser = Denoiser(pipe, 3.0)
+    unconditional, conditional = denoiser(sample, timestep, empty, None), denoiser(sample, timestep, text, None)
+    guided = denoiser(sample, timestep, text, empty)
     torch.testing.assert_close(guided, unconditional + 3 * (conditional - unconditional), rtol=1e-4, atol=1e-5)
 
 

@@ -47,8 +47,8 @@ def test_bad_guidance_is_refused(options: dict[str, Any], message: str) -> None:
         ({"scheduler": "euler_a", "karras": True}, "karras"),
         ({"compute_batch": 0}, "compute_batch"),
         ({"dtype": "int8"}, "dtype"),
-        ({"level": "fast"}, "level"),
-        ({"scheduler": "pndm", "guidance": GuidanceConfig(repeats=2)}, "pndm"),
+        ({"level": "turbo"}, "level"),
+        ({"scheduler": "pndm", "level": "reference", "guidance": GuidanceConfig(repeats=2)}, "pndm"),
     ],
 )
 def test_bad_samplers_are_refused(options: dict[str, Any], message: str) -> None:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
+from prism_fast.pipeline.decoder import LinearDecoder
 from prism_fast.pipeline.load import latent_shape
+from prism_fast.sampling import reference
+from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.noise import draw_noise
-from prism_fast.sampling.reference import ReferenceSampler, SampleBatch
+from prism_fast.sampling.reference import ReferenceSampler, _Trace
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
@@ -59,7 +62,8 @@ def _seeds(seed: int) -> list[int]:
 
 def _config(guidance: dict[str, Any] | None = None, **options: Any) -> SamplerConfig:
     eda = GuidanceConfig(**({"gate": "none"} | guidance)) if guidance is not None else None
-    return SamplerConfig(**({"steps": 5, "compute_batch": 4, "guidance": eda} | options))
+    defaults = {"steps": 5, "compute_batch": 4, "guidance": eda, "level": "reference"}
+    return SamplerConfig(**(defaults | options))
 
 
 def _same(a: SampleBatch, b: SampleBatch) -> bool:
@@ -161,18 +165,6 @@ def test_guidance_lowers_the_energy(pipe: Any, teacher: EagerTeacher, case: dict
     assert torch.equal(batch.energy[0], plain.energy[0])
 
 
-class _LinearDecoder:
-    """images = 0.5 + M·z, unclamped: [B, 4, h, w] to [B, 3, h, w]."""
-
-    name = "linear"
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return 0.5 + torch.einsum("oc,bchw->bohw", self.matrix, latents)
-
-
 class _LinearTeacher:
     """E = Σ w·x: its gradient is w wherever the image is."""
 
@@ -200,7 +192,9 @@ class _LinearTeacher:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("weighting", ["constant", "sigma", "alpha"])
-def test_guided_ddim_against_the_equations_by_hand(prediction_type: str, weighting: str, seed: int) -> None:
+def test_guided_ddim_against_the_equations_by_hand(
+    prediction_type: str, weighting: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Linear decoder and energy: g = Mᵀw is known, and DDIM written out in fp64 gives the same latents."""
     pipe = tiny_pipeline(2, prediction_type)
     generator = torch.Generator().manual_seed(seed)
@@ -208,7 +202,8 @@ def test_guided_ddim_against_the_equations_by_hand(prediction_type: str, weighti
     gate = GateThresholds(tau=tuple(range(10)), delta=(3.0,) * 10)
     config = _config({"scale": 0.7, "gate": "pilot", "weighting": weighting}, scheduler="ddim", cfg_scale=2.0)
     sampler = ReferenceSampler(pipe, config, _LinearTeacher(weight), gate)
-    sampler._decoder = _LinearDecoder(matrix)
+    sampler._decoder = LinearDecoder(matrix, torch.full((3,), 0.5))
+    monkeypatch.setattr(reference, "decode", lambda decoder, latents: decoder.raw(latents))  # unclamped
     seeds = _seeds(seed)
     batch = sampler.sample(PROMPTS, CLASSES, seeds)
 
@@ -275,7 +270,7 @@ def test_multistep_history_holds_corrected_predictions(pipe: Any, teacher: Eager
     assert fresh._guide is not None
     with torch.no_grad():
         raw, _ = first.levels[0].split(fresh._predict(first, 0, sample, rows), sample, "epsilon")
-        _, correction = fresh._corrected(fresh._guide, first, 0, sample, rows)
+        _, correction = fresh._corrected(fresh._guide, first, 0, sample, rows, _Trace())
     assert len(seen) == 6
     torch.testing.assert_close(seen[0], raw + correction.delta, rtol=1e-4, atol=1e-4)
     assert (seen[0] - raw).abs().mean() > 0.2

@@ -133,7 +133,8 @@ def test_running_it_again_does_nothing_again(finished: Finished, monkeypatch: py
     weights = Path(config.out, "prism", "student", "student", "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(demo_module, "measure_accuracy", refuse)
     again = run_demo(config, lambda _: None, silent)
-    assert again.metrics == outcome.metrics
+    # the peak of memory is this process's, whatever it did
+    assert again.metrics | {"peak_memory_bytes": 0} == outcome.metrics | {"peak_memory_bytes": 0}
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")} == before
     assert Path(config.out, "prism", "student", "student", "model.safetensors").stat().st_mtime_ns == weights
 

@@ -16,7 +16,7 @@ from PIL import Image
 from prism_fast.study.arms import DemoConfig
 from prism_fast.study.measure import Reference
 from prism_fast.study.pairs import Pair, pair_figures
-from prism_fast.study.plots import Series, line_chart, ridges, ticks
+from prism_fast.study.plots import Mark, Series, line_chart, ridges, scatter_chart, ticks
 from prism_fast.study.reading import conclusions
 from prism_fast.study.samples import class_picture, overview
 from prism_fast.study.sets import LabelledSet
@@ -117,6 +117,19 @@ def test_line_charts_keep_to_their_frame_and_leave_out_what_is_not_finite() -> N
     assert places[1][1] < places[0][1] < places[2][1]  # larger values are higher up
     assert all(0 <= x <= 440 and 0 <= y <= 250 for x, y in places)
     assert "a &lt;b&gt;" in line_chart([Series(name="plain", title="a <b>", points=points)], "x", "y")
+
+
+def test_scatter_charts_show_every_mark_and_write_the_labels_apart() -> None:
+    marks = [Mark(name="prism", title=title, x=x, y=y) for title, x, y in (("a", 1, 1), ("b", 1, 1), ("c", 2, -0.5))]
+    text = scatter_chart(marks, "ms", "kept", 0.9, {"a", "b"}, [Series(name="prism", title="all", points=())])
+    svg = svg_of(text)
+    places = [(float(dot.get("cx", "nan")), float(dot.get("cy", "nan"))) for dot in svg.findall("circle")]
+    assert len(places) == 3 and places[2][0] > places[0][0] and places[2][1] > places[0][1]
+    assert all(0 <= x <= 440 and 0 <= y <= 250 for x, y in places)
+    written = {
+        label.text: float(label.get("y", "nan")) for label in svg.findall("text") if label.text in ("a", "b", "c")
+    }
+    assert set(written) == {"a", "b"} and abs(written["a"] - written["b"]) > 10
 
 
 def test_histograms_put_the_median_mark_at_the_median(seed: int) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from prism_fast.energy.terms import Outputs
 from prism_fast.progress import silent
 from prism_fast.prompts.prompt_config import PromptConfig
+from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
-from prism_fast.sampling.reference import SampleBatch
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.worker import Engine, SynthesisReport, in_turn, synthesize
@@ -78,6 +78,7 @@ class SeedSampler:
             energy=torch.arange(float(len(guided)))[:, None] - torch.tensor([s % 7 for s in seeds])[None],
             gate=torch.full((len(guided), len(seeds)), 0.5),
             skipped=torch.zeros(len(seeds), dtype=torch.int64),
+            compute_batch=self.config.compute_batch,
         )
         return batch if self.spoil is None else self.spoil(batch)
 

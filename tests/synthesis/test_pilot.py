@@ -17,8 +17,8 @@ import pytest
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.prompts.prompt_list import Prompt
+from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.sampling.reference import SampleBatch
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.pilot import PARTIAL_FILE, PILOT_FILE, gate_thresholds, load_pilot, pilot_energies, save_pilot

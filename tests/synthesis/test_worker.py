@@ -19,8 +19,8 @@ import torch
 from prism_fast.config import environment
 from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
+from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.reference import SampleBatch
 from prism_fast.synthesis import publish, worker
 from prism_fast.synthesis.images import decode_image
 from prism_fast.synthesis.plan import seed_of

@@ -1,0 +1,44 @@
+"""``prism-fast calibrate``: which approximations a pipeline and a teacher bear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prism_fast.errors import UserError
+from prism_fast.recipes.command_line import CommandLine, Option
+from prism_fast.recipes.fields import build
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs the command."""
+    from prism_fast.calibration.config import CalibrateConfig
+
+    line = CommandLine(
+        program="prism-fast calibrate",
+        description=(
+            "Measures what each approximation of the fast sampler does to the gradient, to the energy and to the time, "
+            "and proposes the fastest setting that keeps --fidelity."
+        ),
+        kind=CalibrateConfig,
+        recipe="prism",
+        options=[
+            Option(name="--out", description="folder, or .json file, for figures and page", default="runs/calibration"),
+            Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
+        ],
+    )
+    parsed = line.parse(arguments)
+    batch = parsed.options["batch"]
+    if batch is not None:
+        if "sampler.compute_batch" in parsed.given:
+            raise UserError("--batch and --sampler.compute_batch are the same setting: give one of them")
+        parsed.fields["sampler"]["compute_batch"] = batch
+    config = build(CalibrateConfig, parsed.fields)
+    from prism_fast.calibration.run import calibrate, places
+    from prism_fast.calibration.text import calibration_text
+    from prism_fast.progress import progress
+
+    try:
+        found = calibrate(config, parsed.options["out"], progress)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("stopped; nothing was kept, the same command begins again") from stop
+    print(calibration_text(found, *places(parsed.options["out"])))

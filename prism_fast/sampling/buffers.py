@@ -1,0 +1,131 @@
+"""What a batch is on its way through the fast loop: tensors of fixed shape and place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_fast.errors import UserError
+from prism_fast.pipeline.feature_reuse import features_shape
+from prism_fast.pipeline.load import latent_shape
+from prism_fast.pipeline.text import max_prompt_tokens
+from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.tables import StepTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Shapes of what goes into a batch.
+
+    Args:
+        latents: (C, h, w).
+        text: (L, D) of an embedded prompt.
+        pooled: length of a prompt's pooled embedding; 0: the network takes none (it is not an SDXL).
+    """
+
+    latents: tuple[int, int, int]
+    text: tuple[int, int]
+    pooled: int = 0
+
+    @classmethod
+    def of(cls, pipe: Any) -> Sizes:
+        """The pipeline's own."""
+        return cls(
+            latents=latent_shape(pipe), text=(max_prompt_tokens(pipe), int(pipe.text_encoder.config.hidden_size))
+        )
+
+
+@dataclass(kw_only=True)
+class Buffers:
+    """Every graph reads and writes these very tensors.
+
+    Args:
+        sample: fp32 [B, C, h, w].
+        history: fp32 [depth, B, C, h, w].
+        noise: fp32 [draws, B, C, h, w].
+        step: int64 [1].
+        text: [B, L, D]; ``unconditional`` likewise.
+        pooled: [2B, P], pooled embeddings of SDXL, unconditional half first; ``time_ids`` [2B, 6] likewise.
+        targets: int64 [B].
+        tau: fp32 [B] of each image's class; ``delta`` likewise.
+        gradient: fp32 [B, C, h, w], the last one.
+        energies: fp32 [steps, B], at the steps that computed a gradient; ``norms`` of those gradients likewise.
+        last: fp32 [2, B], energy and norm of the last gradient.
+        direction: fp32 [B, C, h, w], of the random ablation.
+        features: [2B, c, h', w'], the UNet's kept ones, unconditional half first.
+    """
+
+    sample: Tensor
+    history: Tensor
+    noise: Tensor
+    step: Tensor
+    text: Tensor
+    unconditional: Tensor
+    pooled: Tensor
+    time_ids: Tensor
+    targets: Tensor
+    tau: Tensor
+    delta: Tensor
+    gradient: Tensor
+    energies: Tensor
+    norms: Tensor
+    last: Tensor
+    direction: Tensor
+    features: Tensor
+
+    def all(self) -> list[Tensor]:
+        return list(vars(self).values())
+
+    def added(self, cfg: bool) -> dict[str, Tensor] | None:
+        """What an SDXL's UNet takes besides text; None for others."""
+        if not self.pooled.shape[1]:
+            return None
+        first = 0 if cfg else len(self.pooled) // 2
+        return {"text_embeds": self.pooled[first:], "time_ids": self.time_ids[first:]}
+
+
+def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, steps: int, draws: int) -> Buffers:
+    """Buffers of zeros on the pipeline's device."""
+    batch, shape = config.compute_batch, sizes.latents
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    guided = batch if config.guidance is not None else 0
+    kept = config.reuse_features > 1
+
+    def fp32(*size: int) -> Tensor:
+        return torch.zeros(*size, device=device)
+
+    def own(*size: int) -> Tensor:
+        return torch.zeros(*size, device=device, dtype=dtype)
+
+    return Buffers(
+        sample=fp32(batch, *shape),
+        history=fp32(table.depth, batch, *shape),
+        noise=fp32(draws, batch, *shape),
+        step=torch.zeros(1, dtype=torch.int64, device=device),
+        text=own(batch, *sizes.text),
+        unconditional=own(batch, *sizes.text),
+        pooled=own(2 * batch, sizes.pooled),
+        time_ids=own(2 * batch, 6 if sizes.pooled else 0),
+        targets=torch.zeros(batch, dtype=torch.int64, device=device),
+        tau=fp32(batch),
+        delta=fp32(batch) + 1,
+        gradient=fp32(guided, *shape),
+        energies=fp32(steps, batch),
+        norms=fp32(steps, batch),
+        last=fp32(2, batch),
+        direction=fp32(guided, *shape),
+        features=own(2 * batch, *features_shape(pipe.unet, shape)) if kept else own(0, 0, 0, 0),
+    )
+
+
+def check_sizes(pipe: Any, sizes: Sizes) -> None:
+    """
+    Raises:
+        UserError: the UNet does not take text of that width.
+    """
+    width = pipe.unet.config.cross_attention_dim
+    if isinstance(width, int) and width != sizes.text[1]:
+        raise UserError(f"embedded prompts of width {sizes.text[1]}, the UNet takes {width}")

@@ -1,0 +1,145 @@
+"""A call of a diffusers pipeline, read as that pipeline reads it: sizes, noise, and what is not supported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from prism_fast.errors import UserError
+from prism_fast.sampling.noise import Noise, Shape, draw_noise
+
+XL_SIZES = (
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
+XL_WORDING = ("prompt_2", "negative_prompt_2", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "timesteps": (None, "give num_inference_steps and set the scheduler's timestep_spacing"),
+    "sigmas": (None, "give num_inference_steps and set the scheduler's use_karras_sigmas"),
+    "denoising_end": (None, "run the whole trajectory"),
+    "ip_adapter_image": (None, "use the pipeline itself for IP-adapters"),
+    "ip_adapter_image_embeds": (None, "use the pipeline itself for IP-adapters"),
+    "cross_attention_kwargs": (None, "set an adapter's scale with pipe.set_adapters"),
+    "guidance_rescale": (0.0, "leave it at 0"),
+    "clip_skip": (None, "encode such prompts with pipe.encode_prompt and give prompt_embeds"),
+    "callback_on_step_end": (None, "the loop runs without the host"),
+    "callback": (None, "the loop runs without the host"),
+    "callback_steps": (None, "the loop runs without the host"),
+}
+"""Arguments that diffusers takes and this does not: the value that means nothing, and what to do instead."""
+
+_WITHOUT_EFFECT = ("callback_on_step_end_tensor_inputs",)
+
+
+def check_others(others: dict[str, Any], supported: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: an argument of diffusers that is not supported.
+        TypeError: an argument that diffusers does not have either.
+    """
+    for name, value in others.items():
+        if name in supported or name in _WITHOUT_EFFECT:
+            continue
+        if name not in _REFUSED:
+            only = " (it is an SDXL's)" if name in XL_SIZES + XL_WORDING else ""
+            raise TypeError(f"unexpected argument {name!r}{only}; {', '.join(supported) or 'nothing'} may follow")
+        nothing, instead = _REFUSED[name]
+        if value is not nothing and value != nothing:
+            raise UserError(f"{name} is not supported by prism_fast.compile: {instead}")
+
+
+def image_size(pipe: Any, height: int | None, width: int | None, xl: bool) -> tuple[int, int]:
+    """(height, width) in pixels, with the pipeline's defaults."""
+    size, factor = pipe.unet.config.sample_size, int(pipe.vae_scale_factor)
+    if xl:
+        own = pipe.default_sample_size * factor
+        return int(height or own), int(width or own)
+    if height and width:
+        return int(height), int(width)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return int(rows) * factor, int(columns) * factor
+
+
+def time_ids(others: dict[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """SDXL's micro-conditioning, six numbers each: of the negative half, of the other."""
+    crop = tuple(others.get("crops_coords_top_left") or (0, 0))
+    own = [*(others.get("original_size") or size), *crop, *(others.get("target_size") or size)]
+    original, target = others.get("negative_original_size"), others.get("negative_target_size")
+    if original is None or target is None:
+        return own, own
+    return [*original, *(others.get("negative_crops_coords_top_left") or (0, 0)), *target], own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Randomness:
+    """Where the noise of a call's images comes from: seeds, else generators as diffusers uses them.
+
+    Args:
+        seeds: one for each image.
+        generator: one for all images (None: torch's global one), or one for each.
+        latents: [N, C, h, w] of unit variance, in place of drawn ones.
+    """
+
+    seeds: Sequence[int] | None
+    generator: Generator | Sequence[Generator] | None
+    latents: Tensor | None
+
+    def check(self, count: int, shape: Shape) -> None:
+        """
+        Raises:
+            UserError: not one for each image.
+        """
+        if self.seeds is not None and self.generator is not None:
+            raise UserError("give seeds or generator, not both")
+        for name, given in (("seeds", self.seeds), ("generator", self.generator)):
+            if isinstance(given, Sequence) and len(given) != count:
+                raise UserError(f"{len(given)} in {name} for {count} images: give one for each")
+        if self.latents is not None and tuple(self.latents.shape) != (count, *shape):
+            raise UserError(f"latents of shape {tuple(self.latents.shape)}, expected {(count, *shape)}")
+
+    def batches(self, count: int, size: int, shape: Shape, draws: int, like: Tensor) -> Iterator[Noise]:
+        """Noise of the ``count`` images, ``size`` at a time.
+
+        Args:
+            count: N.
+            size: the last batch may be smaller.
+            shape: (C, h, w).
+            draws: of the scheduler.
+            like: of the device and dtype of the pipeline, in which diffusers draws.
+        """
+        # one generator draws for all images at once, so its draws cannot wait for their batch
+        whole = None
+        if self.seeds is None and not isinstance(self.generator, Sequence):
+            whole = self._draw(slice(0, count), count, shape, draws, like)
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            if whole is not None:
+                yield Noise(init=whole.init[part], steps=whole.steps[:, part], generators=[])
+            else:
+                yield self._draw(part, part.stop - part.start, shape, draws, like)
+
+    def _draw(self, part: slice, count: int, shape: Shape, draws: int, like: Tensor) -> Noise:
+        from diffusers.utils.torch_utils import randn_tensor
+
+        given = None if self.latents is None else self.latents[part].to(like.device, torch.float32)
+        if self.seeds is not None:
+            noise = draw_noise(list(self.seeds[part]), shape, draws)
+            return noise if given is None else Noise(init=given, steps=noise.steps, generators=[])
+        generator = list(self.generator[part]) if isinstance(self.generator, Sequence) else self.generator
+
+        def draw() -> Tensor:
+            drawn: Tensor = randn_tensor((count, *shape), generator=generator, device=like.device, dtype=like.dtype)
+            return drawn.float()
+
+        init = draw() if given is None else given
+        steps = [draw() for _ in range(draws)]
+        return Noise(init=init, steps=torch.stack(steps) if steps else init.new_empty(0, count, *shape), generators=[])

@@ -1,0 +1,374 @@
+"""Levels 1 and 2 of the exactness ladder: a loop that owns its buffers, asks the host nothing, and can be captured.
+
+A step is one function of a :class:`StepKind`: it reads which step it is from the device, so each kind is one CUDA graph
+for all its steps. Without CUDA the same function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prism_fast.config import resolve_dtype
+from prism_fast.errors import UserError
+from prism_fast.ops.guided_step import guided_step
+from prism_fast.ops.image_norms import image_norms
+from prism_fast.ops.predict_x0 import predict_x0
+from prism_fast.ops.step_table import Column
+from prism_fast.pipeline.attention import use_xformers
+from prism_fast.pipeline.decoder import AutoencoderDecoder, decode, load_decoder, rows_at_once, to_uint8
+from prism_fast.pipeline.denoiser import Denoiser
+from prism_fast.pipeline.feature_reuse import SplitUNet, compiled
+from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
+from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
+from prism_fast.sampling.capture import Captured
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.copies import Copies, decoding_network, state_of
+from prism_fast.sampling.guidance import (
+    GateThresholds,
+    cfg_steps,
+    check_gate,
+    gate_values,
+    gradient_steps,
+    guided_steps,
+)
+from prism_fast.sampling.noise import Noise, draw_noise, random_direction
+from prism_fast.sampling.schedules import Schedule, build_schedule
+from prism_fast.sampling.tables import step_table
+from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.fused import RawGradient, raw_gradient
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What one step does; steps of a kind share a captured graph."""
+
+    cfg: bool
+    gradient: Literal["none", "new", "kept"]
+    features: Literal["all", "new", "kept"]
+
+
+def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
+    """The kind of each of ``steps`` steps."""
+    cfg = cfg_steps(config, steps)
+    guided = guided_steps(config.guidance, steps) if config.guidance is not None else ()
+    fresh = gradient_steps(config.guidance, steps) if config.guidance is not None else ()
+    kinds: list[StepKind] = []
+    since = 0  # steps since the features were computed
+    for index in range(steps):
+        gradient: Literal["none", "new", "kept"] = "none"
+        if index in guided:
+            gradient = "new" if index in fresh else "kept"
+        features: Literal["all", "new", "kept"] = "all"
+        if config.reuse_features > 1:
+            # features of the unconditional half exist only where the step that made them had one
+            begins = index > 0 and index in cfg and index - 1 not in cfg
+            features = "new" if since % config.reuse_features == 0 or begins else "kept"
+            since = 1 if features == "new" else since + 1
+        kinds.append(StepKind(index in cfg, gradient, features))
+    return tuple(kinds)
+
+
+class FastSampler:
+    """Rows (prompt, class, seed) to images, as ``ReferenceSampler`` makes them, in a fraction of the time.
+
+    On CUDA it owns channels-last copies of UNet and teacher, which are renewed when the pipeline's weights change; the
+    pipeline itself is left as it is.
+
+    Args:
+        pipe: a loaded pipeline; its dtype must be ``config.dtype``.
+        config: how to sample; ``level`` is ``exact`` or ``fast``.
+        teacher: what guides; needed with ``config.guidance``.
+        gate: pilot thresholds; needed with ``config.guidance.gate == "pilot"``.
+        sizes: of latents and text; None: the pipeline's own.
+        copies: of the pipeline's networks, shared with its other samplers.
+
+    Raises:
+        UserError: something needed is missing or does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        config: SamplerConfig,
+        teacher: Teacher | None = None,
+        gate: GateThresholds | None = None,
+        sizes: Sizes | None = None,
+        copies: Copies | None = None,
+    ) -> None:
+        _check(pipe, config, teacher, gate)
+        self.config = config
+        self._pipe = pipe
+        self._teacher = teacher if config.guidance is not None else None
+        self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
+        self.device: torch.device = pipe.unet.device
+        self._cuda = self.device.type == "cuda"
+        self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
+        self._copies = copies if copies is not None else Copies(self._cuda)
+        self._sizes = sizes if sizes is not None else Sizes.of(pipe)
+        self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
+        schedule = self._schedule()
+        table = step_table(schedule, config.guidance)
+        self._table, self._noisy = table.coefficients.to(self.device, torch.float32), table.noisy
+        self._start = float(schedule.scheduler.init_noise_sigma)
+        self.draws = schedule.draws
+        self._timesteps = schedule.timesteps.to(self.device)
+        self._kinds = step_kinds(config, len(schedule))
+        self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
+        self._thresholds = _thresholds(self._gate, self.device)
+        self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
+        self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
+        self._prepare()
+
+    def _schedule(self) -> Schedule:
+        return build_schedule(self._pipe.scheduler, self.config, self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+        """Up to ``compute_batch`` rows to images; shorter batches are padded inside.
+
+        Args:
+            prompts: [n].
+            class_indices: [n], 0-based; what the energy's class term asks for.
+            seeds: [n], 0 <= seed < 2**63.
+
+        Raises:
+            UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
+        """
+        self.refresh()
+        rows = self._rows(prompts, class_indices, seeds)
+        self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        return self._finish(rows.count)
+
+    @torch.no_grad()
+    def follow(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], states: Sequence[Tensor]
+    ) -> list[tuple[Tensor | None, Tensor]]:
+        """Every step from a given state instead of the one before it: where this sampler and another part.
+
+        Args:
+            prompts, class_indices, seeds: as :meth:`sample` takes them.
+            states: fp32 [B, C, h, w] before each step, padding included (``ReferenceSampler`` shows them).
+
+        Returns:
+            Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
+        """
+        self.refresh()
+        rows = self._rows(prompts, class_indices, seeds)
+        self._fill(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        found: list[tuple[Tensor | None, Tensor]] = []
+        for kind, state in zip(self._kinds, states, strict=True):
+            self._buffers.sample.copy_(state)
+            self._graphs.run(kind, partial(self._advance, kind))
+            gradient = self._buffers.gradient.clone() if kind.gradient != "none" else None
+            found.append((gradient, self._buffers.sample.clone()))
+        return found
+
+    # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Networks and embeddings anew where the pipeline's weights have changed."""
+        if _state(self._pipe) != self._weights:
+            self._prepare()
+            self._rows.forget()
+
+    @torch.no_grad()
+    def run(self, rows: Rows, noise: Noise) -> None:
+        """The loop, whose results ``latents``, ``images`` and ``trace`` give until the next run.
+
+        Args:
+            rows: B = ``compute_batch`` of them, padding included.
+            noise: of B images, with ``draws`` steps.
+        """
+        self._fill(rows, noise)
+        for kind in self._kinds:
+            self._graphs.run(kind, partial(self._advance, kind))
+
+    def latents(self, count: int) -> Tensor:
+        """fp32 [count, C, h, w], scaled."""
+        return self._buffers.sample[:count].clone()  # the next batch writes into this one
+
+    @torch.no_grad()
+    def images(self, count: int) -> Tensor:
+        """At least fp32 [count, 3, H, W] in [0, 1]."""
+        parts = self._buffers.sample.split(self._decode_rows)
+        return torch.cat([decode(self._decoder, part) for part in parts])[:count]
+
+    def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
+        buffers = self._buffers
+        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
+        energy, norms = buffers.energies[guided], buffers.norms[guided]
+        applied = energy.isfinite() & norms.isfinite() & (norms > 0)
+        gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
+        return energy[:, :count], gate[:, :count], (~applied[:, :count]).long().sum(0)
+
+    # -- what is made once --------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Networks, gradient and graphs, for the weights that the pipeline has now."""
+        self._weights = _state(self._pipe)
+        check_sizes(self._pipe, self._sizes)
+        unet = self._copies.of(f"unet, attention {self.config.attention}", self._pipe.unet)
+        if self.config.attention == "xformers":
+            use_xformers(unet)
+        self._decoder = AutoencoderDecoder(decoding_network(self._pipe, self._copies))
+        self._split = SplitUNet(unet) if self.config.reuse_features > 1 else None
+        if self._split is not None and self._compile:
+            self._split = compiled(self._split)
+        self._denoiser = Denoiser(
+            self._pipe, self.config.cfg_scale, unet, compile=self._compile, pooled=self._sizes.pooled > 0
+        )
+        self._gradient = self._make_gradient()
+        self._graphs = Captured(self._buffers.all(), self._cuda)
+
+    def _make_gradient(self) -> RawGradient | None:
+        guidance, teacher = self.config.guidance, self._teacher
+        if guidance is None or teacher is None:
+            return None
+        self._guidance_decoder = load_decoder(
+            self._pipe,
+            guidance.decoder,
+            network=decoding_network(self._pipe, self._copies),
+            size=self._sizes.latents[1:],
+        )
+        network = None
+        if isinstance(teacher, EagerTeacher):
+            network = self._copies.of("teacher", teacher.model)
+            network = torch.compile(network, dynamic=False) if self._compile else network
+        return raw_gradient(
+            teacher,
+            network,
+            low=self._guidance_decoder.low,
+            high=self._guidance_decoder.high,
+            free_weight=guidance.free_weight,
+            class_weight=guidance.class_weight,
+            temperature=guidance.temperature,
+        )
+
+    # -- one batch ----------------------------------------------------------------------------------------------------
+
+    def _fill(self, rows: Rows, noise: Noise) -> None:
+        """Everything that the host knows about a batch, in one go before the loop."""
+        buffers = self._buffers
+        buffers.sample.copy_(noise.init).mul_(self._start)
+        buffers.noise.copy_(noise.steps)
+        buffers.step.zero_()
+        buffers.text.copy_(rows.text)
+        buffers.unconditional.copy_(rows.unconditional)
+        if rows.pooled is not None and rows.time_ids is not None:
+            buffers.pooled.copy_(rows.pooled)
+            buffers.time_ids.copy_(rows.time_ids)
+        buffers.targets.copy_(rows.targets)
+        buffers.energies.zero_()
+        buffers.norms.zero_()
+        if self._thresholds is not None:
+            torch.index_select(self._thresholds[0], 0, buffers.targets, out=buffers.tau)
+            torch.index_select(self._thresholds[1], 0, buffers.targets, out=buffers.delta)
+        if self.config.guidance is not None and self.config.guidance.direction == "random":
+            buffers.direction.copy_(random_direction(rows.seeds, self._sizes.latents))
+
+    def _advance(self, kind: StepKind) -> None:
+        """One step, in place, whichever the device's counter says."""
+        buffers = self._buffers
+        row = self._table.index_select(0, buffers.step)[0]
+        inputs = buffers.sample * row[Column.INPUT]
+        prediction = self._predict(kind, inputs)
+        guidance: dict[str, Tensor] = {}
+        if kind.gradient != "none":
+            if kind.gradient == "new" and self._gradient is not None:
+                self._take_gradient(self._gradient, prediction, inputs)
+            energy, rms = buffers.last
+            buffers.energies.index_copy_(0, buffers.step, energy[None])
+            buffers.norms.index_copy_(0, buffers.step, rms[None])
+            guidance = {"gradient": buffers.gradient, "rms": rms, "energy": energy}
+            if self._thresholds is not None:
+                guidance |= {"tau": buffers.tau, "delta": buffers.delta}
+        guided_step(
+            buffers.sample,
+            prediction,
+            self._table,
+            buffers.step,
+            buffers.history,
+            self.config.cfg_scale,
+            noise=buffers.noise if self._noisy else None,
+            **guidance,
+        )
+        buffers.step.add_(1)
+
+    def _predict(self, kind: StepKind, inputs: Tensor) -> Tensor:
+        """[2B, C, h, w] under classifier-free guidance, unconditional half first, else [B, C, h, w]."""
+        buffers, batch = self._buffers, self.config.compute_batch
+        inputs, text = inputs.to(self._pipe.unet.dtype), buffers.text
+        if kind.cfg:
+            inputs, text = torch.cat([inputs, inputs]), torch.cat([buffers.unconditional, text])
+        if self._cuda:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        timestep, added = self._timesteps.index_select(0, buffers.step), buffers.added(kind.cfg)
+        if self._split is None:
+            return self._denoiser.predict(inputs, timestep, text, added)
+        kept = buffers.features if kind.cfg else buffers.features[batch:]
+        if kind.features == "kept":
+            return self._split.outer(inputs, timestep, text, kept, added)
+        prediction, features = self._split.whole(inputs, timestep, text, added)
+        kept.copy_(features)
+        return prediction
+
+    def _take_gradient(self, gradient: RawGradient, prediction: Tensor, inputs: Tensor) -> None:
+        """Energy, gradient and its norm into the buffers."""
+        guidance, buffers = self.config.guidance or GuidanceConfig(), self._buffers
+        if guidance.at == "noisy":
+            latents = inputs
+        else:
+            latents = predict_x0(buffers.sample, prediction, self._table, buffers.step, self.config.cfg_scale)
+        latents = latents.requires_grad_()
+        with torch.enable_grad():
+            raw = self._guidance_decoder.raw(latents)
+        energy, along = gradient(raw.detach(), buffers.targets)
+        (pulled,) = torch.autograd.grad(raw, latents, along.to(raw))
+        norms = image_norms(pulled)
+        if guidance.direction == "random":  # what is dropped is still decided by the gradient
+            usable = norms.isfinite() & (norms > 0)
+            pulled, norms = buffers.direction, torch.where(usable, image_norms(buffers.direction), 0.0)
+        buffers.gradient.copy_(pulled)
+        buffers.last[0].copy_(energy)
+        buffers.last[1].copy_(norms)
+
+    def _finish(self, count: int) -> SampleBatch:
+        energy, gate, skipped = self.trace(count)
+        return SampleBatch(
+            images=to_uint8(self.images(count)).cpu(),
+            latents=self.latents(count).cpu(),
+            guided_steps=self._guided,
+            energy=energy.cpu(),
+            gate=gate.cpu(),
+            skipped=skipped.cpu(),
+            compute_batch=self.config.compute_batch,
+        )
+
+
+def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:
+    if config.level == "reference":
+        raise UserError("level: reference is ReferenceSampler's; this is exact and fast")
+    if pipe.unet.dtype != resolve_dtype(config.dtype):
+        raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
+    if config.guidance is None:
+        return
+    if teacher is None:
+        raise UserError("guidance needs a teacher: give one, or sample with guidance: null")
+    check_gate(config.guidance, teacher, gate)
+
+
+def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """tau and delta of every class, fp32 [K]."""
+    return None if gate is None else (torch.tensor(gate.tau, device=device), torch.tensor(gate.delta, device=device))
+
+
+def _state(pipe: Any) -> list[object]:
+    return state_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))

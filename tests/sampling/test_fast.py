@@ -1,0 +1,421 @@
+"""Levels exact and fast against the reference loop, and what each option of level fast means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prism_fast.errors import UserError
+from prism_fast.pipeline.feature_reuse import SplitUNet, features_shape
+from prism_fast.sampling.batch import SampleBatch
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.fast import FastSampler, step_kinds
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.noise import draw_noise
+from prism_fast.sampling.reference import ReferenceSampler
+from prism_fast.sampling.schedules import Schedule
+from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.load import load_teacher
+from tests.tiny import save_tiny_teacher, tiny_pipeline
+
+PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
+CLASSES = [4, 9, 8, 2]
+SCHEDULERS: list[dict[str, Any]] = [
+    {"scheduler": "pndm"},
+    {"scheduler": "ddim"},
+    {"scheduler": "ddim", "eta": 0.8},
+    {"scheduler": "ddpm"},
+    {"scheduler": "euler", "karras": True},
+    {"scheduler": "euler_a"},
+    {"scheduler": "dpmsolver++"},
+    {"scheduler": "dpmsolver++", "karras": True, "spacing": "trailing"},
+]
+IDS = [" ".join(map(str, case.values())) for case in SCHEDULERS]
+GATE = GateThresholds(tau=(-1.0,) * 10, delta=(2.0,) * 10)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny_pipeline(0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> EagerTeacher:
+    return load_teacher(str(save_tiny_teacher(tmp_path_factory.mktemp("teacher"))))
+
+
+def _config(guidance: dict[str, Any] | None = None, **options: Any) -> SamplerConfig:
+    eda = GuidanceConfig(**guidance) if guidance is not None else None
+    return SamplerConfig(**({"steps": 6, "compute_batch": 4, "guidance": eda} | options))
+
+
+def _seeds(seed: int) -> list[int]:
+    return [seed, seed + 1, seed + 2, 2**40 + seed]
+
+
+def _same(a: SampleBatch, b: SampleBatch) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.latents, b.latents) and torch.equal(a.energy, b.energy)
+
+
+def _sample(pipe: Any, config: SamplerConfig, teacher: EagerTeacher | None, seed: int) -> SampleBatch:
+    return FastSampler(pipe, config, teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        None,
+        {},
+        {"gate": "none", "weighting": "sigma", "start": 0.3, "every": 2},
+        {"at": "noisy"},
+        {"direction": "random"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("case", SCHEDULERS, ids=IDS)
+def test_each_step_is_the_references(
+    pipe: Any,
+    teacher: EagerTeacher,
+    case: dict[str, Any],
+    guidance: dict[str, Any] | None,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the same state, step by step: median 1e-6, 95 % of the images 1e-4, of the sample's largest value."""
+    config = _config(guidance, cfg_stop=0.7, **case)
+    states: list[Tensor] = []
+    step = Schedule.step
+
+    def recorded(self: Schedule, prediction: Tensor, index: int, sample: Tensor, generators: Any) -> Tensor:
+        states.append(step(self, prediction, index, sample, generators))
+        return states[-1]
+
+    monkeypatch.setattr(Schedule, "step", recorded)
+    reference = ReferenceSampler(pipe, config, teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+
+    sampler = FastSampler(pipe, config, teacher, GATE)
+    with torch.no_grad():
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
+        errors = []
+        for kind, state in zip(sampler._kinds, states, strict=True):
+            sampler._advance(kind)
+            error = (sampler._buffers.sample - state).flatten(1).abs().amax(1)
+            errors.append(error / state.abs().max())
+            sampler._buffers.sample.copy_(state)
+    found = torch.cat(errors)
+    assert found.median() <= 1e-6 and found.quantile(0.95) <= 1e-4, found
+
+    whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert whole.guided_steps == reference.guided_steps
+    for found, expected in ((whole.energy, reference.energy), (whole.gate, reference.gate)):
+        # of whole trajectories the medians: where a ReLU's kink lies between the two, a single image parts further
+        assert found.shape == expected.shape
+        if found.numel():
+            assert (found - expected).abs().median() <= 1e-4 * expected.abs().max()
+    assert (whole.images.int() - reference.images.int()).abs().flatten(1).amax(1).median() <= 1
+    assert not whole.skipped.any()
+
+
+def test_level_exact_follows_what_is_watched_of_the_reference(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    config = _config({"start": 0.3}, scheduler="ddim")
+    states: list[Tensor] = []
+    changes: list[Tensor | None] = []
+
+    def watch(sample: Tensor, change: Tensor | None) -> None:
+        states.append(sample)
+        changes.append(change)
+
+    reference = ReferenceSampler(pipe, config, teacher, GATE)
+    watched = reference.sample(PROMPTS, CLASSES, _seeds(seed), watch)
+    assert _same(reference.sample(PROMPTS, CLASSES, _seeds(seed)), watched)
+    assert [change is None for change in changes] == [True] * 2 + [False] * 4
+    followed = FastSampler(pipe, config, teacher, GATE).follow(PROMPTS, CLASSES, _seeds(seed), states)
+    for change, (gradient, after), then in zip(changes, followed, [*states[1:], watched.latents], strict=True):
+        assert (change is None) == (gradient is None)
+        if change is not None and gradient is not None:  # the change is against the gradient
+            along = -torch.cosine_similarity(change.flatten(1), gradient.flatten(1))
+            assert along.median() > 1 - 1e-4, along
+        assert (after - then).flatten(1).abs().amax(1).median() <= 1e-5 * then.abs().max()
+
+
+def test_an_image_is_its_own_rows_alone(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    sampler = FastSampler(pipe, _config({}), teacher, GATE)
+    whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    order = [2, 0, 3, 1]
+    moved = sampler.sample([PROMPTS[i] for i in order], [CLASSES[i] for i in order], [_seeds(seed)[i] for i in order])
+    assert torch.equal(moved.latents, whole.latents[order]) and torch.equal(moved.energy, whole.energy[:, order])
+    alone = sampler.sample(PROMPTS[2:3], CLASSES[2:3], _seeds(seed)[2:3])  # padded
+    assert torch.equal(alone.latents, whole.latents[2:3]) and torch.equal(alone.images, whole.images[2:3])
+    assert _same(FastSampler(pipe, _config({}), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)), whole)
+
+
+def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    """No operation of the loop brings a value to the host; on CUDA each would wait for the device."""
+
+    class Refusing(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = str(func)
+            assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "aten.equal", "is_nonzero")), (
+                name
+            )
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, cfg_stop=0.6)
+    sampler = FastSampler(pipe, config, teacher, GATE)
+    with torch.no_grad():
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
+        with Refusing() as mode:
+            for kind in sampler._kinds:
+                sampler._advance(kind)
+        assert mode.seen > 100
+        with pytest.raises(AssertionError, match="local_scalar"), Refusing():
+            sampler._buffers.step.item()
+
+
+def test_a_dropped_guidance_leaves_the_image_unguided(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    class Faulty:
+        """Not finite for the second image, no gradient for the third."""
+
+        num_classes, label_names, input_size, fingerprint = 10, None, (32, 32), "faulty"
+
+        def energy_and_grad(self, images: Tensor, targets: Tensor, term: Any) -> Any:
+            found = teacher.energy_and_grad(images, targets, term)
+            found.energy[1], found.finite[1], found.grad[2] = torch.nan, False, 0.0
+            return found
+
+    config = _config({"gate": "none"})
+    batch = FastSampler(pipe, config, Faulty()).sample(PROMPTS, CLASSES, _seeds(seed))  # type: ignore[arg-type]
+    plain = FastSampler(pipe, _config()).sample(PROMPTS, CLASSES, _seeds(seed))
+    good = FastSampler(pipe, config, teacher).sample(PROMPTS, CLASSES, _seeds(seed))
+    assert batch.skipped.tolist() == [0, 6, 6, 0]
+    torch.testing.assert_close(batch.latents[1:3], plain.latents[1:3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.latents[[0, 3]], good.latents[[0, 3]], rtol=1e-3, atol=1e-3)
+    assert (batch.latents[0] - plain.latents[0]).abs().max() > 1e-2
+
+
+def test_kinds_of_steps() -> None:
+    config = _config({"every": 2, "reuse_gradient": True, "start": 0.2}, level="fast", reuse_features=3, cfg_start=0.4)
+    kinds = step_kinds(config, 10)
+    assert "".join("c" if kind.cfg else "-" for kind in kinds) == "----cccccc"
+    assert "".join(kind.gradient[1] for kind in kinds) == "ooeeeeeeee"
+    assert [kind.features for kind in kinds[:5]] == ["new", "kept", "kept", "new", "new"]  # the last: CFG begins
+    exact = step_kinds(_config(), 3)
+    assert {(kind.cfg, kind.gradient, kind.features) for kind in exact} == {(True, "none", "all")}
+
+
+def test_options_of_one_change_nothing(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    """Level fast without an approximation is level exact, bit for bit."""
+    exact = _sample(pipe, _config({}), teacher, seed)
+    assert _same(_sample(pipe, _config({}, level="fast"), teacher, seed), exact)
+    assert _same(_sample(pipe, _config({"reuse_gradient": True}, level="fast"), teacher, seed), exact)
+
+
+def test_a_kept_gradient_is_applied_again(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    sparse = _sample(pipe, _config({"every": 3}, level="fast"), teacher, seed)
+    kept = _sample(pipe, _config({"every": 3, "reuse_gradient": True}, level="fast"), teacher, seed)
+    dense = _sample(pipe, _config({}), teacher, seed)
+    assert sparse.guided_steps == (0, 3) and kept.guided_steps == dense.guided_steps == (0, 1, 2, 3, 4, 5)
+    assert torch.equal(kept.energy[0], kept.energy[2]) and not torch.equal(kept.energy[2], kept.energy[3])
+    assert torch.equal(kept.energy[0], dense.energy[0])
+    assert (kept.latents - sparse.latents).abs().max() > 1e-3
+
+
+def test_the_split_unet_is_the_unet(pipe: Any, seed: int) -> None:
+    split = SplitUNet(pipe.unet)
+    generator = torch.Generator().manual_seed(seed)
+    inputs, text = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 24, 32, generator=generator)
+    expected = pipe.unet(inputs, torch.tensor(321), encoder_hidden_states=text, return_dict=False)[0]
+    prediction, features = split.whole(inputs, torch.tensor([321]), text)
+    assert torch.equal(prediction, expected)
+    assert tuple(features.shape[1:]) == features_shape(pipe.unet, (4, 8, 8))
+    assert torch.equal(split.outer(inputs, torch.tensor([321]), text, features), expected)  # its own step's features
+    other = split.outer(inputs, torch.tensor([321]), text, torch.zeros_like(features))
+    assert (other - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cfg", [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0)])
+def test_feature_reuse_runs_and_stays_near(pipe: Any, cfg: tuple[float, float], seed: int) -> None:
+    options = {"steps": 20, "scheduler": "ddim", "cfg_start": cfg[0], "cfg_stop": cfg[1]}
+    exact = _sample(pipe, _config(**options), None, seed).latents
+    reused = _sample(pipe, _config(level="fast", reuse_features=2, **options), None, seed).latents
+    rms = (reused - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 1e-5 < rms < 0.2
+
+
+def test_changed_weights_are_noticed(pipe: Any, seed: int) -> None:
+    own = tiny_pipeline(3)
+    sampler = FastSampler(own, _config())
+    before = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert not _same(before, _sample(pipe, _config(), None, seed))
+    own.unet.load_state_dict(pipe.unet.state_dict())
+    own.text_encoder.load_state_dict(pipe.text_encoder.state_dict())
+    own.vae.load_state_dict(pipe.vae.state_dict())
+    after = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert _same(after, _sample(pipe, _config(), None, seed))
+
+
+def test_the_users_attention_stays_and_xformers_is_refused_where_it_is_not(pipe: Any) -> None:
+    class Own(AttnProcessor):
+        """A processor that somebody chose."""
+
+    chosen = tiny_pipeline(0)
+    chosen.unet.set_attn_processor(Own())
+    kept = FastSampler(chosen, _config())._copies.of("unet, attention sdpa", chosen.unet)
+    assert kept is not chosen.unet and {type(processor) for processor in kept.attn_processors.values()} == {Own}
+    with pytest.raises(UserError, match="xformers"):
+        FastSampler(pipe, _config(attention="xformers"))
+
+
+def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> None:
+    own = tiny_pipeline(1)
+    networks = (own.unet, own.vae, own.text_encoder)
+    before = [(p.clone(), p.stride(), p.data_ptr()) for network in networks for p in network.parameters()]
+    forwards, scheduler = [network.forward for network in networks], dict(own.scheduler.config)
+    arguments = {"num_inference_steps": 3, "output_type": "latent"}
+    first = own("a coat", generator=torch.Generator().manual_seed(seed), **arguments).images
+    _sample(own, _config({}, level="fast", reuse_features=2), teacher, seed)
+    for (value, stride, place), p in zip(before, (p for n in networks for p in n.parameters()), strict=True):
+        assert torch.equal(p, value) and p.stride() == stride and p.data_ptr() == place
+    assert [network.forward for network in networks] == forwards and dict(own.scheduler.config) == scheduler
+    assert torch.equal(own("a coat", generator=torch.Generator().manual_seed(seed), **arguments).images, first)
+
+
+def test_half_precision(teacher: EagerTeacher, seed: int) -> None:
+    """bf16: no further from fp32 than twice the reference loop in bf16."""
+    full = tiny_pipeline(0)
+    half = tiny_pipeline(0)
+    for network in (half.unet, half.vae, half.text_encoder):
+        network.to(torch.bfloat16)
+    options: dict[str, Any] = {"scheduler": "ddim", "steps": 4}
+    config = _config({}, dtype="bfloat16", **options)
+    truth = ReferenceSampler(full, _config({}, **options), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)).latents
+    plain = ReferenceSampler(half, config, teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)).latents
+    fast = FastSampler(half, config, teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)).latents
+    error, budget = (((x - truth).square().mean().sqrt()) for x in (fast, plain))
+    assert error <= 2 * budget
+
+
+@pytest.mark.parametrize("backend", ["aot_eager"])
+def test_a_compiled_teacher_gives_eager_autograds_gradient(teacher: EagerTeacher, backend: str, seed: int) -> None:
+    from prism_fast.energy.terms import guidance_energy
+    from prism_fast.teachers.fused import raw_gradient
+
+    options = {"free_weight": 0.7, "class_weight": 1.3, "temperature": 2.0}
+    raw = torch.randn(4, 3, 40, 40, generator=torch.Generator().manual_seed(seed)) * 0.7
+    targets = torch.tensor(CLASSES)
+    leaf = raw.clone().requires_grad_()
+    images = (leaf * 0.5 + 0.5).clamp(0, 1)
+    value = guidance_energy(**options).value(teacher.outputs(images), targets)
+    (expected,) = torch.autograd.grad(value.sum(), leaf)
+    compiled = torch.compile(teacher.model, dynamic=False, backend=backend)
+    for network in (None, compiled):
+        with torch.no_grad():
+            energy, gradient = raw_gradient(teacher, network, low=-1.0, high=1.0, **options)(raw, targets)
+        torch.testing.assert_close(energy, value.detach(), rtol=1e-5, atol=1e-5)
+        relative = (gradient - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+        assert relative.median() <= 1e-5, relative
+    torch._dynamo.reset()
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"level": "exact", "reuse_features": 2}, "reuse_features: an approximation, set level: fast"),
+    ({"guidance": GuidanceConfig(decoder="tiny")}, "guidance.decoder: an approximation, set level: fast"),
+    ({"guidance": GuidanceConfig(at="latent")}, "level: reference alone"),
+    ({"guidance": GuidanceConfig(repeats=2), "level": "fast"}, "level: reference alone"),
+    ({"cfg_start": 0.5, "cfg_stop": 0.5}, "cfg_start .* must be below cfg_stop"),
+    ({"reuse_features": 0}, "reuse_features must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_configurations_that_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplerConfig(**options)
+
+
+def test_refusals(pipe: Any, teacher: EagerTeacher) -> None:
+    with pytest.raises(UserError, match="guidance needs a teacher"):
+        FastSampler(pipe, _config({}))
+    with pytest.raises(UserError, match="pilot needs thresholds"):
+        FastSampler(pipe, _config({}), teacher)
+    with pytest.raises(UserError, match="load the pipeline in that"):
+        FastSampler(pipe, _config(dtype="bfloat16"))
+    with pytest.raises(UserError, match="take a multiple of 4 up to 32"):
+        FastSampler(pipe, _config({"decoder": "kl@13"}, level="fast"), teacher, GATE)
+    with pytest.raises(UserError, match="fit-decoder"):
+        FastSampler(pipe, _config({"decoder": "linear"}, level="fast"), teacher, GATE)
+    with pytest.raises(UserError, match="FastSampler"):
+        ReferenceSampler(pipe, _config(level="fast"))
+
+
+def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
+    sampler = FastSampler(pipe, _config())
+    whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
+    sampler._decode_rows = 2
+    sliced = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
+    assert (sliced.int() - whole.int()).abs().max() <= 1
+
+
+def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -> tuple[FastSampler, Any]:
+    own = tiny_pipeline(0)
+    for network in (own.unet, own.vae, own.text_encoder):
+        network.to("cuda", getattr(torch, dtype) if network is not own.vae else torch.float32)
+    teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
+    config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, dtype=dtype, **options)
+    return FastSampler(own, config, teacher, GATE), own
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_captured_steps_are_those_that_are_called(tmp_path: Any, seed: int, compiled: str) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, compile=compiled, cfg_stop=0.6)
+    captured = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert len(sampler._graphs) == len(set(sampler._kinds)) > 2
+    again = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert _same(captured, again)
+    sampler._graphs._enabled = False
+    assert _same(sampler.sample(PROMPTS, CLASSES, _seeds(seed)), captured)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_on_cuda_stays_near_fp32(tmp_path: Any, seed: int, dtype: str) -> None:
+    full, _ = _on_cuda(seed, tmp_path / "a", compile="off")
+    half, _ = _on_cuda(seed, tmp_path / "b", dtype, compile="off")
+    truth, found = (sampler.sample(PROMPTS, CLASSES, _seeds(seed)) for sampler in (full, half))
+    rms = (found.latents - truth.latents).square().mean().sqrt() / truth.latents.square().mean().sqrt()
+    assert rms < 0.1 and not found.skipped.any()
+
+
+@pytest.mark.gpu
+def test_the_loop_never_waits_for_the_device(tmp_path: Any, seed: int) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, compile="off")
+    sampler.sample(PROMPTS, CLASSES, _seeds(seed))  # captures
+    with torch.no_grad():
+        sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for kind in sampler._kinds:
+                sampler._graphs.run(kind, lambda: pytest.fail("captured already"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", SCHEDULERS, ids=IDS)
+def test_cuda_agrees_with_the_reference(tmp_path: Any, case: dict[str, Any], seed: int) -> None:
+    own = tiny_pipeline(0)
+    for network in (own.unet, own.vae, own.text_encoder):
+        network.to("cuda")
+    teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
+    reference = ReferenceSampler(own, _config({}, **case), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+    fast = FastSampler(own, _config({}, **case), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
+    assert (fast.images.int() - reference.images.int()).abs().float().quantile(0.95) <= 1
