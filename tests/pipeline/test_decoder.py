@@ -178,8 +178,9 @@ def test_a_linear_decoder_is_an_affine_map(fitted: Any, seed: int) -> None:
 
 def test_a_fit_recovers_a_known_matrix(seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
-    weight, bias = 0.04 * torch.randn(3, 4, generator=source), torch.tensor([0.4, 0.5, 0.6])
-    latents = torch.randn(8, 4, 8, 8, generator=source)
+    # bounded, so that no colour is clipped: 4 · 0.048 · 2 < 0.4
+    weight, bias = 0.04 * torch.randn(3, 4, generator=source).clamp(-1.2, 1.2), torch.tensor([0.4, 0.5, 0.6])
+    latents = torch.randn(8, 4, 8, 8, generator=source).clamp(-2, 2)
     colours = torch.einsum("rc,bchw->brhw", weight, latents) + bias.view(1, 3, 1, 1)
     images = to_uint8(colours.clamp(0, 1))  # one pixel a latent pixel: shrinking changes nothing
     found, offset = fit_linear(latents, images)
