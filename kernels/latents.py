@@ -20,6 +20,16 @@ def channel_and_pixel(index, channels, pixels, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def block_of_image(channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's image and its BLOCK elements' c and p, all int64, and which of these exist."""
+    blocks = tl.cdiv(channels * pixels, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    index = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    c, p = channel_and_pixel(index, channels, pixels, CHANNELS_LAST)
+    return image, c, p, index < channels * pixels
+
+
+@triton.jit
 def combined_prediction(prediction, image, batch, stride_b, lane, inside, cfg_scale, CFG: tl.constexpr):
     """m = ε_u + c·(ε_c − ε_u) in fp32; without CFG, what the network said."""
     m = tl.load(prediction + image * stride_b + lane, mask=inside).to(tl.float32)

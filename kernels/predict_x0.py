@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prism_fast.kernels.latents import channel_and_pixel, combined_prediction, pixel_strides
+from prism_fast.kernels.latents import block_of_image, combined_prediction, pixel_strides
 
 BLOCK = 1024
 NUM_WARPS = 4
@@ -33,11 +33,7 @@ def _predict_x0_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(channels * pixels, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    index = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < channels * pixels
-    c, p = channel_and_pixel(index, channels, pixels, CHANNELS_LAST)
+    image, c, p, inside = block_of_image(channels, pixels, CHANNELS_LAST, BLOCK)
 
     row = tl.load(step)
     known = (row >= 0) & (row < rows)  # another row would be another step: NaN, not a wrong image

@@ -95,12 +95,7 @@ class CalibrateConfig:
             raise UserError(
                 "guidance.at: latent and guidance.repeats > 1 exist at level: reference alone: nothing to calibrate"
             )
-        used = {
-            "reuse_features": self.sampler.reuse_features > 1,
-            "guidance.decoder": guidance.decoder != "kl",
-            "guidance.reuse_gradient": guidance.reuse_gradient,
-        }
-        named = " and ".join(name for name, on in used.items() if on)
+        named = " and ".join(self.sampler.approximations)
         if named:
             raise UserError(f"{named}: calibrate starts from a sampler without approximations: leave it out")
         self.synthesis()

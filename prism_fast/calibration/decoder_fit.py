@@ -16,7 +16,7 @@ from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.sampling.levels import make_sampler
-from prism_fast.synthesis.plan import Plan
+from prism_fast.synthesis.plan import Plan, sampler_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,7 @@ def fit_decoder(config: FitDecoderConfig, progress: ProgressFactory = silent, fo
     with progress(len(plan), "images", "fit", 0) as bar:
         for first in range(0, len(plan), config.batch):
             rows = [plan.row(index) for index in range(first, min(first + config.batch, len(plan)))]
-            batch = sampler.sample(
-                [row.prompt.prompt for row in rows], [row.class_index for row in rows], [row.seed for row in rows]
-            )
+            batch = sampler.sample(*sampler_arguments(rows))
             latents.append(batch.latents)
             images.append(batch.images)
             bar.update(len(rows))

@@ -38,7 +38,7 @@ from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.plan import Row
+from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.teachers.base import Teacher
 
 Sample = Callable[[Sequence[str], Sequence[int], Sequence[int]], SampleBatch]
@@ -130,7 +130,7 @@ class Bench:
         self.base = replace(base, level="exact")
         self._reference = replace(base, level="reference")
         self._pipe, self._teacher, self._gate = pipe, teacher, gate
-        self._batches = [_columns(rows[start : start + size]) for start in range(0, len(rows), size)]
+        self._batches = [sampler_arguments(rows[start : start + size]) for start in range(0, len(rows), size)]
         self._label = Labeller(teacher, base.guidance, size)
         self.images = len(rows)
         self._yardstick = FastSampler(pipe, self.base, teacher, gate)
@@ -258,10 +258,6 @@ def kept_share(unguided: Tensor, reference: Tensor, option: Tensor) -> tuple[flo
     residual = (unguided - option) - kept * gain
     error = float(residual.std(correction=1) / len(residual) ** 0.5 / gain.mean()) if len(residual) > 1 else math.nan
     return kept, error
-
-
-def _columns(rows: Sequence[Row]) -> tuple[list[str], list[int], list[int]]:
-    return [row.prompt.prompt for row in rows], [row.class_index for row in rows], [row.seed for row in rows]
 
 
 def _number(value: Tensor) -> float | None:

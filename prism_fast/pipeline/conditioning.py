@@ -6,7 +6,6 @@ and textual inversions work. ``text.encode_prompts`` is the strict one, which re
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.encoded_once import EncodedOnce
 
 CACHED_PROMPTS = 1024
 """Embeddings kept: 0.5 GB of an SDXL in fp16."""
@@ -77,11 +77,11 @@ class PromptEncoder:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._two = hasattr(pipe, "text_encoder_2")
-        self._cache: OrderedDict[_Pair, _Embedded] = OrderedDict()
+        self._embedded = EncodedOnce(self._embed, CACHED_PROMPTS)
 
     def forget(self) -> None:
         """Drops the cache: a text encoder has changed."""
-        self._cache.clear()
+        self._embedded.forget()
 
     @torch.no_grad()
     def __call__(self, wording: Wording, cfg: bool) -> Conditioning:
@@ -146,19 +146,9 @@ class PromptEncoder:
             raise ValueError(f"{count} prompts, but {len(first)} negative prompts ({len(other)} of negative_prompt_2)")
         return list(zip(first, other, strict=True))
 
-    def _embedded(self, pairs: Sequence[_Pair]) -> dict[_Pair, _Embedded]:
-        distinct = dict.fromkeys(pairs)
-        new = [pair for pair in distinct if pair not in self._cache]
-        made: dict[_Pair, _Embedded] = {}
-        for start in range(0, len(new), _CHUNK):
-            chunk = new[start : start + _CHUNK]
-            made |= zip(chunk, self._encode(chunk), strict=True)
-        for pair in distinct:
-            self._cache[pair] = made[pair] if pair in made else self._cache.pop(pair)  # newest last
-        found = {pair: self._cache[pair] for pair in distinct}
-        while len(self._cache) > CACHED_PROMPTS:
-            self._cache.popitem(last=False)
-        return found
+    def _embed(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
+        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
+        return [embedded for chunk in chunks for embedded in self._encode(chunk)]
 
     def _encode(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
         pipe = self._pipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.encoded_once import EncodedOnce
 from prism_fast.pipeline.text import encode_prompts
 
 CACHED_PROMPTS = 4096
@@ -86,10 +86,12 @@ class RowReader:
     """
 
     def __init__(self, pipe: Any, compute_batch: int, num_classes: int | None) -> None:
-        self._pipe = pipe
         self._batch = compute_batch
         self._classes = num_classes
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        # an embedding does not depend on its neighbours: calls have one shape
+        self._encoded: EncodedOnce[str, Tensor] = EncodedOnce(
+            lambda new: encode_prompts(pipe, new, compute_batch), CACHED_PROMPTS
+        )
 
     def __call__(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Rows:
         """
@@ -104,7 +106,9 @@ class RowReader:
         if any(index < 0 or (self._classes is not None and index >= self._classes) for index in class_indices):
             raise UserError(f"class indices must be in 0 .. {self._classes or 'K'} - 1: {list(class_indices)}")
         padding = batch - count
-        text = self._encoded([*prompts, *[""] * padding, ""])
+        padded = [*prompts, *[""] * padding, ""]
+        found = self._encoded(padded)
+        text = torch.stack([found[prompt] for prompt in padded])
         return Rows(
             text=text[:batch],
             unconditional=text[batch:].expand(batch, -1, -1),
@@ -115,15 +119,4 @@ class RowReader:
 
     def forget(self) -> None:
         """Drops the cache: the text encoder has changed."""
-        self._cache.clear()
-
-    def _encoded(self, prompts: Sequence[str]) -> Tensor:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        # An embedding does not depend on its neighbours: calls have one shape (encode_prompts)
-        known = dict(zip(new, encode_prompts(self._pipe, new, self._batch), strict=True)) if new else {}
-        for prompt in dict.fromkeys(prompts):
-            self._cache[prompt] = known[prompt] if prompt in known else self._cache.pop(prompt)  # newest last
-        text = torch.stack([self._cache[prompt] for prompt in prompts])
-        while len(self._cache) > CACHED_PROMPTS:
-            self._cache.popitem(last=False)
-        return text
+        self._encoded.forget()

@@ -173,16 +173,21 @@ class SamplerConfig:
             # PNDM's second call corrects a sample it kept from the first: there is no state to travel back to.
             raise ValueError("guidance.repeats > 1 does not work with pndm: choose another scheduler")
 
-    def _check_level(self) -> None:
-        """Approximations are asked for by name, and the plain loop stays plain."""
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """Names of the options in use that level ``fast`` alone has."""
         guidance = self.guidance or GuidanceConfig()
-        approximations = {
+        options = {
             "reuse_features": self.reuse_features > 1,
             "guidance.decoder": guidance.decoder != "kl",
             "guidance.reuse_gradient": guidance.reuse_gradient,
         }
-        used = [name for name, on in approximations.items() if on]
-        if used and self.level != "fast":
-            raise ValueError(f"{' and '.join(used)}: an approximation, set level: fast (sampler.level)")
+        return tuple(name for name, on in options.items() if on)
+
+    def _check_level(self) -> None:
+        """Approximations are asked for by name, and the plain loop stays plain."""
+        guidance = self.guidance or GuidanceConfig()
+        if self.approximations and self.level != "fast":
+            raise ValueError(f"{' and '.join(self.approximations)}: an approximation, set level: fast (sampler.level)")
         if self.level != "reference" and (guidance.at == "latent" or guidance.repeats > 1):
             raise ValueError("guidance.at: latent and guidance.repeats > 1 exist at level: reference alone")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prism_fast.config import resolve_dtype
 from prism_fast.errors import UserError
 from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
@@ -33,12 +32,13 @@ from prism_fast.sampling.guidance import (
     GateThresholds,
     cfg_steps,
     check_gate,
+    check_parts,
     gate_values,
     gradient_steps,
     guided_steps,
 )
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
-from prism_fast.sampling.schedules import Schedule, build_schedule
+from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
@@ -113,7 +113,7 @@ class FastSampler:
         self._copies = copies if copies is not None else Copies(self._cuda)
         self._sizes = sizes if sizes is not None else Sizes.of(pipe)
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
-        schedule = self._schedule()
+        schedule = build_schedule(pipe.scheduler, config, self.device)
         table = step_table(schedule, config.guidance)
         self._table, self._noisy = table.coefficients.to(self.device, torch.float32), table.noisy
         self._start = float(schedule.scheduler.init_noise_sigma)
@@ -125,9 +125,6 @@ class FastSampler:
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
         self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
         self._prepare()
-
-    def _schedule(self) -> Schedule:
-        return build_schedule(self._pipe.scheduler, self.config, self.device)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
@@ -141,9 +138,8 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        self.refresh()
-        rows = self._rows(prompts, class_indices, seeds)
-        self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        rows, noise = self._begin(prompts, class_indices, seeds)
+        self.run(rows, noise)
         return self._finish(rows.count)
 
     @torch.no_grad()
@@ -159,9 +155,7 @@ class FastSampler:
         Returns:
             Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
         """
-        self.refresh()
-        rows = self._rows(prompts, class_indices, seeds)
-        self._fill(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        self._fill(*self._begin(prompts, class_indices, seeds))
         found: list[tuple[Tensor | None, Tensor]] = []
         for kind, state in zip(self._kinds, states, strict=True):
             self._buffers.sample.copy_(state)
@@ -169,6 +163,12 @@ class FastSampler:
             gradient = self._buffers.gradient.clone() if kind.gradient != "none" else None
             found.append((gradient, self._buffers.sample.clone()))
         return found
+
+    def _begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> tuple[Rows, Noise]:
+        """A batch and its noise, for the weights that the pipeline has now."""
+        self.refresh()
+        rows = self._rows(prompts, class_indices, seeds)
+        return rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws)
 
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
@@ -356,13 +356,9 @@ class FastSampler:
 def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:
     if config.level == "reference":
         raise UserError("level: reference is ReferenceSampler's; this is exact and fast")
-    if pipe.unet.dtype != resolve_dtype(config.dtype):
-        raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
-    if config.guidance is None:
-        return
-    if teacher is None:
-        raise UserError("guidance needs a teacher: give one, or sample with guidance: null")
-    check_gate(config.guidance, teacher, gate)
+    check_parts(pipe, config, teacher)
+    if config.guidance is not None and teacher is not None:
+        check_gate(config.guidance, teacher, gate)
 
 
 def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prism_fast.config import resolve_dtype
 from prism_fast.energy.terms import EnergyTerm, guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -145,6 +147,17 @@ def correction(
     # where, not a product: a non-finite gradient times zero is still not a number
     delta = torch.where(applied.view(-1, 1, 1, 1), delta, torch.zeros_like(delta))
     return Correction(delta=delta, energy=energy, gate=gate, applied=applied)
+
+
+def check_parts(pipe: Any, config: SamplerConfig, teacher: Teacher | None) -> None:
+    """
+    Raises:
+        UserError: the pipeline is in another precision than ``config``, or guidance has no teacher.
+    """
+    if pipe.unet.dtype != resolve_dtype(config.dtype):
+        raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
+    if config.guidance is not None and teacher is None:
+        raise UserError("guidance needs a teacher: give one, or sample with guidance: null")
 
 
 def check_gate(config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:

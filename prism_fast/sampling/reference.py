@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.config import resolve_dtype
 from prism_fast.errors import UserError
 from prism_fast.pipeline.decoder import decode, load_decoder, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.load import latent_shape
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.config import SamplerConfig
-from prism_fast.sampling.guidance import Correction, GateThresholds, Guide, cfg_steps, guided_steps
+from prism_fast.sampling.guidance import Correction, GateThresholds, Guide, cfg_steps, check_parts, guided_steps
 from prism_fast.sampling.noise import draw_noise, random_direction, travel_noise
 from prism_fast.sampling.schedules import Schedule, build_schedule
 from prism_fast.teachers.base import Teacher
@@ -59,10 +58,7 @@ class ReferenceSampler:
     def __init__(
         self, pipe: Any, config: SamplerConfig, teacher: Teacher | None = None, gate: GateThresholds | None = None
     ) -> None:
-        if pipe.unet.dtype != resolve_dtype(config.dtype):
-            raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
-        if config.guidance is not None and teacher is None:
-            raise UserError("guidance needs a teacher: give one, or sample with guidance: null")
+        check_parts(pipe, config, teacher)
         if config.level == "fast":
             raise UserError("this is the reference loop; level: fast is FastSampler's")
         self.config = config

@@ -29,7 +29,7 @@ from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.plan import Plan, Row
+from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 
@@ -83,8 +83,7 @@ def sample_rows(
     images = []
     with progress(len(rows), "images", config.recipe) as bar:
         for part in (rows[start : start + batch] for start in range(0, len(rows), batch)):
-            prompts, classes, seeds = zip(*((r.prompt.prompt, r.class_index, r.seed) for r in part), strict=True)
-            images.append(sampler.sample(prompts, classes, seeds).images)
+            images.append(sampler.sample(*sampler_arguments(part)).images)
             bar.update(len(part))
     return torch.cat(images), torch.tensor([row.class_index for row in rows])
 

@@ -20,7 +20,7 @@ from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.plan import Row
+from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.record import json_number
 
@@ -61,8 +61,8 @@ def pilot_energies(
                 kept_s = time.monotonic()
             stop.check()
             part = rows[first : first + compute_batch]
-            classes = [row.class_index for row in part]
-            batch = sampler.sample([row.prompt.prompt for row in part], classes, [row.seed for row in part])
+            prompts, classes, seeds = sampler_arguments(part)
+            batch = sampler.sample(prompts, classes, seeds)
             labels = labeller(batch.images, classes)
             pairs = zip(labels.energy, batch.finite.tolist(), strict=True)
             energies += [energy if finite else math.nan for energy, finite in pairs]

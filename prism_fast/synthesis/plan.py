@@ -41,6 +41,11 @@ class Row:
     attempt: int = 0
 
 
+def sampler_arguments(rows: Sequence[Row]) -> tuple[list[str], list[int], list[int]]:
+    """Prompts, class indices and seeds of some rows, as a sampler takes them."""
+    return [row.prompt.prompt for row in rows], [row.class_index for row in rows], [row.seed for row in rows]
+
+
 def seed_of(*key: object) -> int:
     """The first 63 bits of SHA-256 of ``a/b/c``: rows use (seed, index, attempt)."""
     text = "/".join([str(part) for part in key])

@@ -36,7 +36,7 @@ from prism_fast.synthesis.pilot import (
     save_partial,
     save_pilot,
 )
-from prism_fast.synthesis.plan import Plan, Row
+from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import batch_records
 from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
 from prism_fast.synthesis.tally import SynthesisReport, Tally, shard_stats
@@ -128,8 +128,7 @@ class Worker:
 
     def _sample(self, rows: Sequence[Row], encoder: Executor) -> _Sampled:
         """Up to ``compute_batch`` rows as images, whose files are being written by ``encoder``."""
-        classes = [row.class_index for row in rows]
-        batch = self.sampler.sample([row.prompt.prompt for row in rows], classes, [row.seed for row in rows])
+        batch = self.sampler.sample(*sampler_arguments(rows))
         return _Sampled(rows=rows, batch=batch, files=encoder.submit(_encoded, batch.images, self.plan.config.format))
 
     def _store(self, sampled: _Sampled, writer: ShardWriter) -> list[dict[str, Any]]:
