@@ -13,9 +13,6 @@ from typing import Any
 
 import torch
 
-from prism_fast.errors import UserError
-from prism_fast.teachers.eager import EagerTeacher
-
 POSITIONS = 77
 """Tokens that CLIP's text encoders take."""
 
@@ -162,26 +159,3 @@ def _tokenizer() -> Any:
 
     folder = Path(str(prism_fast.zoo.__file__)).parent / "fashion/pipeline/tokenizer"
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=POSITIONS)
-
-
-def random_teacher(name: str, device: torch.device, dtype: torch.dtype) -> EagerTeacher:
-    """timm's architecture ``name`` with random weights and its own input size, behind bilinear preprocessing.
-
-    Raises:
-        UserError: timm has no such model.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}: give random:NAME with one that it has, as random:resnet50")
-    model = timm.create_model(name, pretrained=False)
-    settings = model.pretrained_cfg
-    return EagerTeacher(
-        model,
-        mean=settings["mean"],
-        std=settings["std"],
-        input_size=tuple(settings["input_size"][1:]),
-        num_classes=int(model.num_classes),
-        device=device,
-        dtype=dtype,
-    )

@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # a script's folder is on the path, its parent is
 
 import torch
 
-from bench.architectures import ARCHITECTURES, REFUSED, random_pipeline, random_teacher
+from bench.architectures import ARCHITECTURES, REFUSED, random_pipeline
 from bench.contenders import Contender, Schedule, contenders, rows_of
 from bench.course import Course, Measured, NotTheReferenceError, maker
 from bench.phases import matmul_peak
@@ -84,6 +84,7 @@ def parser() -> Parser:
 def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
     """Pipeline and teacher."""
     from prism_fast.pipeline.load import load_pipeline
+    from prism_fast.teachers.architectures import random_teacher
     from prism_fast.teachers.load import load_teacher
 
     device, dtype = resolve_device(options.device), resolve_dtype(options.dtype)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import prism_fast
-from prism_fast.commands import calibrate, demo, distill, evaluate, fit_decoder, info, prompts, synthesize
+from prism_fast.commands import calibrate, demo, distill, evaluate, fit_decoder, info, prompts, synthesize, teacher
 from prism_fast.errors import UserError
 from prism_fast.recipes.output import OutputLost, telling_output
 
@@ -149,6 +149,7 @@ COMMANDS = {
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
+    "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),
     "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),
     "info": Command("devices, versions and back-ends of this machine", info.run),
 }

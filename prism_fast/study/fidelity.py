@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from prism_fast.config import canonical
+from prism_fast.config import canonical, resolve_dtype
 from prism_fast.metrics.predictions import predict
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
@@ -45,9 +46,12 @@ SETTINGS = {
     ),
     "exact, gradient at the last 8 steps": replace(PUBLISHED, level="exact", guidance=LAST),
     "and CFG at the first 12": SHORT,
-    "and reused features": replace(SHORT, level="fast", reuse_features=2),
+    "and features reused once": replace(SHORT, level="fast", reuse_features=2),
+    "and features reused twice": replace(SHORT, level="fast", reuse_features=3),
     "tiny decoder instead": TINY,
-    "tiny decoder and reused features": replace(TINY, reuse_features=2),
+    "tiny decoder, features reused once": replace(TINY, reuse_features=2),
+    "tiny decoder, features reused twice": replace(TINY, reuse_features=3),
+    "tiny decoder, features reused once, bf16": replace(TINY, reuse_features=2, dtype="bfloat16"),
 }
 
 
@@ -69,28 +73,29 @@ def gains(plain: dict[str, Tensor], setting: dict[str, Tensor]) -> dict[str, flo
 
 def measure(
     pipe: Any, teacher: Teacher, judge: Teacher, config: SynthesisConfig, settings: dict[str, SamplerConfig]
-) -> list[dict[str, Any]]:
-    """One row a setting, the unguided one first; ``judge_kept`` is a setting's judge gain over the first setting's."""
+) -> Iterator[dict[str, Any]]:
+    """One row a setting, the unguided one first; ``judge_kept`` is a setting's judge gain over the first setting's.
+
+    ``pipe`` is in fp32; a setting of another dtype gets the built-in pipeline in that.
+    """
     plan, guidance = plan_of(pipe, config), GuidanceConfig()
     rows = [plan.row(index) for index in range(len(plan))]
     gate = pilot_gate(pipe, config, teacher, guidance.gate_quantile)
 
     def seen(name: str, sampler: SamplerConfig, thresholds: GateThresholds | None) -> dict[str, Tensor]:
         arm = replace(config, recipe=name, sampler=replace(sampler, compute_batch=config.sampler.compute_batch))
-        return agreements(teacher, judge, *sample_rows(pipe, arm, rows, teacher, thresholds))
+        its = pipe if sampler.dtype == "float32" else load_pipeline(config.pipeline, dtype=resolve_dtype(sampler.dtype))
+        return agreements(teacher, judge, *sample_rows(its, arm, rows, teacher, thresholds))
 
     plain = seen("unguided", replace(PUBLISHED, guidance=None), None)
-    table: list[dict[str, Any]] = [
-        {"name": "unguided", **{f"{who}_agreement": round(float(x.mean()), 4) for who, x in plain.items()}}
-    ]
+    yield {"name": "unguided", **{f"{who}_agreement": round(float(x.mean()), 4) for who, x in plain.items()}}
+    published = None
     for name, sampler in settings.items():
         found = seen(name, sampler, gate)
         agreement = {f"{who}_agreement": round(float(x.mean()), 4) for who, x in found.items()}
-        table.append({"name": name, **agreement, **gains(plain, found), "sampler": canonical(sampler)})
-    published = table[1]["judge_gain"]
-    for row in table[1:]:
-        row["judge_kept"] = round(row["judge_gain"] / published, 3) if published > 0 else None
-    return table
+        row = {"name": name, **agreement, **gains(plain, found), "sampler": canonical(sampler)}
+        published = row["judge_gain"] if published is None else published
+        yield {**row, "judge_kept": round(row["judge_gain"] / published, 3) if published > 0 else None}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,9 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         prompts=PromptConfig(sense="name", content="none", style="none"),
         sampler=SamplerConfig(compute_batch=options.batch),
     )
-    table = measure(pipe, teacher, judge, config, SETTINGS)
-    for row in table:
-        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "sampler"))
+    table = []
+    for row in measure(pipe, teacher, judge, config, SETTINGS):
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "sampler"), flush=True)
+        table.append(row)
     if options.out:
         found = {"config": canonical(config), "settings": table, **made_from(pipe, teacher, judge)}
         options.out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")

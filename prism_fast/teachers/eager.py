@@ -55,7 +55,7 @@ class EagerTeacher:
         self.dtype = dtype
         self.mean, self.std = tuple(mean), tuple(std)
         self.interpolation = interpolation
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._preprocess = Preprocess(input_size, mean, std, interpolation).to(device)
 
     def outputs(self, images: Tensor) -> Outputs:
@@ -80,11 +80,11 @@ class EagerTeacher:
 
         Only the logits enter the gradient here (no taps).
         """
-        images = images.detach().to(self._device)
+        images = images.detach().to(self.device)
         images = images.to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
             outputs = self.outputs(images)
-        energy, cotangents = term.value_and_cotangents(outputs, targets.to(self._device))
+        energy, cotangents = term.value_and_cotangents(outputs, targets.to(self.device))
         cotangent = cotangents.logits
         # fp16 flushes small cotangents to zero: each image's largest is brought to [1, 2), exactly (a power of two).
         scale = power_of_two(cotangent) if self.dtype == torch.float16 else torch.ones_like(energy)
@@ -95,7 +95,7 @@ class EagerTeacher:
         return Energy(energy=energy, grad=gradient, outputs=Outputs(logits=outputs.logits.detach()), finite=finite)
 
     def _prepared(self, images: Tensor) -> Tensor:
-        images = images.to(self._device)
+        images = images.to(self.device)
         # Resize and normalise in fp32 even for a half-precision network
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         prepared: Tensor = self._preprocess(wide)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.architectures import ARCHITECTURES, random_pipeline, random_teacher
+from bench.architectures import ARCHITECTURES, random_pipeline
 from prism_fast.pipeline.load import latent_shape
 from prism_fast.pipeline.text import max_prompt_tokens
 from prism_fast.sampling.config import SamplerConfig
+from prism_fast.teachers.architectures import random_teacher
 
 # As counted in the published weights. Stable Diffusion 1 and 2 share their VAE.
 UNET_1, UNET_2, VAE, TEXT_1, TEXT_2 = 859_520_964, 865_910_724, 83_653_863, 123_060_480, 340_387_840

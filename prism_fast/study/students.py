@@ -1,0 +1,99 @@
+"""Whether a student notices the fast settings: ``python -m prism_fast.study.students``.
+
+The demo's ``prism`` arm, made twice for every seed: by the published schedule (both guidances at every step, the
+gradient through the KL decoder) and by the ``prism-fast`` recipe. Same prompts, same seeds, same training; accuracy on
+the real test set. The answer is the mean of the paired differences and the lower end of its one-sided 95 % interval
+(Student's t over the seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from prism_fast.config import canonical
+from prism_fast.distill.report import write_json
+from prism_fast.distill.trainer import distill
+from prism_fast.engine import local
+from prism_fast.pipeline.load import load_pipeline
+from prism_fast.progress import progress
+from prism_fast.recipes import load_recipe
+from prism_fast.recipes.fields import build, lay_over
+from prism_fast.study.arms import DemoConfig, distill_config, synthesis_config
+from prism_fast.study.gates import made_from
+from prism_fast.study.measure import Reference, measure_accuracy
+from prism_fast.study.real import real_images
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.worker import synthesize
+from prism_fast.teachers.load import load_teacher
+
+PUBLISHED, FAST = "published", "fast"
+CONFIDENCE = 0.95
+
+
+def settings(demo: DemoConfig) -> dict[str, SynthesisConfig]:
+    """The two ways to make the arm; level ``exact`` stands for ``reference``, whose images it makes."""
+    every_step = {"sampler": {"level": "exact", "guidance": {"every": 1}}}
+    published = lay_over(SynthesisConfig, canonical(synthesis_config(demo, "prism")), every_step, PUBLISHED)
+    fast = lay_over(SynthesisConfig, published, load_recipe("prism-fast"), FAST)
+    return {name: build(SynthesisConfig, fields) for name, fields in ((PUBLISHED, published), (FAST, fast))}
+
+
+def accuracies(demo: DemoConfig, test: Reference) -> dict[str, float]:
+    """Accuracy on the real test set of the students of both ways, and what is in between is kept in ``demo.out``."""
+    found = {}
+    for name, config in settings(demo).items():
+        synthesize(config, Path(demo.out) / name / "shards", progress=progress, engine=local.run)
+        report = distill(distill_config(demo, name), progress=progress)
+        found[name] = measure_accuracy(load_teacher(str(report.student)), test, name)
+    return found
+
+
+def verdict(pairs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean of fast − published over at least two pairs, its standard error and lower bound, in points."""
+    differences = [100 * (pair[FAST] - pair[PUBLISHED]) for pair in pairs]
+    count = len(differences)
+    mean = sum(differences) / count
+    error = math.sqrt(sum((x - mean) ** 2 for x in differences) / (count - 1) / count)
+    bound = mean - float(student_t.ppf(CONFIDENCE, count - 1)) * error
+    return {
+        "differences": [round(x, 3) for x in differences],
+        "mean": round(mean, 3),
+        "standard_error": round(error, 3),
+        "lower_bound": round(bound, 3),
+        "confidence": CONFIDENCE,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints every pair, then the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="pairs; at least 2")
+    parser.add_argument("--images", type=int, default=DemoConfig().images, help="in each training set")
+    parser.add_argument("--runs", type=Path, default=Path("runs/students"), help="sets and students; continues there")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error("--seeds must be 2 or more: one pair has no spread")
+    test = Reference("test", *real_images("test"))
+    pairs = []
+    for seed in range(options.seeds):
+        demo = DemoConfig(images=options.images, seed=seed, out=str(options.runs / f"seed-{seed}"))
+        pairs.append(accuracies(demo, test))
+        print(json.dumps({"seed": seed, **pairs[-1]}), flush=True)
+    found = verdict(pairs)
+    print(json.dumps(found))
+    if options.out:
+        configs = {name: canonical(config) for name, config in settings(DemoConfig(images=options.images)).items()}
+        made = made_from(load_pipeline("fashion"), load_teacher("fashion"))
+        write_json(options.out, {"pairs": pairs, **found, "configs": configs, **made})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Which back-end computes a teacher's gradient."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from prism_fast.errors import UserError
+from prism_fast.registry import unknown
+from prism_fast.teachers import compiled, onnx, tensorrt
+from prism_fast.teachers.backend import BackendTeacher
+from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.engines import EngineCache
+from prism_fast.teachers.joint import trace
+
+_log = logging.getLogger(__name__)
+
+BACKENDS = ("eager", "compiled", "onnx", "tensorrt")
+_FASTEST_FIRST = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnx",)}
+"""What ``auto`` tries before ``eager``. Not ``compiled`` on the CPU: a minute of compiling gains little there."""
+
+
+def why_not(teacher: EagerTeacher, name: str) -> str | None:
+    """The reason why a back-end cannot serve ``teacher`` where it is; None where it can."""
+    if name in ("eager", "compiled"):
+        return None
+    reason = onnx.why_unusable(teacher.device) if name == "onnx" else tensorrt.why_unusable(teacher.device)
+    if reason is not None:
+        return reason
+    try:  # seconds, against minutes of sampling with a teacher that turns out not to be exportable
+        trace(copy.deepcopy(teacher.model).cpu().float(), teacher.input_size)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def choose(teacher: EagerTeacher, name: str = "auto") -> str:
+    """The back-end to take: ``name``, or for ``auto`` the first usable one of those that are fast on the device.
+
+    Raises:
+        UserError: no such back-end, or ``name`` is not usable here.
+    """
+    if name == "auto":
+        reasons: list[str] = []
+        for candidate in _FASTEST_FIRST.get(teacher.device.type, ()):
+            reason = why_not(teacher, candidate)
+            if reason is None:
+                skipped = f" ({'; '.join(reasons)})" if reasons else ""
+                _log.info(
+                    "the teacher runs on %s: the fastest that is usable on %s%s", candidate, teacher.device, skipped
+                )
+                return candidate
+            reasons.append(f"not {candidate}: {reason}")
+        _log.info(
+            "the teacher runs eagerly (%s)", "; ".join(reasons) or f"nothing faster is known for {teacher.device}"
+        )
+        return "eager"
+    if name not in BACKENDS:
+        raise UserError(unknown("teacher back-end", name, (*BACKENDS, "auto")))
+    if reason := why_not(teacher, name):
+        raise UserError(f"the back-end {name} is not usable for this teacher: {reason}")
+    return name
+
+
+def make_backend(
+    teacher: EagerTeacher, name: str = "auto", *, batch: int = 32, cache: EngineCache | None = None
+) -> Teacher:
+    """The teacher on a back-end; the eager one is itself.
+
+    Args:
+        teacher: as loaded.
+        name: ``auto`` or one of :data:`BACKENDS`.
+        batch: images a call, which TensorRT tunes for.
+        cache: of TensorRT engines; None: the usual folder.
+
+    Raises:
+        UserError: no such back-end, or it is not usable here.
+    """
+    chosen = choose(teacher, name)
+    if chosen == "onnx":
+        return BackendTeacher(teacher, chosen, lambda size: onnx.make_runner(teacher, size), capturable=False)
+    if chosen == "compiled":
+        return BackendTeacher(teacher, chosen, lambda size: compiled.make_runner(teacher, size), capturable=True)
+    if chosen == "tensorrt":
+        engines = cache or EngineCache()
+        return BackendTeacher(
+            teacher, chosen, lambda size: tensorrt.make_runner(teacher, size, batch, engines), capturable=True
+        )
+    return teacher

@@ -1,0 +1,83 @@
+"""The ONNX Runtime back-end: the exported graph in a session that reads and writes torch's own memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prism_fast.errors import UserError
+from prism_fast.teachers.backend import Runner
+from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.export import INPUTS, OUTPUTS, Exported, export
+
+
+def why_unusable(device: torch.device) -> str | None:
+    """The reason why this back-end cannot run on ``device``; None where it can."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  the exporter's
+    except (ImportError, OSError) as error:
+        return f"{error}: pip install 'prism_fast[onnx]'"
+    if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime"
+    return None
+
+
+class OnnxRunner:
+    """One exported teacher in a session; see :class:`prism_fast.teachers.backend.Runner`.
+
+    Args:
+        exported: the model.
+        device: ``cpu`` or a CUDA device.
+        provider: ONNX Runtime's name of one; None: the device's own.
+
+    Raises:
+        UserError: the provider is not there, or refuses the model.
+    """
+
+    def __init__(self, exported: Exported, device: torch.device, provider: str | None = None) -> None:
+        import onnxruntime
+
+        self._device = device
+        provider = provider or ("CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider")
+        known = onnxruntime.get_available_providers()
+        if provider not in known:
+            raise UserError(f"this ONNX Runtime has no {provider} (it has {', '.join(known)})")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        own: dict[str, str] = {}
+        if device.type == "cuda":  # in torch's order, without a wait in between
+            index = device.index or 0
+            stream = torch.cuda.current_stream(device).cuda_stream
+            own = {"device_id": str(index), "user_compute_stream": str(stream)}
+        try:
+            self._session = onnxruntime.InferenceSession(exported.model, options, providers=[(provider, own)])
+        except Exception as error:
+            raise UserError(f"ONNX Runtime refuses the exported teacher: {str(error).splitlines()[0]}") from error
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, temperature: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        results = images.new_empty(len(images)), torch.empty_like(images), torch.empty_like(targets)
+        binding: Any = self._session.io_binding()
+        for name, tensor in zip(INPUTS, (images, targets, temperature, weights), strict=True):
+            tensor = tensor.contiguous()
+            binding.bind_input(
+                name, self._device.type, self._device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
+            )
+        for name, tensor in zip(OUTPUTS, results, strict=True):
+            binding.bind_output(
+                name, self._device.type, self._device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
+            )
+        self._session.run_with_iobinding(binding)
+        return results
+
+
+def make_runner(teacher: EagerTeacher, size: tuple[int, int]) -> Runner:
+    """Exports the teacher for images of a size and opens a session on its device."""
+    dtype = str(teacher.dtype).removeprefix("torch.")
+    return OnnxRunner(export(teacher, size, dtype), teacher.device)
