@@ -99,6 +99,26 @@ def tensor_names(file: Path, what: str) -> set[str]:
         ) from error
 
 
+def check_state(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Checks that ``tensors`` are those of a network, all of them, in its shapes.
+
+    Raises:
+        UserError: the first that is missing, foreign or of another shape or kind.
+    """
+    missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing:
+        raise UserError(f"{what} lacks {len(missing)} of the network's {len(wanted)} tensors (first: {missing[0]})")
+    if foreign:
+        raise UserError(f"{what} has {len(foreign)} tensors that the network has not (first: {foreign[0]})")
+    for name, tensor in tensors.items():
+        there = wanted[name]
+        if tensor.shape != there.shape:
+            shapes = f"{tuple(tensor.shape)}, the network has {tuple(there.shape)}"
+            raise UserError(f"{what} has {name} of shape {shapes}")
+        if tensor.is_floating_point() != there.is_floating_point():
+            raise UserError(f"{what} has {name} in {tensor.dtype}, the network in {there.dtype}")
+
+
 def load_errors() -> tuple[type[Exception], ...]:
     """What torch, diffusers, transformers and timm raise for files that do not fit: they check little."""
     from huggingface_hub.errors import StrictDataclassError
@@ -124,12 +144,19 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:_MOST_CHARACTERS]}{'...' if len(text) > _MOST_CHARACTERS else ''}"
 
 
-def require_safetensors(folder: Path, what: str) -> None:
+_CONVERT = (
+    "convert them on a machine you trust with "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+)
+
+
+def require_safetensors(folder: Path, what: str, convert: str = _CONVERT) -> None:
     """Checks that ``folder`` holds weights that can be read without running code.
 
     Args:
         folder: where the weights should be.
         what: what they belong to, for the message (``"teacher"``).
+        convert: how to convert pickled weights, for the message.
 
     Raises:
         UserError: no ``*.safetensors`` in the folder; the message tells how to convert pickled weights found there.
@@ -139,9 +166,7 @@ def require_safetensors(folder: Path, what: str) -> None:
     pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickled:
         raise UserError(
-            f"{what} {folder} has only pickled weights ({', '.join(pickled)}), and loading those runs code: "
-            "convert them on a machine you trust with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            f"{what} {folder} has only pickled weights ({', '.join(pickled)}), and loading those runs code: {convert}"
         )
     raise UserError(f"{what} {folder} has no *.safetensors weights: point to a complete folder or save it again")
 
