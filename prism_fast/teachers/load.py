@@ -20,6 +20,7 @@ from prism_fast.pipeline.weights import in_short, load_errors, require_safetenso
 from prism_fast.registry import unknown
 from prism_fast.teachers.answer import check_answer
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.imagenet import PACKAGED, load_packaged
 from prism_fast.teachers.own import WEIGHTS_FILE, is_own, load_own, with_weights
 
 BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge"}
@@ -37,7 +38,8 @@ def load_teacher(
     """A classifier ready to guide or to judge.
 
     Args:
-        name: ``fashion``, ``fashion-judge``, a local folder (``config.json`` and ``model.safetensors``, as timm's ``local-dir:`` has them), ``hf-hub:ORG/NAME``, a timm model name with
+        name: ``fashion``, ``fashion-judge``, ``imagenet``, ``imagenet-judge``, a local folder (``config.json`` and
+            ``model.safetensors``, as timm's ``local-dir:`` has them), ``hf-hub:ORG/NAME``, a timm model name with
             pretrained weights, or ``package.module:factory@WEIGHTS``, see :func:`prism_fast.teachers.own.load_own`.
         device: where the network runs.
         dtype: what it computes in.
@@ -53,6 +55,8 @@ def load_teacher(
         return load_own(name, settings, resolve_device(str(device)), dtype)
     if settings is not None:
         raise UserError(f"teacher {name!r} brings its own settings: give them with a teacher module:factory only")
+    if name in PACKAGED:
+        return load_packaged(name, resolve_device(str(device)), dtype)
     folder = _folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"teacher folder {folder} has no config.json: save the model in timm's local-dir format")
@@ -84,7 +88,7 @@ def _hub_id(name: str) -> str:
 
     if not timm.is_model(name):
         raise UserError(
-            unknown("teacher", name, BUILT_IN)
+            unknown("teacher", name, [*BUILT_IN, *PACKAGED])
             + ", or a local folder, hf-hub:ORG/NAME, a timm model or module:factory@WEIGHTS"
         )
     try:

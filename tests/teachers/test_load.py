@@ -85,6 +85,8 @@ def test_broken_folders_name_the_cure(tmp_path: Path) -> None:
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="did you mean fashion"):
         load_teacher("fashon")
+    with pytest.raises(UserError, match="did you mean imagenet"):
+        load_teacher("imagnet")
     with pytest.raises(UserError, match="no such teacher folder"):
         load_teacher(str(tmp_path / "nowhere"))
     monkeypatch.setitem(load.BUILT_IN, "fashion", "not/there")
