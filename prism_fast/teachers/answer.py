@@ -20,12 +20,12 @@ MULTI_LABEL = "a multi-label teacher has no energy over classes: take a classifi
 LOGITS_NEEDED = "the energy is made of logits: take what goes into it"
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def check_answer(model: Any, input_size: tuple[int, int], num_classes: int | None, what: str, cure: str) -> int:
     """A grey image and three of noise go through: settings that do not go together show only there.
 
     Args:
-        model: in eval mode; maps [B, 3, h, w] to logits [B, K].
+        model: in eval mode, parameters frozen; maps [B, 3, h, w] to logits [B, K].
         input_size: (h, w).
         num_classes: K that is expected; None: whatever it answers.
         what: the teacher, for messages.
@@ -35,21 +35,24 @@ def check_answer(model: Any, input_size: tuple[int, int], num_classes: int | Non
         K.
 
     Raises:
-        UserError: it cannot take the images, answers something else than [B, K], or not logits.
+        UserError: it cannot take the images, answers something else than [B, K], or not logits, or lets no gradient
+            through.
     """
     height, width = input_size
     noise = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
-    images = torch.cat([torch.zeros(1, 3, height, width), noise])
+    images = torch.cat([torch.zeros(1, 3, height, width), noise]).requires_grad_()
     activations = _Activations(model)
     try:
         logits = model(images)
-        shape = tuple(logits.shape)
     except load_errors() as error:
         raise UserError(
             f"{what} cannot take images of {height}x{width} pixels ({in_short(error)}): correct {cure}"
         ) from error
     finally:
         activations.remove()
+    if not isinstance(logits, Tensor):
+        raise UserError(f"{what} answers with a {type(logits).__name__}: it has to return its logits, a tensor [B, K]")
+    shape = tuple(logits.shape)
     if (
         len(shape) != 2
         or shape[0] != len(images)
@@ -61,7 +64,9 @@ def check_answer(model: Any, input_size: tuple[int, int], num_classes: int | Non
             f"{what} answers {len(images)} images with shape {shape}, expected one logit for each of {classes}: "
             "take a classifier"
         )
-    _refuse_probabilities(logits, activations.last(logits), what)
+    if not logits.requires_grad:
+        raise UserError(f"{what} lets no gradient through to the image: take no_grad and detach out of its forward")
+    _refuse_probabilities(logits.detach(), activations.last(logits), what)
     return int(shape[1])
 
 

@@ -137,7 +137,8 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Eage
     settings: dict[str, Any] = model.pretrained_cfg
     _check_weights(model, stored, settings, what)
     size = _input_size(settings, what)
-    check_answer(model.eval(), size, int(model.num_classes), what, "input_size and model_args in its config.json")
+    frozen = model.eval().requires_grad_(False)
+    check_answer(frozen, size, int(model.num_classes), what, "input_size and model_args in its config.json")
     try:
         return EagerTeacher(
             model,

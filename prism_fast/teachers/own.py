@@ -78,7 +78,7 @@ def load_own(
         _fill(model, file, what)
         network = grey_input(model) if told.channels == 1 else model
         cure = f"{SETTINGS_FILE} or the network"
-        classes = check_answer(network.eval(), told.input_size, told.num_classes, what, cure)
+        classes = check_answer(network.eval().requires_grad_(False), told.input_size, told.num_classes, what, cure)
     return EagerTeacher(
         network,
         mean=told.mean,

@@ -13,13 +13,24 @@ from prism_fast.teachers.answer import check_answer
 
 
 def check(network: nn.Module, classes: int | None = None) -> int:
-    return check_answer(network.eval(), (8, 8), classes, "teacher X", "the settings")
+    return check_answer(network.eval().requires_grad_(False), (8, 8), classes, "teacher X", "the settings")
 
 
 def classifier(*last: nn.Module, classes: int = 5, scale: float = 3.0) -> nn.Sequential:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, classes), *last)
     nn.init.normal_(network[1].weight, std=scale)
     return network
+
+
+class Functional(nn.Module):
+    """The activation is a function, which no list of modules shows."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.body, self.function = classifier(), function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self.body(images))
 
 
 def test_logits_pass() -> None:
@@ -34,6 +45,8 @@ def test_logits_pass() -> None:
         (nn.Conv2d(3, 1, 9), "cannot take images of 8x8 pixels"),
         (nn.Identity(), r"answers 4 images with shape \(4, 3, 8, 8\), expected one logit for each of its classes"),
         (nn.Flatten(0), r"with shape \(768,\)"),
+        (Functional(lambda x: {"logits": x}), r"answers with a dict: it has to return its logits"),
+        (Functional(lambda x: x.detach()), "lets no gradient through to the image"),
     ],
 )
 def test_what_is_no_classifier(network: nn.Module, message: str) -> None:
@@ -44,17 +57,6 @@ def test_what_is_no_classifier(network: nn.Module, message: str) -> None:
 def test_the_number_of_classes_is_the_expected_one() -> None:
     with pytest.raises(UserError, match=r"shape \(4, 5\), expected one logit for each of its 10 classes"):
         check(classifier(), 10)
-
-
-class Functional(nn.Module):
-    """The activation is a function, which no list of modules shows."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.body, self.function = classifier(), function
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.function(self.body(images))
 
 
 @pytest.mark.parametrize(
