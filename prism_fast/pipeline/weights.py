@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +120,33 @@ def check_state(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], wha
             raise UserError(f"{what} has {name} of shape {shapes}")
         if tensor.is_floating_point() != there.is_floating_point():
             raise UserError(f"{what} has {name} in {tensor.dtype}, the network in {there.dtype}")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file with the permissions of any new file; tied tensors become copies.
+
+    Raises:
+        OSError: the system refuses, as for Python's own files.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(_plain(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        system = re.search(r"\(os error (\d+)\)", str(error))
+        if system is None:
+            raise
+        number = int(system.group(1))
+        raise OSError(number, os.strerror(number)) from error
+    path.chmod(mode)  # safetensors makes files that only their owner reads
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Own contiguous CPU memory for each tensor: safetensors takes neither shared storage nor other layouts."""
+    return {name: torch.clone(t.detach().cpu(), memory_format=torch.contiguous_format) for name, t in state.items()}
 
 
 def load_errors() -> tuple[type[Exception], ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prism_fast.config import make_own_folder, unwritable
 from prism_fast.errors import UserError
-from prism_fast.pipeline.weights import check_state, in_short, load_errors
+from prism_fast.pipeline.weights import check_state, in_short, load_errors, write_tensors
 from prism_fast.registry import unknown
 from prism_fast.teachers.own import WEIGHTS_FILE
 from prism_fast.teachers.pickled import StateDict, read_pickled
@@ -70,7 +70,9 @@ def import_teacher(source: Path, out: Path, architecture: str | None = None) -> 
     config = _timm_config(architecture, state.tensors, source) if architecture is not None else None
     make_own_folder(out, "imported weights")
     with _filling(out) as staged:
-        _write_tensors(state.tensors, staged / WEIGHTS_FILE)
+        write_tensors(state.tensors, staged / WEIGHTS_FILE, {"format": "pt"})
+        with (staged / WEIGHTS_FILE).open("rb") as stream:
+            os.fsync(stream.fileno())
         if config is not None:
             (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         else:
@@ -92,14 +94,6 @@ def _filling(out: Path) -> Iterator[Path]:
             os.rename(staged, out)
     except OSError as error:
         raise unwritable(out, error) from error
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _timm_config(architecture: str, tensors: Mapping[str, Tensor], source: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class StateDict:
     """The tensors of a file.
 
     Attributes:
-        tensors: by name, dense, on the CPU, each with memory of its own.
+        tensors: by name, dense, on the CPU; tied ones share their memory.
         wrapper: the key of the file under which they were; empty for a plain state dict.
         left_out: the file's other keys, sorted.
     """
@@ -76,8 +76,7 @@ def _state_dict(content: Mapping[Any, Any], path: Path) -> StateDict:
             raise UserError(f"{where} is of type {type(value).__name__}, not a tensor: {_CURE}")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{where} is not a plain dense tensor: save the weights dense and unquantised")
-    # safetensors stores no shared memory: tied weights become copies
-    tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    tensors = {name: value.detach() for name, value in state.items()}
     left_out = tuple(sorted(str(key) for key in content if key != wrapper)) if wrapper else ()
     return StateDict(tensors=_without_prefix(tensors), wrapper=wrapper, left_out=left_out)
 

@@ -61,15 +61,6 @@ def test_layers_named_like_a_wrapper_are_layers(tmp_path: Path) -> None:
     assert read_pickled(tmp_path / "x.pt").tensors.keys() == {"model", "b"}
 
 
-def test_tied_and_transposed_weights_get_memory_of_their_own(tmp_path: Path) -> None:
-    weight = torch.arange(6.0).view(2, 3)
-    torch.save({"a": weight, "b": weight, "c": weight.T}, tmp_path / "x.pt")
-    found = read_pickled(tmp_path / "x.pt").tensors
-    assert all(tensor.is_contiguous() for tensor in found.values())
-    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 3
-    assert torch.equal(found["c"], weight.T)
-
-
 class Evil:
     """Makes a file where it is unpickled."""
 
