@@ -358,7 +358,7 @@ def test_a_classifier_that_is_not_finite_has_no_accuracy(
     use_fake_images(monkeypatch)
     out = tmp_path / "figures.json"
     assert main(["evaluate", str(tmp_path / "teacher"), "--out", str(out)]) == EXIT_ERROR
-    assert "logits are not finite for" in capsys.readouterr().err
+    assert "numbers that are not finite: its weights are damaged" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -19,7 +19,8 @@ class FitDecoderConfig:
 
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
-        vocabulary: whose prompts the latents are drawn from: a built-in name, or a ``.csv`` or ``.json`` file of names.
+        vocabulary: whose prompts the latents are drawn from: a built-in name, or a ``.csv``, ``.json`` or
+            ``teacher.yaml`` file of names.
         images: how many unguided images to fit to.
         seed: 0 <= seed < 2**63; of the images.
         steps: denoising steps of an image.
@@ -59,8 +60,9 @@ class CalibrateConfig:
 
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
-        teacher: classifier that guides: a built-in name, a local folder, ``hf-hub:ORG/NAME`` or timm's name.
-        vocabulary: the classes: a built-in name, or a ``.csv`` or ``.json`` file of names.
+        teacher: classifier that guides: a built-in name, a local folder, ``hf-hub:ORG/NAME``, timm's name or
+            ``module:factory@WEIGHTS``.
+        vocabulary: the classes: a built-in name, or a ``.csv``, ``.json`` or ``teacher.yaml`` file of names.
         recipe: name of the published method that the other fields follow; for the record only.
         images: images of every measurement, the same rows for each option.
         seed: 0 <= seed < 2**63; of the images and of the order of the prompts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prism_fast.commands.weights import WEIGHTS, add_weights
 from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Option
 from prism_fast.recipes.fields import build
@@ -24,9 +25,11 @@ def run(arguments: Sequence[str]) -> None:
         options=[
             Option(name="--out", description="folder, or .json file, for figures and page", default="runs/calibration"),
             Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
+            WEIGHTS,
         ],
     )
     parsed = line.parse(arguments)
+    add_weights(parsed)
     batch = parsed.options["batch"]
     if batch is not None:
         if "sampler.compute_batch" in parsed.given:

@@ -25,7 +25,11 @@ def run(arguments: Sequence[str]) -> None:
         kind=PromptConfig,
         recipe_group="prompts",
         options=[
-            Option(name="--vocabulary", description="the classes: fashion, or a .csv or .json file", default="fashion"),
+            Option(
+                name="--vocabulary",
+                description="the classes: fashion, or a .csv, .json or .yaml file",
+                default="fashion",
+            ),
             Option(name="--recipe", description="take the kind of prompts from this recipe"),
             Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes"),
             Option(name="--out", description="parquet file to write", metavar="FILE", default="prompts.parquet"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from prism_fast.commands.weights import WEIGHTS, add_weights
 from prism_fast.errors import UserError
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.command_line import CommandLine, Option
@@ -26,9 +27,11 @@ def run(arguments: Sequence[str]) -> None:
         options=[
             Option(name="--out", description="folder to write to; the same command continues an interrupted run"),
             Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
+            WEIGHTS,
         ],
     )
     parsed = line.parse(_levels_spelt_out(arguments))
+    add_weights(parsed)
     out, batch = parsed.options["out"], parsed.options["batch"]
     if batch is not None:
         if "sampler.compute_batch" in parsed.given:

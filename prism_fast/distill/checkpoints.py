@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prism_fast.config import replacing, unwritable
 from prism_fast.distill.students import StudentSpec
 from prism_fast.errors import UserError
+from prism_fast.pipeline.weights import write_tensors
 
 _FORMAT = 1
 
@@ -47,7 +46,7 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             staged = Path(temporary) / "new"
             staged.mkdir()
-            _write_tensors(model.state_dict(), staged / "model.safetensors", {"format": "pt"})
+            write_tensors(model.state_dict(), staged / "model.safetensors", {"format": "pt"})
             (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 os.replace(folder, Path(temporary) / "old")
@@ -70,7 +69,7 @@ def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mappi
     skeleton = {name: _flatten(state, name, tensors) for name, state in parts.items()}
     header = {"format": _FORMAT, "record": record, "parts": skeleton}
     with replacing(path) as staged:
-        _write_tensors(tensors, staged, {"state": json.dumps(header)})
+        write_tensors(tensors, staged, {"state": json.dumps(header)})
         with staged.open("rb") as stream:
             os.fsync(stream.fileno())
 
@@ -92,26 +91,6 @@ def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
     if header["format"] != _FORMAT:
         raise UserError(f"{path} is a training state of format {header['format']}, not {_FORMAT}: move it away")
     return {name: _rebuild(node, tensors) for name, node in header["parts"].items()}, header["record"]
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Raises OSError where the system refuses, as Python's own files do."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(_plain(tensors), path, metadata=metadata)
-    except SafetensorError as error:
-        system = re.search(r"\(os error (\d+)\)", str(error))
-        if system is None:
-            raise
-        number = int(system.group(1))
-        raise OSError(number, os.strerror(number)) from error
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Own contiguous CPU memory for each tensor: safetensors takes neither shared storage nor other layouts."""
-    return {name: torch.clone(t.detach().cpu(), memory_format=torch.contiguous_format) for name, t in state.items()}
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

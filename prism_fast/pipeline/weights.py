@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +102,53 @@ def tensor_names(file: Path, what: str) -> set[str]:
         ) from error
 
 
+def check_state(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Checks that ``tensors`` are those of a network, all of them, in its shapes.
+
+    Raises:
+        UserError: the first that is missing, foreign or of another shape or kind.
+    """
+    missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing:
+        raise UserError(f"{what} lacks {len(missing)} of the network's {len(wanted)} tensors (first: {missing[0]})")
+    if foreign:
+        raise UserError(f"{what} has {len(foreign)} tensors that the network has not (first: {foreign[0]})")
+    for name, tensor in tensors.items():
+        there = wanted[name]
+        if tensor.shape != there.shape:
+            shapes = f"{tuple(tensor.shape)}, the network has {tuple(there.shape)}"
+            raise UserError(f"{what} has {name} of shape {shapes}")
+        if tensor.is_floating_point() != there.is_floating_point():
+            raise UserError(f"{what} has {name} in {tensor.dtype}, the network in {there.dtype}")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file with the permissions of any new file; tied tensors become copies.
+
+    Raises:
+        OSError: the system refuses, as for Python's own files.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(_plain(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        system = re.search(r"\(os error (\d+)\)", str(error))
+        if system is None:
+            raise
+        number = int(system.group(1))
+        raise OSError(number, os.strerror(number)) from error
+    path.chmod(mode)  # safetensors makes files that only their owner reads
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Own contiguous CPU memory for each tensor: safetensors takes neither shared storage nor other layouts."""
+    return {name: torch.clone(t.detach().cpu(), memory_format=torch.contiguous_format) for name, t in state.items()}
+
+
 def load_errors() -> tuple[type[Exception], ...]:
     """What torch, diffusers, transformers and timm raise for files that do not fit: they check little."""
     from huggingface_hub.errors import StrictDataclassError
@@ -124,12 +174,19 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:_MOST_CHARACTERS]}{'...' if len(text) > _MOST_CHARACTERS else ''}"
 
 
-def require_safetensors(folder: Path, what: str) -> None:
+_CONVERT = (
+    "convert them on a machine you trust with "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+)
+
+
+def require_safetensors(folder: Path, what: str, convert: str = _CONVERT) -> None:
     """Checks that ``folder`` holds weights that can be read without running code.
 
     Args:
         folder: where the weights should be.
         what: what they belong to, for the message (``"teacher"``).
+        convert: how to convert pickled weights, for the message.
 
     Raises:
         UserError: no ``*.safetensors`` in the folder; the message tells how to convert pickled weights found there.
@@ -139,9 +196,7 @@ def require_safetensors(folder: Path, what: str) -> None:
     pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickled:
         raise UserError(
-            f"{what} {folder} has only pickled weights ({', '.join(pickled)}), and loading those runs code: "
-            "convert them on a machine you trust with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            f"{what} {folder} has only pickled weights ({', '.join(pickled)}), and loading those runs code: {convert}"
         )
     raise UserError(f"{what} {folder} has no *.safetensors weights: point to a complete folder or save it again")
 

@@ -13,7 +13,7 @@ from prism_fast.errors import UserError
 from prism_fast.registry import Registry
 
 BUILT_IN = Registry("vocabulary", {"fashion": "prism_fast.prompts.fashion:fashion_vocabulary"})
-FILE_SUFFIXES = (".csv", ".json")
+FILE_SUFFIXES = (".csv", ".json", ".yaml")
 _LATER = ("imagenet-1k", "imagenet-12k", "imagenet-21k")
 _LISTED = 12  # names in an error message; a task may have thousands of classes
 
@@ -125,7 +125,7 @@ class Vocabulary:
 
 
 def load_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by its built-in name, or from a ``.csv`` or ``.json`` file of class names.
+    """A vocabulary by its built-in name, or from a ``.csv``, ``.json`` or ``teacher.yaml`` file of class names.
 
     Args:
         name: ``"fashion"``, or a path; the file's format is described in :mod:`prism_fast.prompts.vocabulary_file`.

@@ -1,7 +1,8 @@
-"""Reads a user's own classes from CSV or JSON.
+"""Reads a user's own classes from CSV or JSON, or from the ``teacher.yaml`` of their teacher.
 
 CSV: UTF-8, commas, a header line with ``name`` and any of ``gloss``, ``parent``, ``synonyms`` (split by ``;``).
 JSON: a list whose entries are names or objects with the same keys (``synonyms`` is a list there).
+YAML: the teacher's settings, whose ``classes`` have names and glosses.
 The order of the entries is the order of the class indices.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.vocabulary import Sense, Vocabulary, name_key, spoken
+from prism_fast.teachers.settings import read_settings
 
 FIELDS = ("name", "gloss", "parent", "synonyms")
 _WANTED = f"a vocabulary file lists classes with {FIELDS[0]!r} and optionally {', '.join(FIELDS[1:])}"
@@ -29,7 +31,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         UserError: the file is missing, empty, not UTF-8 or malformed (its line is named), or names a class twice.
     """
     text = _read(path)
-    entries = _csv_entries(path, text) if path.suffix.lower() == ".csv" else _json_entries(path, text)
+    entries = _READERS[path.suffix.lower()](path, text)
     senses: list[Sense] = []
     places: dict[str, str] = {}
     for place, entry in entries:
@@ -100,6 +102,14 @@ def _csv_header(place: str, row: list[str]) -> list[str]:
     return header
 
 
+def _settings_entries(path: Path, _text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    classes = read_settings(path).classes
+    if classes is None:
+        raise UserError(f"{path} names no classes: add them, or give the vocabulary as a .csv or .json file")
+    for index, each in enumerate(classes):
+        yield f"class {index}", {"name": each.name, "gloss": each.gloss}
+
+
 def _json_entries(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         document = json.loads(text, object_pairs_hook=_object)
@@ -122,6 +132,9 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
             yield place, entry
         else:
             raise UserError(f"{path}, {place}: expected a name or an object, found {_json_kind(entry)}")
+
+
+_READERS = {".csv": _csv_entries, ".json": _json_entries, ".yaml": _settings_entries}
 
 
 class _RepeatedKeyError(Exception):

@@ -24,8 +24,9 @@ class SynthesisConfig:
 
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
-        teacher: classifier that guides and labels: a built-in name, a local folder, ``hf-hub:ORG/NAME`` or timm's name.
-        vocabulary: the classes: a built-in name, or a ``.csv`` or ``.json`` file of names.
+        teacher: classifier that guides and labels: a built-in name, a local folder, ``hf-hub:ORG/NAME``, timm's name or
+            ``module:factory@WEIGHTS``.
+        vocabulary: the classes: a built-in name, or a ``.csv``, ``.json`` or ``teacher.yaml`` file of names.
         recipe: name of the published method that the other fields follow; for the record only.
         images: how many, shared out evenly over the classes: row i shows class i mod K.
         counts: images of each class instead, in the vocabulary's order; ``images`` becomes their sum.

@@ -1,4 +1,8 @@
-"""Loads a teacher: built-in name, local folder in timm's format, hub id or timm name; safetensors only."""
+"""Loads a teacher: built-in name, local folder in timm's format, hub id, timm name or a user's own network.
+
+Weights are read from safetensors only, but for the built-in ``imagenet`` ones, whose packages hold a pickle: that is
+read as tensors and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +18,51 @@ from prism_fast.pipeline.configuration import read_configuration
 from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
 from prism_fast.pipeline.weights import in_short, load_errors, require_safetensors, tensor_names
 from prism_fast.registry import unknown
+from prism_fast.teachers.answer import check_answer
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.imagenet import PACKAGED, load_packaged
+from prism_fast.teachers.own import WEIGHTS_FILE, is_own, load_own, with_weights
 
 BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge"}
 """Built-in names and their folders in ``prism_fast/zoo``."""
 
-_WEIGHTS = "model.safetensors"
 
-
-def load_teacher(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> EagerTeacher:
+def load_teacher(
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: str | Path | None = None,
+    settings: str | Path | None = None,
+) -> EagerTeacher:
     """A classifier ready to guide or to judge.
 
     Args:
-        name: ``fashion``, ``fashion-judge``, a local folder (``config.json`` and ``model.safetensors``, as timm's
-            ``local-dir:`` has them), ``hf-hub:ORG/NAME``, or a timm model name with pretrained weights.
+        name: ``fashion``, ``fashion-judge``, ``imagenet``, ``imagenet-judge``, a local folder (``config.json`` and
+            ``model.safetensors``, as timm's ``local-dir:`` has them), ``hf-hub:ORG/NAME``, a timm model name with
+            pretrained weights, or ``package.module:factory@WEIGHTS``, see :func:`prism_fast.teachers.own.load_own`.
         device: where the network runs.
         dtype: what it computes in.
+        weights: of ``package.module:factory``, where its name does not say them.
+        settings: ``teacher.yaml`` of ``package.module:factory``, where it is not beside the weights.
 
     Raises:
-        UserError: no such teacher, weights missing or only pickled, or a config.json that does not fit them.
+        UserError: no such teacher, weights missing or only pickled, or settings that do not fit them.
     """
+    if weights is not None:
+        name = with_weights(name, str(weights))
+    if is_own(name):
+        return load_own(name, settings, resolve_device(str(device)), dtype)
+    if settings is not None:
+        raise UserError(f"teacher {name!r} brings its own settings: give them with a teacher module:factory only")
+    if name in PACKAGED:
+        return load_packaged(name, resolve_device(str(device)), dtype)
     folder = _folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"teacher folder {folder} has no config.json: save the model in timm's local-dir format")
-    require_safetensors(folder, "teacher")
-    if not (folder / _WEIGHTS).is_file():
-        raise UserError(f"teacher folder {folder} has no {_WEIGHTS}: rename its safetensors file to that")
+    require_safetensors(folder, "teacher", "convert them with prism-fast teacher import FILE --out FOLDER")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"teacher folder {folder} has no {WEIGHTS_FILE}: rename its safetensors file to that")
     return _from_folder(folder, resolve_device(str(device)), dtype)
 
 
@@ -64,7 +87,10 @@ def _hub_id(name: str) -> str:
     import timm
 
     if not timm.is_model(name):
-        raise UserError(unknown("teacher", name, BUILT_IN) + ", or a local folder, hf-hub:ORG/NAME or a timm model")
+        raise UserError(
+            unknown("teacher", name, [*BUILT_IN, *PACKAGED])
+            + ", or a local folder, hf-hub:ORG/NAME, a timm model or module:factory@WEIGHTS"
+        )
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -85,7 +111,7 @@ def _download(hub_id: str) -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=["config.json", _WEIGHTS],
+                allow_patterns=["config.json", WEIGHTS_FILE],
                 local_files_only=reason is not None,  # what is in the cache still serves
             )
         )
@@ -99,25 +125,26 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Eage
     what = f"teacher in {folder}"
     saved = read_configuration(folder / "config.json", what)
     _check_saved(saved, what)
-    stored = tensor_names(folder / _WEIGHTS, what)
+    stored = tensor_names(folder / WEIGHTS_FILE, what)
     try:
         # timm picks among the weight files of a local-dir itself, and old versions prefer pickled ones: name the file.
-        named = {"source": "", "file": str(folder / _WEIGHTS), "custom_load": False}
+        named = {"source": "", "file": str(folder / WEIGHTS_FILE), "custom_load": False}
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=named)
     except load_errors() as error:
         raise UserError(
-            f"cannot load the {what} ({in_short(error)}): make config.json and {_WEIGHTS} those of one model"
+            f"cannot load the {what} ({in_short(error)}): make config.json and {WEIGHTS_FILE} those of one model"
         ) from error
     settings: dict[str, Any] = model.pretrained_cfg
     _check_weights(model, stored, settings, what)
-    height, width = _input_size(settings, what)
-    _check_answer(model.eval(), height, width, what)
+    size = _input_size(settings, what)
+    frozen = model.eval().requires_grad_(False)
+    check_answer(frozen, size, int(model.num_classes), what, "input_size and model_args in its config.json")
     try:
         return EagerTeacher(
             model,
             mean=settings["mean"],
             std=settings["std"],
-            input_size=(height, width),
+            input_size=size,
             num_classes=int(model.num_classes),
             interpolation=str(settings.get("interpolation") or "bilinear"),
             label_names=saved.get("label_names") or settings.get("label_names"),
@@ -155,7 +182,7 @@ def _check_weights(model: Any, stored: set[str], settings: Mapping[str, Any], wh
     missing = sorted(wanted - stored)
     if missing and stored <= wanted:  # else timm has renamed some, of an older layout
         raise UserError(
-            f"{what}: {_WEIGHTS} lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}): save it again, whole"
+            f"{what}: {WEIGHTS_FILE} lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}): save it again, whole"
         )
 
 
@@ -167,21 +194,3 @@ def _input_size(settings: Mapping[str, Any], what: str) -> tuple[int, int]:
     if channels != 3:
         raise UserError(f"{what} takes {channels} channels; images have 3")
     return height, width
-
-
-@torch.no_grad()
-def _check_answer(model: Any, height: int, width: int, what: str) -> None:
-    """One grey image goes through: settings that do not go together show only there."""
-    try:
-        logits = model(torch.zeros(1, 3, height, width))
-        shape = tuple(logits.shape)
-    except load_errors() as error:
-        raise UserError(
-            f"{what} cannot take an image of {height}x{width} pixels ({in_short(error)}): correct input_size and "
-            "model_args in its config.json"
-        ) from error
-    if shape != (1, model.num_classes) or not model.num_classes:
-        raise UserError(
-            f"{what} answers an image with shape {shape}, expected one logit for each of its {model.num_classes} "
-            "classes: take a classifier"
-        )
