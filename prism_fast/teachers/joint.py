@@ -93,7 +93,8 @@ def _weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in found.items()}
 
 
-def _name(node: torch.fx.Node) -> str:
+def operator_name(node: torch.fx.Node) -> str:
+    """``aten::conv2d`` and its like, without the overload."""
     schema = getattr(node.target, "_schema", None)
     return schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
 
@@ -112,18 +113,18 @@ def _is_size(node: torch.fx.Node) -> bool:
 
 
 def _check_rule(node: torch.fx.Node, model: str) -> None:
-    if node.op != "call_function" or node.target is operator.getitem or _name(node) in RULES:
+    if node.op != "call_function" or node.target is operator.getitem or operator_name(node) in RULES:
         return
-    raise UserError(f"{model} uses {_name(node)}, which has no gradient rule for export: {_CURE}")
+    raise UserError(f"{model} uses {operator_name(node)}, which has no gradient rule for export: {_CURE}")
 
 
 def _fold_batch_norm(graph: torch.fx.Graph, weights: dict[str, Tensor]) -> None:
     for node in list(graph.nodes):
-        if node.op != "call_function" or _name(node) not in _FOLDED:
+        if node.op != "call_function" or operator_name(node) not in _FOLDED:
             continue
         source, scale, shift, mean, var, *rest = node.args
-        eps = rest[-1] if _name(node) == _FOLDED[0] else rest[2]
-        if _name(source) != "aten::conv2d" or len(source.users) != 1 or shift is None:
+        eps = rest[-1] if operator_name(node) == _FOLDED[0] else rest[2]
+        if operator_name(source) != "aten::conv2d" or len(source.users) != 1 or shift is None:
             continue
         kernel, bias = source.args[1], source.args[2] if len(source.args) > 2 else None
         if any(len(value.users) != 1 for value in (kernel, shift)):  # shared with another layer
@@ -202,7 +203,7 @@ class _Run:
                 self._values[node] = self._values[whole]
                 self._tape.append((node, lambda g: (g,)))
             return
-        self._values[node], pull = RULES[_name(node)](*self._value(node.args), **self._value(node.kwargs))
+        self._values[node], pull = RULES[operator_name(node)](*self._value(node.args), **self._value(node.kwargs))
         if isinstance(pull, tuple):
             self._parts[node] = pull
         else:
@@ -235,7 +236,7 @@ def _sources(node: torch.fx.Node) -> Iterator[Any]:
 
 
 def _in_parts(node: torch.fx.Node) -> bool:
-    return _name(node) in ("aten::unbind", "aten::split", "aten::split_with_sizes", "aten::chunk")
+    return operator_name(node) in ("aten::unbind", "aten::split", "aten::split_with_sizes", "aten::chunk")
 
 
 def logit_terms(logits: Tensor, targets: Tensor, temperature: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

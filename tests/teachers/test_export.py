@@ -188,7 +188,7 @@ def test_a_wrong_gradient_is_found_and_no_file_is_written(seed: int, monkeypatch
 
     monkeypatch.setitem(RULES, "aten::relu", wrong)
     teacher = _teacher("resnet18", seed)
-    with pytest.raises(UserError, match="out of tolerance .* was not written"):
+    with pytest.raises(UserError, match=r"out of tolerance .* was not written"):
         self_check(export(teacher), teacher)
 
 
@@ -206,7 +206,7 @@ def test_a_network_that_cannot_be_traced_is_refused_with_a_reason() -> None:
             return x.mean((2, 3)) if float(x.sum()) > 0 else x.amax((2, 3))
 
     teacher = EagerTeacher(Odd(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(8, 8), num_classes=3)
-    with pytest.raises(UserError, match="Odd cannot be traced for export .*: take the eager or compiled back-end"):
+    with pytest.raises(UserError, match=r"Odd cannot be traced for export .*: take the eager or compiled back-end"):
         export(teacher)
 
 
