@@ -16,11 +16,13 @@ from prism_fast.recipes.command_line import CommandLine, Option, Parsed
 if TYPE_CHECKING:
     from prism_fast.teachers.eager import EagerTeacher
 
-_NAME = Option(name="name", description="built-in name, folder, hf-hub:ORG/NAME or timm name", metavar="NAME")
+_NAME = Option(
+    name="name", description="built-in name, folder, hf-hub:ORG/NAME, timm name or module:factory", metavar="NAME"
+)
 _WEIGHTS = Option(
     name="--weights",
-    description="random: timm's architecture without its weights; pretrained: with them",
-    metavar="random|pretrained",
+    description="random: timm's architecture without its weights; pretrained: with them; FILE of a module:factory",
+    metavar="random|pretrained|FILE",
 )
 _SIZE = Option(name="--size", description="height and width of the images, as 512; default: the network's", kind=int)
 _DTYPE = Option(name="--dtype", description="of the network: float32, bfloat16 or float16", default="float32")
@@ -62,12 +64,10 @@ def _teacher(options: dict[str, Any], *, offline: bool = False) -> EagerTeacher:
     from prism_fast.teachers.load import load_teacher
 
     name, weights = options["name"], options["weights"]
-    if weights not in (None, "random", "pretrained"):
-        raise UserError(f"--weights is {weights!r}: give random or pretrained")
     device, dtype = resolve_device(options.get("device", "cpu")), resolve_dtype(options.get("dtype", "float32"))
     if weights == "random" or (offline and weights is None and is_architecture(name)):
         return random_teacher(name, device, dtype)
-    return load_teacher(name, device, dtype)
+    return load_teacher(name, device, dtype, weights=None if weights in (None, "pretrained") else weights)
 
 
 def _size(options: dict[str, Any]) -> tuple[int, int] | None:

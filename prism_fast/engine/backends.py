@@ -14,8 +14,6 @@ from typing import Any
 import prism_fast
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pyarrow", "onnx")
-_RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""What TensorRT for RTX 1.7 builds for; data-centre chips of 9.0 and 10.0 are not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +63,15 @@ def _no_cuda() -> str | None:
 def _no_rtx() -> str | None:
     import torch
 
+    from prism_fast.teachers.tensorrt import load_library, refusal
+
     if reason := _no_cuda():
-        return reason
-    capability = torch.cuda.get_device_capability()
-    if capability in _RTX_CAPABILITIES:
-        return None
-    return f"TensorRT for RTX does not build for compute capability {capability[0]}.{capability[1]}"
+        return f"{reason}; engines can be built here all the same"
+    return refusal(load_library("tensorrt-rtx"), torch.cuda.get_device_capability())
+
+
+def _no_exporter() -> str | None:
+    return None if importlib.util.find_spec("onnxscript") else f"onnxscript is not installed: {_extra('onnx')}"
 
 
 def _extra(name: str) -> str:
@@ -89,7 +90,7 @@ _PROBES = {
         _no_rtx,
     ),
     "dali": _Probe("nvidia-dali-cuda130", "nvidia.dali", _extra("dali"), "prism_fast.data.dali"),
-    "onnxruntime": _Probe("onnxruntime", "onnxruntime", "pip install onnxruntime", "prism_fast.teachers.onnx"),
+    "onnxruntime": _Probe("onnxruntime", "onnxruntime", _extra("onnx"), "prism_fast.teachers.onnx", _no_exporter),
     "ray": _Probe("ray", "ray", _extra("ray"), "prism_fast.engine.ray"),
 }
 

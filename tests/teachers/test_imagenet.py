@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.teachers import imagenet
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.check import energy_error, in_batches, relative, switched_gradient, wide
+from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.imagenet import PACKAGED
 from prism_fast.teachers.load import load_teacher
 from tests.imagenet import blurred, labelled_images, noised, require, small_images
 
-BACKENDS: dict[str, Callable[[str], Teacher]] = {"eager": load_teacher}
-"""Every way to run a teacher has to be right about the same images."""
+BACKENDS = ("eager", "onnx", pytest.param("compiled", marks=pytest.mark.slow))
+"""Every way to run a teacher has to be right about the same images. TensorRT needs a GPU: tests/teachers/test_gpu.py."""
+
+
+@cache
+def served(name: str, backend: str) -> Teacher:
+    return make_backend(load_teacher(name), backend, batch=20)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,16 +51,41 @@ def tensors_of(name: str) -> dict[str, Any]:
 
 
 def right(teacher: Teacher) -> int:
-    images, labels = labelled_images()
-    with torch.no_grad():
-        found = torch.cat([teacher.outputs(image[None]).logits.argmax(1) for image in images])
-    return int((found == labels).sum())
+    """By the answers that come with the gradients, of images as they are."""
+    images, labels = small_images()
+    answers = teacher.energy_and_grad(images, labels, guidance_energy())
+    return int((answers.outputs.logits.argmax(1) == labels).sum())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", PACKAGED)
 def test_most_real_images_are_recognised(backend: str, name: str) -> None:
-    assert right(BACKENDS[backend](name)) >= 16
+    assert right(served(name, backend)) >= 16
+
+
+def test_images_of_any_size_are_recognised() -> None:
+    images, labels = labelled_images()
+    with torch.no_grad():
+        found = torch.cat([served("imagenet", "eager").outputs(image[None]).logits.argmax(1) for image in images])
+    assert int((found == labels).sum()) >= 16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_energies_and_gradients_are_those_of_fp64(backend: str) -> None:
+    """On real images, where a network of ReLU6 has kinks enough: the median, and every image's direction."""
+    images, labels = small_images()
+    teacher = load_teacher("imagenet")
+    truth = in_batches(wide(teacher).energy_and_grad, images.double(), labels, guidance_energy(), 5)
+    found = in_batches(served("imagenet", backend).energy_and_grad, images, labels, guidance_energy(), 20)
+    assert energy_error(found[0], truth[0]) <= 1e-5
+    errors = relative(found[1], truth[1])
+    cosine = torch.nn.functional.cosine_similarity(found[1].flatten(1), truth[1].flatten(1))
+    off = errors > 1e-4
+    print(f"{backend}: median {errors.median():.1e}, worst {errors.max():.1e}, {int(off.sum())} at a kink")
+    assert cosine.min() >= 0.999
+    if off.any():
+        again = switched_gradient(teacher, (224, 224), guidance_energy())(images[off], labels[off])
+        assert relative(again, truth[1][off]).max() <= 1e-5
 
 
 def test_names_are_imagenets() -> None:
@@ -121,7 +154,7 @@ def test_descent_helps_a_classifier_that_was_not_asked(
     """And steps of the same size along noise do not: it is the gradient that helps."""
     images, labels = small_images()
     start = degraded(images)
-    teacher = BACKENDS[backend]("imagenet")
+    teacher = served("imagenet", backend)
     end = descended(teacher, start, labels)
     before = log_probability(judge, start, labels)
     gain = log_probability(judge, end, labels) - before
