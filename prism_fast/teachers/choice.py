@@ -47,9 +47,7 @@ def choose(teacher: EagerTeacher, name: str = "auto") -> str:
             reason = why_not(teacher, candidate)
             if reason is None:
                 skipped = f" ({'; '.join(reasons)})" if reasons else ""
-                _log.info(
-                    "the teacher runs on %s: the fastest that is usable on %s%s", candidate, teacher.device, skipped
-                )
+                _log.info("teacher on %s, the fastest that is usable on %s%s", candidate, teacher.device, skipped)
                 return candidate
             reasons.append(f"not {candidate}: {reason}")
         _log.info(

@@ -26,7 +26,7 @@ from prism_fast.teachers.load import load_teacher
 from tests.imagenet import blurred, labelled_images, noised, require, small_images
 
 BACKENDS = ("eager", "onnx", pytest.param("compiled", marks=pytest.mark.slow))
-"""Every way to run a teacher has to be right about the same images. TensorRT needs a GPU: tests/teachers/test_gpu.py."""
+"""Every way to run a teacher has to be right about the same images. (TensorRT needs a GPU.)"""
 
 
 @cache
