@@ -137,8 +137,9 @@ esac
 GPU_STAGES = {
     "gpu-test": "bench.gpu_tests",
     "gpu-ops": "bench.ops --device cuda",
-    "gpu-sd15": "--pipeline sd15",
-    "gpu-turbo": "--pipeline sd-turbo",
+    "gpu-teachers": "bench.teachers --device cuda",
+    "gpu-sd15": "--repeats 2 --pipeline sd15",
+    "gpu-turbo": "--repeats 2 --pipeline sd-turbo",
 }
 
 
@@ -177,7 +178,7 @@ def test_a_failed_gpu_stage_keeps_no_other_from_running(checkout: Checkout, pyth
     assert checkout.make("gpu", "INSTALL=no", f"PYTHON={python}") != 0
     lines = _logged(python)
     assert all(part in line for part, line in zip(GPU_STAGES.values(), lines, strict=False))
-    assert len(lines) == 5 and "bench.plot --device cuda" in lines[-1]
+    assert len(lines) == len(GPU_STAGES) + 1 and "bench.plot --device cuda" in lines[-1]
     python.with_name("fail").unlink()
     assert checkout.make("gpu", "INSTALL=no", f"PYTHON={python}") == 0
 

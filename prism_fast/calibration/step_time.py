@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 import torch
 
-from prism_fast.config import resolve_dtype
-from prism_fast.pipeline.load import load_pipeline
-
 
 @torch.no_grad()
-def step_seconds(pipeline: str, batch: int, device: torch.device, dtype: str, repeats: int = 5) -> float:
-    """Median seconds of one call of the UNet with classifier-free guidance, eager, for ``batch`` images.
-
-    Raises:
-        UserError: the pipeline cannot be loaded.
-    """
-    pipe = load_pipeline(pipeline, device, resolve_dtype(dtype))
-    config, rows = pipe.unet.config, 2 * batch
+def step_seconds(pipe: Any, batch: int, repeats: int = 5) -> float:
+    """Median seconds of one call of the pipeline's UNet with classifier-free guidance, eager, for ``batch`` images."""
+    config, rows, device = pipe.unet.config, 2 * batch, pipe.unet.device
     side = config.sample_size
     sample = torch.randn(rows, config.in_channels, side, side, device=device, dtype=pipe.unet.dtype)
     text = torch.randn(

