@@ -65,6 +65,8 @@ class GuidanceConfig:
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
         decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
             ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
+        backend: what computes the gradient, above level ``reference``: ``eager``, ``compiled``, ``onnx``, ``tensorrt``
+            (docs/teachers.md), or ``auto``: the fastest that is usable.
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
     """
 
@@ -83,6 +85,7 @@ class GuidanceConfig:
     at: Literal["x0", "latent", "noisy"] = "x0"
     direction: Literal["energy", "random"] = "energy"
     decoder: str = "kl"
+    backend: Literal["auto", "eager", "compiled", "onnx", "tensorrt"] = "eager"
     max_bad_rate: float = 0.01
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ class GuidanceConfig:
             raise ValueError(
                 f"guidance.decoder must be kl, tiny, kl@PIXELS, tiny@PIXELS or linear, not {self.decoder!r}"
             )
+        _choice("guidance.backend", self.backend, ("auto", "eager", "compiled", "onnx", "tensorrt"))
         _number("guidance.max_bad_rate", self.max_bad_rate, 0.0, 1.0)
 
 
@@ -189,5 +193,7 @@ class SamplerConfig:
         guidance = self.guidance or GuidanceConfig()
         if self.approximations and self.level != "fast":
             raise ValueError(f"{' and '.join(self.approximations)}: an approximation, set level: fast (sampler.level)")
+        if self.level == "reference" and guidance.backend not in ("auto", "eager"):
+            raise ValueError(f"guidance.backend: {guidance.backend} exists above level: reference alone")
         if self.level != "reference" and (guidance.at == "latent" or guidance.repeats > 1):
             raise ValueError("guidance.at: latent and guidance.repeats > 1 exist at level: reference alone")

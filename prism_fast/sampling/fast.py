@@ -41,6 +41,7 @@ from prism_fast.sampling.noise import Noise, draw_noise, random_direction
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.fused import RawGradient, raw_gradient
 
@@ -105,7 +106,7 @@ class FastSampler:
         _check(pipe, config, teacher, gate)
         self.config = config
         self._pipe = pipe
-        self._teacher = teacher if config.guidance is not None else None
+        self._teacher = _on_backend(teacher, config) if config.guidance is not None else None
         self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
@@ -226,7 +227,7 @@ class FastSampler:
             self._pipe, self.config.cfg_scale, unet, compile=self._compile, pooled=self._sizes.pooled > 0
         )
         self._gradient = self._make_gradient()
-        self._graphs = Captured(self._buffers.all(), self._cuda)
+        self._graphs = Captured(self._buffers.all(), self._cuda and getattr(self._teacher, "capturable", True))
 
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
@@ -351,6 +352,14 @@ class FastSampler:
             skipped=skipped.cpu(),
             compute_batch=self.config.compute_batch,
         )
+
+
+def _on_backend(teacher: Teacher | None, config: SamplerConfig) -> Teacher | None:
+    """The teacher as the configuration wants it run. One that already has a back-end, or is none of ours, stays."""
+    guidance = config.guidance
+    if guidance is None or not isinstance(teacher, EagerTeacher) or guidance.backend == "eager":
+        return teacher
+    return make_backend(teacher, guidance.backend, batch=config.compute_batch)
 
 
 def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:

@@ -25,6 +25,7 @@ from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.teachers.choice import runtime_version
 
 CONFIG_FILE = "config.yaml"
 CARD_FILE = "README.md"
@@ -69,8 +70,16 @@ def describe_request(
         "teacher": models.teacher.fingerprint,
         "classes": content_hash(plan.class_names),
         "prompt_list": prompts.fingerprint,
+        **_runtime(config),
     }
     return Request(made_from=made_from, environment=dict(environment))
+
+
+def _runtime(config: SynthesisConfig) -> dict[str, str]:
+    """The version of what runs the teacher, where that is not torch."""
+    guidance = config.sampler.guidance
+    version = None if guidance is None else runtime_version(guidance.backend)
+    return {} if version is None else {"teacher_runtime": version}
 
 
 def gate_facts(gate: GateThresholds | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from importlib import metadata
 
 from prism_fast.errors import UserError
 from prism_fast.registry import unknown
@@ -59,6 +60,16 @@ def choose(teacher: EagerTeacher, name: str = "auto") -> str:
     if reason := why_not(teacher, name):
         raise UserError(f"the back-end {name} is not usable for this teacher: {reason}")
     return name
+
+
+def runtime_version(name: str) -> str | None:
+    """Library and version behind a back-end; None for torch's own."""
+    if name == "onnx":
+        return f"onnxruntime {metadata.version('onnxruntime')}"
+    if name == "tensorrt":
+        library = tensorrt.load_library()
+        return f"{library.flavour} {library.version}"
+    return None
 
 
 def make_backend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,7 +122,10 @@ def test_each_step_is_the_references(
     assert not whole.skipped.any()
 
 
-def test_level_exact_follows_what_is_watched_of_the_reference(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("backend", ["eager", "onnx"])
+def test_level_exact_follows_what_is_watched_of_the_reference(
+    pipe: Any, teacher: EagerTeacher, backend: str, seed: int
+) -> None:
     config = _config({"start": 0.3}, scheduler="ddim")
     states: list[Tensor] = []
     changes: list[Tensor | None] = []
@@ -134,6 +138,7 @@ def test_level_exact_follows_what_is_watched_of_the_reference(pipe: Any, teacher
     watched = reference.sample(PROMPTS, CLASSES, _seeds(seed), watch)
     assert _same(reference.sample(PROMPTS, CLASSES, _seeds(seed)), watched)
     assert [change is None for change in changes] == [True] * 2 + [False] * 4
+    config = replace(config, guidance=replace(config.guidance, backend=backend))
     followed = FastSampler(pipe, config, teacher, GATE).follow(PROMPTS, CLASSES, _seeds(seed), states)
     for change, (gradient, after), then in zip(changes, followed, [*states[1:], watched.latents], strict=True):
         assert (change is None) == (gradient is None)
@@ -330,6 +335,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": GuidanceConfig(decoder="tiny")}, "guidance.decoder: an approximation, set level: fast"),
     ({"guidance": GuidanceConfig(at="latent")}, "level: reference alone"),
     ({"guidance": GuidanceConfig(repeats=2), "level": "fast"}, "level: reference alone"),
+    ({"guidance": GuidanceConfig(backend="onnx"), "level": "reference"}, "onnx exists above level: reference alone"),
     ({"cfg_start": 0.5, "cfg_stop": 0.5}, "cfg_start .* must be below cfg_stop"),
     ({"reuse_features": 0}, "reuse_features must be a whole number"),
 ]
