@@ -1,4 +1,4 @@
-"""Loads a teacher: built-in name, local folder in timm's format, hub id or timm name; safetensors only."""
+"""Loads a teacher: built-in name, local folder in timm's format, hub id or timm name, or several; safetensors only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from prism_fast.pipeline.configuration import read_configuration
 from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
 from prism_fast.pipeline.weights import in_short, load_errors, require_safetensors, tensor_names
 from prism_fast.registry import unknown
+from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher, ensemble_names
 
 BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge"}
 """Built-in names and their folders in ``prism_fast/zoo``."""
@@ -22,8 +24,27 @@ BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge"}
 _WEIGHTS = "model.safetensors"
 
 
-def load_teacher(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> EagerTeacher:
-    """A classifier ready to guide or to judge.
+def load_teacher(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
+    """A classifier ready to guide or to judge, or an ensemble of several.
+
+    Args:
+        name: as :func:`load_classifier` takes it; several with ``+`` between them (``fashion+fashion-judge``) are an
+            ensemble, whose energy is the members' mean, or with ``worst:`` before them the largest of theirs.
+        device: where the network runs.
+        dtype: what it computes in.
+
+    Raises:
+        UserError: no such teacher, weights missing or only pickled, a config.json that does not fit them, or members
+            that do not know the same classes.
+    """
+    mode, members = ensemble_names(name)
+    if mode is None:
+        return load_classifier(name, device, dtype)
+    return EnsembleTeacher([load_classifier(member, device, dtype) for member in members], mode)
+
+
+def load_classifier(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> EagerTeacher:
+    """One classifier.
 
     Args:
         name: ``fashion``, ``fashion-judge``, a local folder (``config.json`` and ``model.safetensors``, as timm's
