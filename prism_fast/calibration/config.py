@@ -59,7 +59,8 @@ class CalibrateConfig:
 
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
-        teacher: classifier that guides: a built-in name, a local folder, ``hf-hub:ORG/NAME`` or timm's name.
+        teacher: classifier that guides: a built-in name, a local folder, ``hf-hub:ORG/NAME`` or timm's name;
+            ``A+B`` or ``worst:A+B``: the mean or the worst of several.
         vocabulary: the classes: a built-in name, or a ``.csv`` or ``.json`` file of names.
         recipe: name of the published method that the other fields follow; for the record only.
         images: images of every measurement, the same rows for each option.
