@@ -255,3 +255,23 @@ def test_a_student_is_loaded_once_a_sampler(
     for _ in range(2):
         sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert loaded == [str(folders[2])]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "options"), [("one", BATCH_NORM), ("worst", {**BATCH_NORM, **DISAGREE})], ids=str)
+def test_captured_steps_are_those_that_are_called(
+    tmp_path: Path, folders: list[Path], name: str, options: dict[str, Any], seed: int
+) -> None:
+    """On CUDA, with a teacher that resizes: neither hooks nor matrices keep a step from being captured."""
+    own = tiny_pipeline(0)
+    for network in (own.unet, own.vae, own.text_encoder):
+        network.to("cuda")
+    larger = save_tiny_teacher(tmp_path, seed=3, size=40)
+    guide = load_teacher(_names([larger, *folders[1:]])[name], "cuda")
+    config = SamplerConfig(steps=4, compute_batch=4, compile="off", guidance=_guidance(folders, options))
+    sampler = FastSampler(own, config, guide)
+    captured = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert len(sampler._graphs) == len(set(sampler._kinds)) and not captured.skipped.any()
+    sampler._graphs._enabled = False
+    called = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert torch.equal(captured.latents, called.latents) and torch.equal(captured.energy, called.energy)
