@@ -89,6 +89,26 @@ def test_synthesize_takes_the_issues_shape_and_saves_its_configuration(shards: P
     assert sorted(path.name for path in shards.glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
 
 
+def test_an_ensemble_and_a_student_guide(world: World, tmp_path: Path, capsys: Capture) -> None:
+    snapshot, moved = tmp_path / "snapshot", tmp_path / "moved"
+    shutil.copytree(world.judge, snapshot)
+    weights = ["--sampler.guidance.bn_weight", "0.5", "--sampler.guidance.student_weight", "0.1"]
+    asked = ["--teacher", f"worst:{world.teacher}+{world.judge}", *weights, "--sampler.guidance.student"]
+    assert synthesize(world, tmp_path / "set", *asked, str(snapshot)) == 0
+    info = json.loads((tmp_path / "set" / "_info.json").read_text())
+    name = info["made_from"]["student"]
+    assert info["complete"] and len(name) == 16
+    assert info["made_from"]["sampler"]["guidance"]["student_weight"] == 0.1
+
+    snapshot.rename(moved)  # the same student from elsewhere is the same set
+    assert synthesize(world, tmp_path / "set", *asked, f"{moved}@{name}") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert synthesize(world, tmp_path / "set", *asked, str(world.teacher)) == EXIT_ERROR
+    assert f"student is {name} there" in capsys.readouterr().err
+    assert synthesize(world, tmp_path / "other", *asked, f"{world.teacher}@{name}") == EXIT_ERROR
+    assert f"{name} was asked for" in capsys.readouterr().err
+
+
 def test_the_saved_configuration_finds_the_same_set(shards: Path, capsys: Capture) -> None:
     assert main(["synthesize", "--config", str(shards / "config.yaml"), "--out", str(shards)]) == 0
     assert "finished already" in capsys.readouterr().out

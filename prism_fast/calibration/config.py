@@ -61,7 +61,7 @@ class CalibrateConfig:
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
         teacher: classifier that guides: a built-in name, a local folder, ``hf-hub:ORG/NAME``, timm's name or
-            ``module:factory@WEIGHTS``.
+            ``module:factory@WEIGHTS``; ``A+B`` or ``worst:A+B``: the mean or the worst of several.
         vocabulary: the classes: a built-in name, or a ``.csv``, ``.json`` or ``teacher.yaml`` file of names.
         recipe: name of the published method that the other fields follow; for the record only.
         images: images of every measurement, the same rows for each option.

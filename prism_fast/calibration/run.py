@@ -34,6 +34,7 @@ from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.sampling.fast import step_kinds
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
@@ -86,7 +87,9 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         "teacher": teacher.fingerprint,
         "environment": environment(device, config.sampler.dtype),
     }
-    own = {"set": identity(synthesis), "fidelity": config.fidelity, "options": [option.name for option in options]}
+    student = student_fingerprint(config.guidance)
+    own: dict[str, Any] = {"student": student} if student is not None else {}
+    own |= {"set": identity(synthesis), "fidelity": config.fidelity, "options": [option.name for option in options]}
     key = content_hash({**head, "config": own, "prompts": prompts.fingerprint})
     if there:
         found = _kept(figures, key)

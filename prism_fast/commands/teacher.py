@@ -61,13 +61,13 @@ def _teacher(options: dict[str, Any], *, offline: bool = False) -> EagerTeacher:
     """The teacher that the options name; ``offline``: a bare timm name means random weights."""
     from prism_fast.config import resolve_device, resolve_dtype
     from prism_fast.teachers.architectures import is_architecture, random_teacher
-    from prism_fast.teachers.load import load_teacher
+    from prism_fast.teachers.load import load_classifier
 
     name, weights = options["name"], options["weights"]
     device, dtype = resolve_device(options.get("device", "cpu")), resolve_dtype(options.get("dtype", "float32"))
     if weights == "random" or (offline and weights is None and is_architecture(name)):
         return random_teacher(name, device, dtype)
-    return load_teacher(name, device, dtype, weights=None if weights in (None, "pretrained") else weights)
+    return load_classifier(name, device, dtype, weights=None if weights in (None, "pretrained") else weights)
 
 
 def _size(options: dict[str, Any]) -> tuple[int, int] | None:

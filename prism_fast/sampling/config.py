@@ -14,6 +14,9 @@ Level = Literal["reference", "exact", "fast"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 LEVELS: tuple[Level, ...] = ("reference", "exact", "fast")
+OPTIONAL_WEIGHTS = ("entropy_weight", "bn_weight", "student_weight")
+"""Of the energy's terms that are off unless asked for. At 0 they are left out of a set's hash, so that sets made before
+there were such terms keep theirs."""
 KARRAS_SCHEDULERS = ("euler", "dpmsolver++")
 _SCHEDULERS = ("pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++")
 
@@ -51,6 +54,11 @@ class GuidanceConfig:
         free_weight: λ_f of −T·logsumexp(f/T) in E.
         class_weight: λ_c of the cross-entropy with the image's class in E.
         temperature: T, in units of logits.
+        entropy_weight: λ_e of the entropy of softmax(f) in E.
+        bn_weight: λ_b of the distance between an image's feature statistics and those that the teacher's batch-norm
+            layers have kept.
+        student_weight: λ_s of −KL(teacher ‖ student): images on which they disagree.
+        student: folder of the student's snapshot, or ``FOLDER@HASH`` with its fingerprint, which is then checked.
         weighting: w_t: 1, σ_t or α_t (variance-preserving, both in [0, 1]).
         gate: ``pilot``: images whose energy is already as low as the unguided pilot's are left alone;
             ``none``: gate = 1.
@@ -74,6 +82,10 @@ class GuidanceConfig:
     free_weight: float = 1.0
     class_weight: float = 1.0
     temperature: float = 1.0
+    entropy_weight: float = 0.0
+    bn_weight: float = 0.0
+    student_weight: float = 0.0
+    student: str | None = None
     weighting: Literal["constant", "sigma", "alpha"] = "constant"
     gate: Literal["pilot", "none"] = "pilot"
     gate_quantile: float = 0.25
@@ -90,10 +102,13 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         _number("guidance.scale", self.scale, 0.0)
-        _number("guidance.free_weight", self.free_weight, 0.0)
-        _number("guidance.class_weight", self.class_weight, 0.0)
-        if not self.free_weight + self.class_weight > 0:
-            raise ValueError("guidance.free_weight and guidance.class_weight are both 0: nothing guides")
+        weights = {name: getattr(self, name) for name in ("free_weight", "class_weight", *OPTIONAL_WEIGHTS)}
+        for name, weight in weights.items():
+            _number(f"guidance.{name}", weight, 0.0)
+        if not any(weights.values()):
+            raise ValueError(f"{', '.join(f'guidance.{name}' for name in weights)} are all 0: nothing guides")
+        if (self.student is None) != (self.student_weight == 0):
+            raise ValueError("guidance.student and a guidance.student_weight above 0 go together: give both or neither")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"guidance.temperature must be positive, not {self.temperature}")
         _choice("guidance.weighting", self.weighting, ("constant", "sigma", "alpha"))

@@ -28,6 +28,7 @@ from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.copies import Copies, decoding_network, state_of
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import (
     GateThresholds,
     cfg_steps,
@@ -107,6 +108,7 @@ class FastSampler:
         self.config = config
         self._pipe = pipe
         self._teacher = _on_backend(teacher, config) if config.guidance is not None else None
+        self._term = guidance_term(config.guidance, teacher) if config.guidance is not None and teacher else None
         self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
@@ -231,7 +233,7 @@ class FastSampler:
 
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
-        if guidance is None or teacher is None:
+        if guidance is None or teacher is None or self._term is None:
             return None
         self._guidance_decoder = load_decoder(
             self._pipe,
@@ -248,9 +250,7 @@ class FastSampler:
             network,
             low=self._guidance_decoder.low,
             high=self._guidance_decoder.high,
-            free_weight=guidance.free_weight,
-            class_weight=guidance.class_weight,
-            temperature=guidance.temperature,
+            term=self._term,
         )
 
     # -- one batch ----------------------------------------------------------------------------------------------------

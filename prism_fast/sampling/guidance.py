@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from prism_fast.config import resolve_dtype
-from prism_fast.energy.terms import EnergyTerm, guidance_energy
+from prism_fast.energy.terms import EnergyTerm, refuse_coupled
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.schedules import NoiseLevel
 from prism_fast.teachers.base import Teacher
 
@@ -180,7 +181,7 @@ class Guide:
         gate: pilot thresholds, one for each of the teacher's classes; needed with ``config.gate == "pilot"``.
 
     Raises:
-        UserError: thresholds are missing or are for another number of classes.
+        UserError: thresholds are missing or are for another number of classes, or the teacher cannot give the energy.
     """
 
     def __init__(self, config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:
@@ -188,9 +189,8 @@ class Guide:
         self.config = config
         self.teacher = teacher
         self._gate = gate if config.gate == "pilot" else None
-        self._term: EnergyTerm = guidance_energy(
-            free_weight=config.free_weight, class_weight=config.class_weight, temperature=config.temperature
-        )
+        self._term: EnergyTerm = guidance_term(config, teacher)
+        refuse_coupled(self._term)
 
     def correct(
         self, images: Tensor, variable: Tensor, level: NoiseLevel, targets: Tensor, direction: Tensor | None = None

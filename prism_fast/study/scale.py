@@ -20,17 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prism_fast.config import canonical
-from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.metrics.predictions import predict
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.gates import made_from, plan_of, sample_rows
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
+from prism_fast.teachers.taps import outputs_for
 
 SCALES = (0.05, 0.1, 0.2, 0.3)
 KEPT = 0.8
@@ -75,8 +76,9 @@ def pilot_gate(pipe: Any, config: SynthesisConfig, teacher: Teacher, quantile: f
     """Gate thresholds from unguided images of the plan's pilot rows."""
     plan = plan_of(pipe, config)
     images, classes = sample_rows(pipe, config, plan.pilot_rows())
+    term = guidance_term(GuidanceConfig(), teacher)
     with torch.no_grad():
-        energies = guidance_energy().value(teacher.outputs(images.float() / 255), classes)
+        energies = term.value(outputs_for(teacher, images.float() / 255, term), classes)
     return GateThresholds.from_energies(energies, classes, teacher.num_classes, quantile)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prism_fast.config import canonical
 from prism_fast.prompts.prompt_config import PromptConfig
-from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.config import OPTIONAL_WEIGHTS, SamplerConfig
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 DEFAULT_IMAGES = 1000
@@ -25,7 +25,7 @@ class SynthesisConfig:
     Args:
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
         teacher: classifier that guides and labels: a built-in name, a local folder, ``hf-hub:ORG/NAME``, timm's name or
-            ``module:factory@WEIGHTS``.
+            ``module:factory@WEIGHTS``; ``A+B`` or ``worst:A+B``: the mean or the worst of several.
         vocabulary: the classes: a built-in name, or a ``.csv``, ``.json`` or ``teacher.yaml`` file of names.
         recipe: name of the published method that the other fields follow; for the record only.
         images: how many, shared out evenly over the classes: row i shows class i mod K.
@@ -88,8 +88,9 @@ def _whole(value: object, low: int, high: int) -> bool:
 def identity(config: SynthesisConfig) -> dict[str, Any]:
     """The part of a configuration that decides images, as plain JSON types.
 
-    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. And
-    ``max_bad_rate``, which decides whether a run goes on, not what it makes: a stopped set can go on with a higher one.
+    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. Terms
+    of the energy that are off. And ``max_bad_rate``, which decides whether a run goes on, not what it makes: a stopped
+    set can go on with a higher one.
     """
     fields: dict[str, Any] = canonical(config)
     for name in _PLACES:
@@ -98,5 +99,9 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     if not config.needs_pilot:
         del fields["pilot_images"]
     if config.sampler.guidance is not None:
-        del fields["sampler"]["guidance"]["max_bad_rate"]
+        guidance = fields["sampler"]["guidance"]
+        del guidance["max_bad_rate"], guidance["student"]
+        for name in OPTIONAL_WEIGHTS:
+            if not guidance[name]:
+                del guidance[name]
     return fields

@@ -19,6 +19,7 @@ from typing import Any
 from prism_fast.config import canonical, content_hash
 from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_list import PromptList
+from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.models import Models
@@ -72,6 +73,9 @@ def describe_request(
         "prompt_list": prompts.fingerprint,
         **_runtime(config),
     }
+    student = student_fingerprint(config.sampler.guidance)
+    if student is not None:
+        made_from["student"] = student
     return Request(made_from=made_from, environment=dict(environment))
 
 

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prism_fast.energy.terms import Outputs
+from prism_fast.energy.terms import CrossEntropy, FreeEnergy, Outputs
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.taps import outputs_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +48,10 @@ class Labeller:
     """
 
     def __init__(self, teacher: Teacher, guidance: GuidanceConfig | None, compute_batch: int) -> None:
-        from prism_fast.energy.terms import CrossEntropy, FreeEnergy, guidance_energy
-
         used = guidance or GuidanceConfig()
         self._teacher, self._batch = teacher, compute_batch
         self._free, self._class = FreeEnergy(temperature=used.temperature), CrossEntropy()
-        self._energy = guidance_energy(
-            free_weight=used.free_weight, class_weight=used.class_weight, temperature=used.temperature
-        )
+        self._energy = guidance_term(used, teacher)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, classes: list[int]) -> Labels:
@@ -64,7 +62,7 @@ class Labeller:
         """
         count = len(classes)
         padded = torch.cat([images, images[-1:].expand(self._batch - count, -1, -1, -1)])
-        outputs = self._teacher.outputs(padded.float() / 255)
+        outputs = outputs_for(self._teacher, padded.float() / 255, self._energy)
         # Energies are computed on the padded batch too: the shape decides the last bits.
         logits = outputs.logits.float().cpu()
         targets = torch.tensor([*classes, *[0] * (self._batch - count)])
@@ -77,21 +75,27 @@ class Labeller:
                 "this teacher cannot label these images; check its weights, or use another teacher"
             )
         parts = {
-            "energy": self._energy.value(wide, targets),
+            "energy": self._guidance_energy(outputs, wide, targets),
             "free_energy": self._free.value(wide, targets),
             "class_energy": self._class.value(wide, targets),
             "probability": logits.softmax(1).gather(1, targets[:, None])[:, 0],
         }
         if not all(part[:count].isfinite().all() for part in parts.values()):
             raise UserError(
-                "an image's energy is not finite although its logits are: guidance.temperature, free_weight or "
-                "class_weight is too large or too small"
+                "an image's energy is not finite although its logits are: guidance.temperature or one of guidance's "
+                "weights is too large or too small"
             )
         return Labels(
             logits=stored[:count].numpy(),
             top1=logits[:count].argmax(1).tolist(),
             **{name: [significant(value) for value in part[:count].tolist()] for name, part in parts.items()},
         )
+
+    def _guidance_energy(self, outputs: Outputs, wide: Outputs, targets: Tensor) -> Tensor:
+        """E [B] on the CPU; of whole feature maps it is computed where they are."""
+        if not outputs.taps:
+            return self._energy.value(wide, targets)
+        return self._energy.value(outputs, targets.to(outputs.logits.device)).cpu()
 
 
 def significant(value: float) -> float:

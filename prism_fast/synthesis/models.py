@@ -65,13 +65,16 @@ def load_models(config: SynthesisConfig) -> Models:
     from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
     from prism_fast.pipeline.text import prompt_fits
     from prism_fast.sampling import levels
+    from prism_fast.sampling.energy import pinned_student, student_fingerprint
     from prism_fast.teachers.load import load_teacher
 
     device = resolve_device(config.device)
     teacher = load_teacher(config.teacher, device)
+    student = student_fingerprint(config.sampler.guidance)
     pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
 
     def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> Sampler:
+        sampler = pinned_student(sampler, student)
         return levels.make_sampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
 
     return Models(

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_fast.energy.batch_norm import RunningStatistics
 from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import fingerprint
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.preprocess import Preprocess
+from prism_fast.teachers.taps import batch_norm_inputs, running_statistics
+
+_TAP_HEADROOM = 2.0**8
+"""The cotangents of whole feature maps are far smaller than the largest one of the logits: in fp16 all are raised by
+this, so that they do not vanish beside it. What then overflows is not finite, hence skipped and counted."""
 
 
 class EagerTeacher:
@@ -62,6 +68,22 @@ class EagerTeacher:
         """Logits [B, K] in the network's dtype of images [B, 3, H, W] in [0, 1]. Differentiable."""
         return Outputs(logits=self.model(self._prepared(images)))
 
+    def tapped_outputs(self, images: Tensor, term: EnergyTerm) -> Outputs:
+        """As :meth:`outputs`, with the taps that ``term`` needs: inputs of batch-norm layers, and others' logits.
+
+        Raises:
+            UserError: the term was made for another teacher, or lacks the network of a tap.
+        """
+        networks = term.networks
+        with batch_norm_inputs(self.model, [name for name in term.needed_taps if name not in networks]) as inner:
+            logits = self.model(self._prepared(images))
+        others = {name: network.outputs(images).logits.to(self.device) for name, network in networks.items()}
+        return Outputs(logits=logits, taps={**inner, **others})
+
+    def batch_norms(self) -> dict[str, RunningStatistics]:
+        """Running statistics of the batch-norm layers, by the names of the taps that are their inputs."""
+        return running_statistics(self.model)
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Pooled penultimate features [B, D], at least fp32.
@@ -78,18 +100,21 @@ class EagerTeacher:
     def energy_and_grad(self, images: Tensor, targets: Tensor, term: EnergyTerm) -> Energy:
         """Energies [B] and gradients [B, 3, H, W] with respect to the images, both at least fp32.
 
-        Only the logits enter the gradient here (no taps).
+        Logits and the taps that ``term`` needs are pulled back together; ``outputs`` has the logits alone.
         """
         images = images.detach().to(self.device)
         images = images.to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
-            outputs = self.outputs(images)
+            outputs = self.tapped_outputs(images, term) if term.needed_taps else self.outputs(images)
         energy, cotangents = term.value_and_cotangents(outputs, targets.to(self.device))
-        cotangent = cotangents.logits
+        along = [cotangents.logits, *cotangents.taps.values()]
         # fp16 flushes small cotangents to zero: each image's largest is brought to [1, 2), exactly (a power of two).
-        scale = power_of_two(cotangent) if self.dtype == torch.float16 else torch.ones_like(energy)
-        (gradient,) = torch.autograd.grad(outputs.logits, images, (cotangent * scale[:, None]).to(outputs.logits))
-        gradient = gradient / scale.view(-1, 1, 1, 1).to(gradient)
+        scale = common_scale(along) if self.dtype == torch.float16 else None
+        said = [outputs.logits, *(outputs.taps[name] for name in cotangents.taps)]
+        pulled = [_scaled(each, scale).to(output) for each, output in zip(along, said, strict=True)]
+        (gradient,) = torch.autograd.grad(said, images, pulled)
+        if scale is not None:
+            gradient = gradient / scale.view(-1, 1, 1, 1).to(gradient)
         finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
         gradient = torch.where(finite.view(-1, 1, 1, 1), gradient, torch.zeros_like(gradient))
         return Energy(energy=energy, grad=gradient, outputs=Outputs(logits=outputs.logits.detach()), finite=finite)
@@ -108,3 +133,14 @@ def power_of_two(cotangent: Tensor) -> Tensor:
     usable = largest.isfinite() & (largest > 0)
     _, exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest)))  # mantissa in [0.5, 1)
     return torch.ldexp(torch.ones_like(largest), 1 - exponent)
+
+
+def common_scale(cotangents: Sequence[Tensor]) -> Tensor:
+    """[B]: one power of two for all cotangents [B, ...] of an image, of which the first are those of the logits."""
+    largest = torch.stack([each.flatten(1).abs().amax(1) for each in cotangents], 1)
+    scale = power_of_two(largest)
+    return scale * _TAP_HEADROOM if len(cotangents) > 1 else scale
+
+
+def _scaled(cotangent: Tensor, scale: Tensor | None) -> Tensor:
+    return cotangent if scale is None else cotangent * scale.view(-1, *[1] * (cotangent.dim() - 1)).to(cotangent)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prism_fast.energy.terms import guidance_energy
+from prism_fast.energy.terms import EnergyTerm, logit_weights, refuse_coupled
 from prism_fast.ops.logit_energy import logit_energy
 from prism_fast.ops.resample_normalize import resample_normalize, resample_normalize_backward
 from prism_fast.teachers.base import Teacher
@@ -86,21 +86,19 @@ class FusedGradient:
 
 
 class ContractGradient:
-    """:class:`RawGradient` of whatever keeps the ``Teacher`` contract. Arguments as :class:`FusedGradient`'s."""
+    """:class:`RawGradient` of whatever keeps the ``Teacher`` contract, and of any energy.
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        *,
-        low: float,
-        high: float,
-        free_weight: float,
-        class_weight: float,
-        temperature: float,
-    ) -> None:
+    Args:
+        teacher: an ensemble, say, or one whose inner features the energy reads.
+        low: raw value that means black.
+        high: raw value that means white.
+        term: the energy.
+    """
+
+    def __init__(self, teacher: Teacher, *, low: float, high: float, term: EnergyTerm) -> None:
         self._teacher = teacher
         self._range = low, high
-        self._term = guidance_energy(free_weight=free_weight, class_weight=class_weight, temperature=temperature)
+        self._term = term
 
     def __call__(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self._range
@@ -112,19 +110,16 @@ class ContractGradient:
         return found.energy.float(), gradient.where(found.finite.to(raw.device).view(-1, 1, 1, 1), torch.nan)
 
 
-def raw_gradient(
-    teacher: Teacher,
-    network: Any = None,
-    *,
-    low: float,
-    high: float,
-    free_weight: float,
-    class_weight: float,
-    temperature: float,
-) -> RawGradient:
-    """The fused one where the teacher is a plain classifier with bilinear preprocessing, else the contract's."""
-    options = {"low": low, "high": high}
-    options |= {"free_weight": free_weight, "class_weight": class_weight, "temperature": temperature}
-    if isinstance(teacher, EagerTeacher) and teacher.interpolation == "bilinear":
-        return FusedGradient(teacher, teacher.model if network is None else network, **options)
-    return ContractGradient(teacher, **options)
+def raw_gradient(teacher: Teacher, network: Any = None, *, low: float, high: float, term: EnergyTerm) -> RawGradient:
+    """The fused one where a plain classifier with bilinear preprocessing meets an energy of free and class terms alone.
+
+    Anything else takes the contract's way. Arguments are :class:`FusedGradient`'s and :class:`ContractGradient`'s.
+
+    Raises:
+        UserError: the energy is coupled.
+    """
+    refuse_coupled(term)
+    weights = logit_weights(term)
+    if isinstance(teacher, EagerTeacher) and teacher.interpolation == "bilinear" and weights is not None:
+        return FusedGradient(teacher, teacher.model if network is None else network, low=low, high=high, **weights)
+    return ContractGradient(teacher, low=low, high=high, term=term)

@@ -1,4 +1,4 @@
-"""Loads a teacher: built-in name, local folder in timm's format, hub id, timm name or a user's own network.
+"""Loads a teacher: built-in name, local folder in timm's format, hub id, timm name, a user's own network, or several.
 
 Weights are read from safetensors only, but for the built-in ``imagenet`` ones, whose packages hold a pickle: that is
 read as tensors and nothing else.
@@ -19,7 +19,9 @@ from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
 from prism_fast.pipeline.weights import in_short, load_errors, require_safetensors, tensor_names
 from prism_fast.registry import unknown
 from prism_fast.teachers.answer import check_answer
+from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher, ensemble_names
 from prism_fast.teachers.imagenet import PACKAGED, load_packaged
 from prism_fast.teachers.own import WEIGHTS_FILE, is_own, load_own, with_weights
 
@@ -34,8 +36,37 @@ def load_teacher(
     *,
     weights: str | Path | None = None,
     settings: str | Path | None = None,
+) -> Teacher:
+    """A classifier ready to guide or to judge, or an ensemble of several.
+
+    Args:
+        name: as :func:`load_classifier` takes it; several with ``+`` between them (``fashion+fashion-judge``) are an
+            ensemble, whose energy is the members' mean, or with ``worst:`` before them the largest of theirs.
+        device: where the networks run.
+        dtype: what they compute in.
+        weights: of ``package.module:factory``, where its name does not say them.
+        settings: ``teacher.yaml`` of ``package.module:factory``, where it is not beside the weights.
+
+    Raises:
+        UserError: as :func:`load_classifier`, or members that do not know the same classes.
+    """
+    mode, members = ensemble_names(name)
+    if mode is None:
+        return load_classifier(name, device, dtype, weights=weights, settings=settings)
+    if weights is not None or settings is not None:
+        raise UserError(f"{name!r} are several: write each one's weights into its name, module:factory@WEIGHTS")
+    return EnsembleTeacher([load_classifier(member, device, dtype) for member in members], mode)
+
+
+def load_classifier(
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: str | Path | None = None,
+    settings: str | Path | None = None,
 ) -> EagerTeacher:
-    """A classifier ready to guide or to judge.
+    """One classifier.
 
     Args:
         name: ``fashion``, ``fashion-judge``, ``imagenet``, ``imagenet-judge``, a local folder (``config.json`` and

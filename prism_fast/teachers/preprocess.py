@@ -83,6 +83,7 @@ class Preprocess(torch.nn.Module):
             raise UserError(f"input_size must be positive in both directions: {input_size}")
         self.input_size = input_size
         self.interpolation = interpolation
+        self._matrices: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         # fp64 until used: rounded once, to the images' own dtype
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1), persistent=False)
@@ -91,9 +92,18 @@ class Preprocess(torch.nn.Module):
         """[B, 3, H, W] in [0, 1] to [B, 3, h, w], in the images' dtype."""
         if images.shape[-2:] != self.input_size:
             rows, columns = (
-                resize_matrix(source, target, self.interpolation).to(images)
+                self._matrix(source, target, images)
                 for source, target in zip(images.shape[-2:], self.input_size, strict=True)
             )
             images = rows @ images @ columns.T
         normalised: Tensor = (images - self.mean.to(images)) / self.std.to(images)
         return normalised
+
+    def _matrix(self, source: int, target: int, like: Tensor) -> Tensor:
+        """[target, source]; copied to a GPU once, because a copy from the host cannot be captured in a CUDA graph."""
+        if like.device.type == "cpu":
+            return resize_matrix(source, target, self.interpolation).to(like)
+        key = source, target, like.device, like.dtype
+        if key not in self._matrices:
+            self._matrices[key] = resize_matrix(source, target, self.interpolation).to(like)
+        return self._matrices[key]

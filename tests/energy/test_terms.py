@@ -13,6 +13,7 @@ from prism_fast.energy.terms import (
     Outputs,
     WeightedSum,
     guidance_energy,
+    logit_weights,
 )
 
 TERMS: list[EnergyTerm] = [
@@ -121,3 +122,25 @@ def test_nan_stays_in_its_row() -> None:
 def test_bad_terms_are_refused(make: object) -> None:
     with pytest.raises(ValueError, match=r"temperature|weights"):
         make()  # type: ignore[operator]
+
+
+def test_terms_on_logits_need_nothing_else() -> None:
+    for term in TERMS:
+        assert term.needed_taps == () and not term.networks and not term.coupled
+
+
+def test_logit_weights_are_the_arguments_of_the_guidance_energy() -> None:
+    for options in ({"free_weight": 0.3, "class_weight": 1.7, "temperature": 2.0}, {"class_weight": 0.0}, {}):
+        found = logit_weights(guidance_energy(**options))
+        assert found is not None and guidance_energy(**found) == guidance_energy(**options)
+    assert logit_weights(guidance_energy(free_weight=0.0, temperature=3.0)) == {
+        "free_weight": 0.0, "class_weight": 1.0, "temperature": 1.0,
+    }  # fmt: skip
+    for term in (
+        CrossEntropy(),
+        WeightedSum(terms=(CrossEntropy(), Entropy()), weights=(1.0, 0.1)),
+        WeightedSum(terms=(FreeEnergy(), FreeEnergy(temperature=2.0)), weights=(1.0, 1.0)),
+    ):
+        assert logit_weights(term) is None
+    ignored = WeightedSum(terms=(CrossEntropy(), Entropy()), weights=(2.0, 0.0))
+    assert logit_weights(ignored) == {"free_weight": 0.0, "class_weight": 2.0, "temperature": 1.0}

@@ -318,12 +318,13 @@ def test_a_compiled_teacher_gives_eager_autograds_gradient(teacher: EagerTeacher
     targets = torch.tensor(CLASSES)
     leaf = raw.clone().requires_grad_()
     images = (leaf * 0.5 + 0.5).clamp(0, 1)
-    value = guidance_energy(**options).value(teacher.outputs(images), targets)
+    term = guidance_energy(**options)
+    value = term.value(teacher.outputs(images), targets)
     (expected,) = torch.autograd.grad(value.sum(), leaf)
     compiled = torch.compile(teacher.model, dynamic=False, backend=backend)
     for network in (None, compiled):
         with torch.no_grad():
-            energy, gradient = raw_gradient(teacher, network, low=-1.0, high=1.0, **options)(raw, targets)
+            energy, gradient = raw_gradient(teacher, network, low=-1.0, high=1.0, term=term)(raw, targets)
         torch.testing.assert_close(energy, value.detach(), rtol=1e-5, atol=1e-5)
         relative = (gradient - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
         assert relative.median() <= 1e-5, relative

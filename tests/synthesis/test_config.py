@@ -20,6 +20,9 @@ GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
         {"prompts": PromptConfig(seed=1)}, {"prompts": PromptConfig(style="none")}, {"pilot_images": 17},
         {"sampler": SamplerConfig()}, {"sampler": SamplerConfig(guidance=GuidanceConfig(scale=0.2))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(), compute_batch=63)},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(bn_weight=0.1))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(entropy_weight=0.1))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(student_weight=0.1, student="here"))},
     ],
 )  # fmt: skip
 def test_what_decides_an_image_changes_the_identity(change: dict[str, Any]) -> None:
@@ -35,6 +38,21 @@ def test_what_decides_an_image_changes_the_identity(change: dict[str, Any]) -> N
 )  # fmt: skip
 def test_where_things_lie_does_not(change: dict[str, Any]) -> None:
     assert identity(replace(GUIDED, **change)) == identity(GUIDED)
+
+
+def test_terms_that_are_off_are_not_there() -> None:
+    """Sets from before there were such terms keep their hashes."""
+    fields = identity(GUIDED)["sampler"]["guidance"]
+    assert not {"entropy_weight", "bn_weight", "student_weight", "student"} & set(fields)
+
+
+def test_a_student_enters_by_content() -> None:
+    """Its folder is a place; the fingerprint is in what the set was made from."""
+    here, there = (
+        identity(SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig(student_weight=1.0, student=folder))))
+        for folder in ("here", "there")
+    )
+    assert here == there and here["sampler"]["guidance"]["student_weight"] == 1.0
 
 
 def test_the_pilot_counts_only_where_there_is_one() -> None:
