@@ -128,7 +128,8 @@ class Bench:
     ) -> None:
         size = base.compute_batch
         self.base = replace(base, level="exact")
-        self._reference = replace(base, level="reference")
+        eager = None if base.guidance is None else replace(base.guidance, backend="eager")
+        self._reference = replace(base, level="reference", guidance=eager)
         self._pipe, self._teacher, self._gate = pipe, teacher, gate
         self._batches = [sampler_arguments(rows[start : start + size]) for start in range(0, len(rows), size)]
         self._label = Labeller(teacher, base.guidance, size)

@@ -39,6 +39,7 @@ from prism_fast.sampling.fast import step_kinds
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
 from prism_fast.sampling.schedules import build_schedule
+from prism_fast.sampling.serving import resolved
 from prism_fast.synthesis.config import identity
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
@@ -69,9 +70,11 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     there = figures.exists() or figures.is_symlink()
     for path in () if there else (figures, page):
         check_new_file(path)
-    synthesis, vocabulary = config.synthesis(), load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
     teacher = load_teacher(config.teacher, device)
+    config = replace(config, sampler=resolved(config.sampler, teacher))
+    synthesis = config.synthesis()
     if teacher.num_classes != len(vocabulary):
         raise UserError(
             f"teacher {config.teacher!r} knows {teacher.num_classes} classes, vocabulary {config.vocabulary!r} names "

@@ -12,11 +12,13 @@ from prism_fast.config import DTYPES
 Scheduler = Literal["pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++"]
 Level = Literal["reference", "exact", "fast"]
 Spacing = Literal["leading", "trailing", "linspace"]
+TeacherBackend = Literal["auto", "eager", "compiled", "onnx", "tensorrt"]
 
 LEVELS: tuple[Level, ...] = ("reference", "exact", "fast")
-OPTIONAL_WEIGHTS = ("entropy_weight", "bn_weight", "student_weight")
-"""Of the energy's terms that are off unless asked for. At 0 they are left out of a set's hash, so that sets made before
-there were such terms keep theirs."""
+TEACHER_BACKENDS: tuple[TeacherBackend, ...] = ("auto", "eager", "compiled", "onnx", "tensorrt")
+LATER_OPTIONS = {"entropy_weight": 0.0, "bn_weight": 0.0, "student_weight": 0.0, "backend": "eager"}
+"""Options of the guidance that came after sets had been made. At these values they are what those sets are, and stay
+out of a set's hash."""
 KARRAS_SCHEDULERS = ("euler", "dpmsolver++")
 _SCHEDULERS = ("pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++")
 
@@ -73,8 +75,8 @@ class GuidanceConfig:
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
         decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
             ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
-        backend: what computes the gradient, above level ``reference``: ``eager``, ``compiled``, ``onnx``, ``tensorrt``
-            (docs/teachers.md), or ``auto``: the fastest that is usable.
+        backend: what computes the teacher's gradient: ``eager``, ``compiled``, ``onnx``, ``tensorrt``, or ``auto``: the
+            fastest that is usable, decided once a run and saved by name. Not at level ``reference`` (docs/teachers.md).
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
     """
 
@@ -97,12 +99,15 @@ class GuidanceConfig:
     at: Literal["x0", "latent", "noisy"] = "x0"
     direction: Literal["energy", "random"] = "energy"
     decoder: str = "kl"
-    backend: Literal["auto", "eager", "compiled", "onnx", "tensorrt"] = "eager"
+    backend: TeacherBackend = "eager"
     max_bad_rate: float = 0.01
 
     def __post_init__(self) -> None:
         _number("guidance.scale", self.scale, 0.0)
-        weights = {name: getattr(self, name) for name in ("free_weight", "class_weight", *OPTIONAL_WEIGHTS)}
+        weights = {
+            name: getattr(self, name)
+            for name in ("free_weight", "class_weight", "entropy_weight", "bn_weight", "student_weight")
+        }
         for name, weight in weights.items():
             _number(f"guidance.{name}", weight, 0.0)
         if not any(weights.values()):
@@ -123,7 +128,7 @@ class GuidanceConfig:
             raise ValueError(
                 f"guidance.decoder must be kl, tiny, kl@PIXELS, tiny@PIXELS or linear, not {self.decoder!r}"
             )
-        _choice("guidance.backend", self.backend, ("auto", "eager", "compiled", "onnx", "tensorrt"))
+        _choice("guidance.backend", self.backend, TEACHER_BACKENDS)
         _number("guidance.max_bad_rate", self.max_bad_rate, 0.0, 1.0)
 
 
@@ -208,7 +213,10 @@ class SamplerConfig:
         guidance = self.guidance or GuidanceConfig()
         if self.approximations and self.level != "fast":
             raise ValueError(f"{' and '.join(self.approximations)}: an approximation, set level: fast (sampler.level)")
-        if self.level == "reference" and guidance.backend not in ("auto", "eager"):
-            raise ValueError(f"guidance.backend: {guidance.backend} exists above level: reference alone")
         if self.level != "reference" and (guidance.at == "latent" or guidance.repeats > 1):
             raise ValueError("guidance.at: latent and guidance.repeats > 1 exist at level: reference alone")
+        if self.level == "reference" and guidance.backend != "eager":
+            raise ValueError(
+                f"guidance.backend: {guidance.backend} exists above level: reference, whose teacher is eager: set "
+                "backend: eager, or level: exact"
+            )

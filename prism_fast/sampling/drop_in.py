@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Generator, Tensor
@@ -23,6 +24,7 @@ from prism_fast.sampling.delivery import Delivery, FastPipelineOutput, FastXLPip
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.noise import Noise
 from prism_fast.sampling.schedules import own_scheduler
+from prism_fast.sampling.serving import resolve_backend, serving
 from prism_fast.teachers.base import Teacher
 
 SAMPLERS = 4
@@ -83,7 +85,18 @@ class FastPipeline:
     """
 
     # so that `fast.scheduler = ...`, which would do nothing, is an error
-    __slots__ = ("_copies", "_encoder", "_guidance", "_options", "_samplers", "_teacher", "_text_state", "_xl", "pipe")
+    __slots__ = (
+        "_copies",
+        "_encoder",
+        "_guidance",
+        "_options",
+        "_samplers",
+        "_served",
+        "_teacher",
+        "_text_state",
+        "_xl",
+        "pipe",
+    )
 
     def __init__(
         self, pipe: Any, teacher: Teacher | None, guidance: GuidanceConfig | None, options: Mapping[str, Any]
@@ -91,12 +104,14 @@ class FastPipeline:
         check_adopted(pipe)
         self.pipe = pipe
         self._xl = is_xl(pipe)
-        self._teacher, self._guidance = teacher, guidance
+        self._guidance = resolve_backend(guidance, teacher) if guidance is not None and teacher is not None else None
+        self._teacher = teacher
         self._options = {"dtype": str(pipe.unet.dtype).removeprefix("torch.")} | dict(options)
         self._copies = Copies(pipe.unet.device.type == "cuda")
         self._encoder = PromptEncoder(pipe)
         self._text_state = self._state_of_text()
         self._samplers: OrderedDict[object, FastSampler] = OrderedDict()
+        self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
         Denoiser(pipe, 1.0, pooled=self._xl)
 
@@ -238,12 +253,21 @@ class FastPipeline:
         scheduler = self.pipe.scheduler
         key = config, sizes, type(scheduler), repr(sorted(scheduler.config.items(), key=lambda item: item[0]))
         if key not in self._samplers:
-            made = FastSampler(self.pipe, config, self._teacher, sizes=sizes, copies=self._copies)
+            teacher = self._serving(config)
+            made = FastSampler(self.pipe, config, teacher, sizes=sizes, copies=self._copies)
             self._samplers[key] = made
         self._samplers.move_to_end(key)
         while len(self._samplers) > SAMPLERS:
             self._samplers.popitem(last=False)
         return self._samplers[key]
+
+    def _serving(self, config: SamplerConfig) -> Teacher | None:
+        """The teacher on its back-end, one for all samplers of a batch size."""
+        if self._teacher is None:
+            return None
+        served = self._served.get(config.compute_batch) or serving(self._teacher, config)
+        self._served[config.compute_batch] = served
+        return served
 
     def _targets(self, classes: int | Sequence[int] | None, count: int, seeds: Sequence[int] | None) -> list[int]:
         guidance, teacher = self._guidance, self._teacher

@@ -40,9 +40,9 @@ from prism_fast.sampling.guidance import (
 )
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
 from prism_fast.sampling.schedules import build_schedule
+from prism_fast.sampling.serving import check_term, is_capturable, serving
 from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
-from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.fused import RawGradient, raw_gradient
 
@@ -107,8 +107,9 @@ class FastSampler:
         _check(pipe, config, teacher, gate)
         self.config = config
         self._pipe = pipe
-        self._teacher = _on_backend(teacher, config) if config.guidance is not None else None
+        self._teacher = serving(teacher, config) if teacher is not None and config.guidance is not None else None
         self._term = guidance_term(config.guidance, teacher) if config.guidance is not None and teacher else None
+        check_term(self._teacher, self._term)
         self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
@@ -229,7 +230,7 @@ class FastSampler:
             self._pipe, self.config.cfg_scale, unet, compile=self._compile, pooled=self._sizes.pooled > 0
         )
         self._gradient = self._make_gradient()
-        self._graphs = Captured(self._buffers.all(), self._cuda and getattr(self._teacher, "capturable", True))
+        self._graphs = Captured(self._buffers.all(), self._cuda and is_capturable(self._teacher))
 
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
@@ -352,14 +353,6 @@ class FastSampler:
             skipped=skipped.cpu(),
             compute_batch=self.config.compute_batch,
         )
-
-
-def _on_backend(teacher: Teacher | None, config: SamplerConfig) -> Teacher | None:
-    """The teacher as the configuration wants it run. One that already has a back-end, or is none of ours, stays."""
-    guidance = config.guidance
-    if guidance is None or not isinstance(teacher, EagerTeacher) or guidance.backend == "eager":
-        return teacher
-    return make_backend(teacher, guidance.backend, batch=config.compute_batch)
 
 
 def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:

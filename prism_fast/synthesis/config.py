@@ -7,7 +7,7 @@ from typing import Any
 
 from prism_fast.config import canonical
 from prism_fast.prompts.prompt_config import PromptConfig
-from prism_fast.sampling.config import OPTIONAL_WEIGHTS, SamplerConfig
+from prism_fast.sampling.config import LATER_OPTIONS, SamplerConfig
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 DEFAULT_IMAGES = 1000
@@ -88,9 +88,9 @@ def _whole(value: object, low: int, high: int) -> bool:
 def identity(config: SynthesisConfig) -> dict[str, Any]:
     """The part of a configuration that decides images, as plain JSON types.
 
-    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. Terms
-    of the energy that are off. And ``max_bad_rate``, which decides whether a run goes on, not what it makes: a stopped
-    set can go on with a higher one.
+    Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. Left
+    out are options that came later, where they are off. And ``max_bad_rate``, which decides whether a run goes on, not
+    what it makes: a stopped set can go on with a higher one. ``backend: auto`` has to be resolved before.
     """
     fields: dict[str, Any] = canonical(config)
     for name in _PLACES:
@@ -101,7 +101,7 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     if config.sampler.guidance is not None:
         guidance = fields["sampler"]["guidance"]
         del guidance["max_bad_rate"], guidance["student"]
-        for name in OPTIONAL_WEIGHTS:
-            if not guidance[name]:
+        for name, usual in LATER_OPTIONS.items():
+            if guidance[name] == usual:
                 del guidance[name]
     return fields

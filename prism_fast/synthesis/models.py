@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -15,8 +14,6 @@ from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
-from prism_fast.teachers.choice import choose
-from prism_fast.teachers.eager import EagerTeacher
 
 SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], Sampler]
 
@@ -38,20 +35,6 @@ class Models:
     pipeline_fingerprint: str
     fits: Fits | None
     device: torch.device
-
-
-def with_backend(config: SynthesisConfig, teacher: Teacher) -> SynthesisConfig:
-    """``config`` with the teacher's back-end by its name: what ``auto`` finds is part of what a set is made from.
-
-    Raises:
-        UserError: the back-end is not usable here.
-    """
-    guidance = config.sampler.guidance
-    if guidance is None or guidance.backend == "eager" or not isinstance(teacher, EagerTeacher):
-        return config
-    name = "eager" if config.sampler.level == "reference" else choose(teacher, guidance.backend)
-    named: dict[str, Any] = {"backend": name}
-    return replace(config, sampler=replace(config.sampler, guidance=replace(guidance, **named)))
 
 
 def load_models(config: SynthesisConfig) -> Models:

@@ -22,12 +22,13 @@ from prism_fast.prompts.vocabulary import Vocabulary, load_vocabulary
 from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.serving import resolved
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.models import Models, load_models, with_backend
+from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.pilot import (
     gate_thresholds,
     load_partial,
@@ -211,7 +212,7 @@ def synthesize(
         folder.check_place(out)
         vocabulary = load_vocabulary(config.vocabulary)
         models = models or load_models(config)
-        config = with_backend(config, models.teacher)
+        config = replace(config, sampler=resolved(config.sampler, models.teacher))
         _check_classes(config, models, vocabulary)
         prompts = build_prompts(vocabulary, config.prompts, models.fits)
         plan = Plan(config, vocabulary, prompts)
