@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prism_fast.energy.terms import logit_weights
 from prism_fast.errors import UserError
 from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
@@ -243,7 +244,7 @@ class FastSampler:
             size=self._sizes.latents[1:],
         )
         network = None
-        if isinstance(teacher, EagerTeacher):
+        if isinstance(teacher, EagerTeacher) and logit_weights(self._term) is not None:
             network = self._copies.of("teacher", teacher.model)
             network = torch.compile(network, dynamic=False) if self._compile else network
         return raw_gradient(
