@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
-from prism_fast.cli import main
 from prism_fast.config import content_hash
+from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.sampling import fast
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -26,9 +23,10 @@ from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.teachers import choice
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_teacher
 from tests.synthesis.doubles import ColourTeacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_pipeline
+from tests.tiny import save_tiny_teacher, tiny_pipeline
 
 PROMPTS, CLASSES = ["a photo of a coat", "a dark boot", "jumper"], [4, 9, 2]
 GATE = GateThresholds(tau=(-1.0,) * 10, delta=(2.0,) * 10)
@@ -77,7 +75,7 @@ def test_auto_is_replaced_by_what_it_chose(teacher: EagerTeacher, monkeypatch: p
     assert found == GuidanceConfig(backend="onnx")
     assert resolved(_config("auto"), ColourTeacher()).guidance == GuidanceConfig()
     assert resolved(SamplerConfig(), teacher) == SamplerConfig()
-    with pytest.raises(UserError, match="onnx is for a single plain classifier"):
+    with pytest.raises(UserError, match="onnx is for plain classifiers"):
         resolved(_config("onnx"), ColourTeacher())
     monkeypatch.setattr(choice, "why_not", lambda teacher, name: "it is not installed")
     assert resolved(_config("auto"), teacher).guidance == GuidanceConfig()
@@ -118,22 +116,22 @@ def test_sets_of_before_keep_their_hash() -> None:
     assert content_hash(identity(other)) != content_hash(identity(replace(plain, sampler=_config("eager"))))
 
 
-@pytest.mark.slow
-def test_synthesize_on_onnx_and_auto(tmp_path: Path, seed: int) -> None:
-    save_tiny_pipeline(tmp_path / "pipeline", seed)
-    save_tiny_teacher(tmp_path / "teacher")
-    networks = ["--pipeline", str(tmp_path / "pipeline"), "--teacher", str(tmp_path / "teacher")]
-    sizes = ["--images", "12", "--batch", "6", "--pilot-images", "2", "--sampler.steps", "3", "--device", "cpu"]
+def test_an_ensembles_members_are_on_the_backend_each(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    both = EnsembleTeacher([teacher, teacher], "worst")
+    assert resolved(_config("auto"), both).guidance == GuidanceConfig(backend="onnx")
+    served = serving(both, _config("onnx"))
+    assert isinstance(served, EnsembleTeacher) and served.mode == "worst" and not is_capturable(served)
+    assert all(isinstance(member, BackendTeacher) for member in served.members)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    found, right = (one.energy_and_grad(images, torch.tensor([1, 2, 3]), guidance_energy()) for one in (served, both))
+    assert torch.allclose(found.energy, right.energy, rtol=1e-4, atol=1e-4)
+    mixed = EnsembleTeacher([ColourTeacher(), ColourTeacher()])
+    assert resolved(_config("auto"), mixed).guidance == GuidanceConfig()
+    assert serving(mixed, _config("eager")) is mixed
 
-    def made(name: str, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        out = tmp_path / name
-        assert main(["synthesize", *networks, *sizes, "--out", str(out), *more]) == 0
-        return json.loads((out / "_info.json").read_text()), yaml.safe_load((out / "config.yaml").read_text())
 
-    onnx, saved = made("onnx", "--sampler.guidance.backend", "onnx")
-    assert onnx["complete"] and saved["sampler"]["guidance"]["backend"] == "onnx"
-    chosen, saved = made("auto", "--sampler.guidance.backend", "auto")
-    assert saved["sampler"]["guidance"]["backend"] == "onnx" and chosen["config_hash"] == onnx["config_hash"]
-    eager, _ = made("eager")
-    assert eager["config_hash"] != onnx["config_hash"]
-    assert main(["synthesize", "--config", str(tmp_path / "auto/config.yaml"), "--out", str(tmp_path / "auto")]) == 0
+def test_a_term_that_the_backend_lacks_is_refused_before_the_first_batch(pipe: Any, teacher: EagerTeacher) -> None:
+    config = SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig(backend="onnx", bn_weight=0.1))
+    for one in (teacher, EnsembleTeacher([teacher])):
+        with pytest.raises(UserError, match="BatchNormStatistics is not among the terms of an exported teacher"):
+            FastSampler(pipe, config, one, GATE)
