@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig, TeacherBackend
 from prism_fast.zoo import fashion_captions
 
 
@@ -21,6 +21,7 @@ class Schedule:
         start: guidance begins at this share of the trajectory; ``stop`` ends it.
         cfg_start: classifier-free guidance begins; ``cfg_stop`` ends it.
         decoder: that guides at level ``fast``; for images of 512 pixels and more ``tiny@224`` is taken.
+        backend: that computes the gradient at level ``fast``.
         reuse_features: of the row that reuses them.
     """
 
@@ -29,6 +30,7 @@ class Schedule:
     cfg_start: float = 0.0
     cfg_stop: float = 0.6
     decoder: str = "tiny"
+    backend: TeacherBackend = "eager"
     reuse_features: int = 2
 
 
@@ -82,7 +84,7 @@ def contenders(published: SamplerConfig, ours: Schedule, levels: Sequence[str], 
         found["unguided"] = Contender(config=replace(unguided, level="exact"))
         found["exact"] = Contender(config=replace(scheduled, level="exact"))
     if "fast" in levels:
-        through = replace(scheduled.guidance or guidance, decoder=ours.decoder)
+        through = replace(scheduled.guidance or guidance, decoder=ours.decoder, backend=ours.backend)
         fast = replace(scheduled, level="fast", guidance=through)
         found["fast"] = Contender(config=fast)
         if ours.reuse_features > 1:

@@ -35,7 +35,7 @@ from bench.record import RESULTS, append, environment
 from bench.report import Row, rows, table
 from prism_fast.config import DTYPES, check_new_file, replacing, resolve_device, resolve_dtype
 from prism_fast.errors import UserError
-from prism_fast.sampling.config import LEVELS, GuidanceConfig, SamplerConfig
+from prism_fast.sampling.config import LEVELS, TEACHER_BACKENDS, GuidanceConfig, SamplerConfig
 
 FASHION: dict[str, Any] = {"steps": 20, "cfg_scale": 3.0}
 """What the built-in pipeline is made for; the others' own is in bench/architectures.py."""
@@ -62,6 +62,7 @@ def parser() -> Parser:
     add("--scheduler", help="default: dpmsolver++; sd-turbo: euler")
     add("--cfg-scale", type=float, help="default: the pipeline's own")
     add("--scale", type=float, default=0.3, help="of the guidance (default: 0.3)")
+    add("--backend", choices=TEACHER_BACKENDS, default=ours.backend, help="of the teacher's gradient at level fast")
     add("--decoder", help="that guides at level fast; default: tiny, from 512 pixels up tiny@224")
     add("--start", type=float, default=ours.start, help=f"ours: guidance begins here (default: {ours.start})")
     add("--stop", type=float, default=ours.stop, help=f"... and ends (default: {ours.stop})")
@@ -124,6 +125,7 @@ def configuration(options: argparse.Namespace) -> tuple[SamplerConfig, Schedule]
         cfg_start=options.cfg_start,
         cfg_stop=options.cfg_stop,
         decoder=decoder,
+        backend=options.backend,
         reuse_features=options.reuse_features,
     )
     return published, schedule
