@@ -17,7 +17,18 @@ from dataclasses import dataclass
 from types import FrameType
 
 import prism_fast
-from prism_fast.commands import calibrate, demo, distill, evaluate, fit_decoder, info, prompts, synthesize, teacher
+from prism_fast.commands import (
+    calibrate,
+    demo,
+    distill,
+    evaluate,
+    fit_decoder,
+    info,
+    pilot,
+    prompts,
+    synthesize,
+    teacher,
+)
 from prism_fast.errors import UserError
 from prism_fast.recipes.output import OutputLost, telling_output
 
@@ -145,6 +156,7 @@ _SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
 COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", demo.run),
     "prompts": Command("write a prompt list", prompts.run),
+    "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
