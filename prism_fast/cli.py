@@ -156,10 +156,10 @@ _SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
 COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", demo.run),
     "prompts": Command("write a prompt list", prompts.run),
-    "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
+    "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
     "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),
     "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),

@@ -125,7 +125,12 @@ def find_permutation(drawn: Drawn, found: Agreement, names: Sequence[str]) -> Co
         title=f"{len(moved)} classes are in another order than the teacher's",
         evidence=f"agreement is {percent(found.share)} as they stand and {percent(hits / max(total, 1))} under the "
         "best one-to-one assignment (found on one half of the images, judged on the other): "
-        + listed([f"{names[c]} ({c}) → output {there} ({won} of {won + lost})" for c, there, won, lost in moved])
+        + listed(
+            [
+                f"{names[c]} ({c}) → output {there} ({won} images, {lost} for output {c})"
+                for c, there, won, lost in moved
+            ]
+        )
         + shift,
         cure="put the vocabulary into the order of the teacher's outputs: the class with index i is what the teacher "
         "was trained to say with its output i",
@@ -219,6 +224,7 @@ def find_senses(found: Agreement, names: Sequence[str]) -> list[Concern]:
             if below is None
             else f"; the other classes' agreement is {percent(below[0], digits=0)} ± {percent(below[1], digits=0)}"
         )
+        mutual = taken and others[0][0] in _takes(found, c)
         title = (
             f"images of {names[c]!r} are taken for {names[others[0][0]]!r}"
             if taken
@@ -231,11 +237,19 @@ def find_senses(found: Agreement, names: Sequence[str]) -> list[Concern]:
                 evidence=f"of {images} images of {names[c]!r} the teacher agrees with {hits}; taken for: {where}{rest}",
                 cure=f"look at the images of {names[c]!r}. If they show another thing of that name, give the class a "
                 "gloss in the vocabulary (and prompts.sense: gloss); if they show the right thing, the teacher means "
-                "another one by that output, or cannot tell these two apart",
+                "another one by that output, or cannot tell these two apart"
+                + ("; the reverse holds too, so the two may have changed places in the vocabulary" if mutual else ""),
                 classes=(c,),
             )
         )
     return concerns
+
+
+def _takes(found: Agreement, c: int) -> set[int]:
+    """Classes of which more images are taken for ``c`` than for themselves."""
+    column = found.counts[:, c]
+    return {other for other, taken, own in zip(found.classes, column.tolist(), found.hits.tolist(), strict=True)
+            if other != c and taken > own}  # fmt: skip
 
 
 def _below_the_rest(found: Agreement, row: int) -> tuple[float, float] | None:

@@ -157,7 +157,7 @@ def _surely_below(one: Tensor, other: Tensor) -> bool:
         return False
     error = float(difference.std()) / len(difference) ** 0.5
     mean = float(difference.mean())
-    return mean < -ERRORS * error
+    return bool(mean < -ERRORS * error)
 
 
 def _share(tried: Tried) -> str:

@@ -14,6 +14,7 @@ CAVEAT = (
     "whether the gain in agreement survives small changes of the image. --judge NAME lets a second classifier object."
 )
 _WORST = 12
+"""Classes and warnings that are printed; the page has all."""
 
 
 def pilot_text(found: Mapping[str, Any], out: str) -> str:
@@ -46,10 +47,11 @@ def _concerns(found: Mapping[str, Any]) -> list[str]:
     if not found["concerns"]:
         return ["no warnings"]
     lines = [f"{len(found['concerns'])} warning{'s' if len(found['concerns']) > 1 else ''}:"]
-    for one in found["concerns"]:
+    for one in found["concerns"][:_WORST]:
         lines += ["", f"  WARNING: {one['title']}"]
         lines += _folded(one["evidence"]) + _folded(f"cure: {one['cure']}")
-    return lines
+    rest = len(found["concerns"]) - _WORST
+    return [*lines, "", f"  {rest} more are in the page and in pilot.json"] if rest > 0 else lines
 
 
 def _folded(text: str) -> list[str]:
