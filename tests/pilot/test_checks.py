@@ -233,6 +233,16 @@ def test_a_sound_world_seldom_alarms(seed: int) -> None:
     assert alarms <= 3
 
 
+def test_two_of_a_thousand_classes_that_changed_places_are_each_warned_of() -> None:
+    counts = 12 * torch.eye(1000, dtype=torch.int64) + 4 * torch.eye(1000, dtype=torch.int64).roll(1, 1)
+    counts[[20, 400]] = 0
+    counts[20, 400], counts[400, 20] = 16, 16
+    names = [f"class {c}" for c in range(1000)]
+    found = find_senses(Agreement(tuple(range(1000)), counts), names)
+    assert [one.classes for one in found] == [(20,), (400,)]
+    assert all("changed places" in one.cure for one in found)
+
+
 def test_counts_and_what_a_picture_shows() -> None:
     asked, said = torch.tensor([4, 4, 9, 9, 9]), torch.tensor([4, 9, 9, 9, 0])
     finite = torch.tensor([True, True, True, True, False])

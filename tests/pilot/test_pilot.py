@@ -7,14 +7,26 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from prism_fast.cli import EXIT_ERROR, main
-from prism_fast.pilot.run import FIGURES, MATRIX, PAGE, SAMPLES
+from prism_fast.config import canonical
+from prism_fast.pilot.config import PilotConfig
+from prism_fast.pilot.page import pilot_page
+from prism_fast.pilot.pictures import matrix_picture, samples_picture
+from prism_fast.pilot.run import FIGURES, MATRIX, PAGE, SAMPLES, look
+from prism_fast.pilot.run import World as PilotWorld
+from prism_fast.pilot.text import pilot_text
+from prism_fast.prompts import build_prompts, load_vocabulary
+from prism_fast.recipes.fields import build
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.pilot import PILOT_FILE
 from prism_fast.synthesis.worker import synthesize
 from prism_fast.zoo.fashion_captions import GLOSSES, NAMES
+from tests.pilot.worlds import BATCH, Replay, built_in, teacher
 from tests.study.worlds import World, make_world, one_thread
 
 
@@ -73,9 +85,6 @@ def test_thresholds_are_those_that_a_synthesis_freezes(
         found = json.loads((tmp_path / "pilot" / FIGURES).read_text())
         config = found["config"]
         fields = {name: config[name] for name in ("pipeline", "teacher", "device", "pilot_images")}
-        from prism_fast.pilot.config import PilotConfig
-        from prism_fast.recipes.fields import build
-
         planned = build(PilotConfig, config).planned()
         assert isinstance(planned, SynthesisConfig) and all(getattr(planned, k) == v for k, v in fields.items())
         synthesize(planned, tmp_path / "images")
@@ -137,3 +146,51 @@ def test_a_vocabulary_in_another_order(tmp_path: Path, capsys: pytest.CaptureFix
         one for one in json.loads((tmp_path / "out" / FIGURES).read_text())["concerns"] if one["classes"] == [1, 8]
     ]
     assert found["kind"] == "permuted" and "order of the teacher's outputs" in found["cure"]
+
+
+def looked_at(images: torch.Tensor, bad: list[int], promptless: tuple[int, ...] = ()) -> tuple[dict, str, str]:
+    """Figures, text and page of a pilot whose pipeline draws ``images``, guided or not."""
+    vocabulary, config = load_vocabulary("fashion"), PilotConfig(
+        sampler=SamplerConfig(compute_batch=BATCH, guidance=GuidanceConfig()), scales=(0.1,), guided_images=20
+    )  # fmt: skip
+    models = Models(
+        teacher=teacher(), make_sampler=lambda *_: Replay(built_in().rows, images, bad), pipeline_fingerprint="0" * 16,
+        fits=None, device=torch.device("cpu"),
+    )  # fmt: skip
+    prompts = build_prompts(vocabulary, config.prompts)
+    classes = [c for c in range(10) if c not in promptless]
+    world = PilotWorld(
+        vocabulary=vocabulary, prompts=prompts, models=models, judge=None, classes=classes, promptless=promptless
+    )
+    with one_thread():
+        found, drawn, seen = look(config, world)
+    head = {
+        "config": canonical(config),
+        "environment": {"device": "cpu"},
+        "judge": None,
+    }
+    found = json.loads(json.dumps({**head, **found}, allow_nan=False))
+    pictures = matrix_picture(seen, vocabulary.names), samples_picture(drawn, seen, vocabulary.names)
+    return found, pilot_text(found, "out"), pilot_page(found, *pictures)
+
+
+def test_no_image_is_finite() -> None:
+    found, text, _ = looked_at(built_in().images, list(range(160)))
+    assert [one["kind"] for one in found["concerns"]] == ["flat", "unusable"]
+    assert found["gate"] is None and found["scales"] is None and found["agreement"]["images"] == 0
+    assert "0 of 10 classes are usable" in text and "160 with latents that are not finite" in " ".join(text.split())
+
+
+def test_one_class_is_not_finite_and_one_has_no_prompts() -> None:
+    found, text, page = looked_at(built_in().images, [n for n in range(160) if n % 10 == 2], promptless=(9,))
+    assert [row["index"] for row in found["classes"]] == list(range(9))
+    assert found["classes"][2]["tau"] is None and found["classes"][3]["tau"] is not None
+    (fewer,) = [one for one in found["concerns"] if one["kind"] == "unusable"]
+    assert fewer["title"] == "8 of 10 classes are usable" and "boot (9): no prompts" in fewer["evidence"]
+    assert "no scale is proposed" in text and "No scale is proposed" in page  # the guided images are the unguided ones
+
+
+def test_names_are_escaped_in_the_page() -> None:
+    found, *_ = looked_at(built_in().images, [])
+    found["classes"][0]["name"] = found["concerns"][0]["title"] = "<script>alert(1)</script>"
+    assert "<script>" not in pilot_page(found, b"", b"")
