@@ -17,7 +17,18 @@ from dataclasses import dataclass
 from types import FrameType
 
 import prism_fast
-from prism_fast.commands import calibrate, demo, distill, evaluate, fit_decoder, info, prompts, synthesize, teacher
+from prism_fast.commands import (
+    calibrate,
+    demo,
+    distill,
+    evaluate,
+    fit_decoder,
+    info,
+    pilot,
+    prompts,
+    synthesize,
+    teacher,
+)
 from prism_fast.errors import UserError
 from prism_fast.recipes.output import OutputLost, telling_output
 
@@ -148,6 +159,7 @@ COMMANDS = {
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
+    "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
     "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),
     "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),
