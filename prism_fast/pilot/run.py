@@ -42,6 +42,7 @@ from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.pilot import gate_thresholds
 from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.synthesis.record import json_number
+from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
 
@@ -65,7 +66,7 @@ class World:
     vocabulary: Vocabulary
     prompts: PromptList
     models: Models
-    judge: EagerTeacher | None
+    judge: Teacher | None
     classes: Sequence[int]
     promptless: Sequence[int] = ()
 
