@@ -21,7 +21,7 @@ def pilot_text(found: Mapping[str, Any], out: str) -> str:
     """Agreement, warnings, proposals, cost, and where the rest is."""
     return "\n".join([
         *_agreement(found), "", *_concerns(found), "", *_scales(found), "", *_cost(found), "",
-        "the synthesis:", "", f"    {found['command']}", "", _where(found, Path(out)),
+        f"the synthesis{', once the warnings are dealt with' if found['concerns'] else ''}:", "", f"    {found['command']}", "", _where(found, Path(out)),
     ])  # fmt: skip
 
 
