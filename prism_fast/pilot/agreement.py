@@ -9,8 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-MOST = 30
-"""Classes that a picture shows at most: of more than that, those the teacher agrees with least."""
+ALL = 30
+"""Up to so many classes a picture shows all of them."""
+WORST, COLUMNS = 20, 40
+"""Of more, the classes that the teacher agrees with least, and columns for these and what they are taken for."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class Agreement:
 
     def shown(self) -> tuple[list[int], list[int]]:
         """Rows and classes of the columns of a picture; what else is said goes into one more column."""
-        worst = sorted(range(len(self.classes)), key=lambda row: float(self.shares[row]))[:MOST]
-        rows = sorted(worst)
+        every = sorted(range(len(self.classes)), key=lambda row: float(self.shares[row]))
+        rows = sorted(every if len(every) <= ALL else every[:WORST])
         columns = [self.classes[row] for row in rows]
         said = self.counts[rows].sum(0)
         said[columns] = 0
         more = [c for c in said.argsort(descending=True, stable=True).tolist() if said[c]]
-        return rows, sorted([*columns, *more[: MOST - len(columns)]])
+        return rows, sorted([*columns, *more[: COLUMNS - len(columns)]])
 
 
 def agreement(asked: Tensor, said: Tensor, finite: Tensor, classes: Sequence[int], num_classes: int) -> Agreement:

@@ -276,19 +276,25 @@ def unusable(found: Agreement, drawn: Drawn) -> dict[int, str]:
         elif not found.hits[row]:
             count = int(found.images[row])
             bound = percent(1 - SURE ** (1 / count), digits=0)
-            reasons[c] = f"none of {count} images is taken for it: its agreement is below {bound}"
+            reasons[c] = f"none of {count} images is taken for the class (its agreement is below {bound})"
     return reasons
 
 
-def find_unusable(reasons: dict[int, str], asked: int, names: Sequence[str]) -> Concern | None:
-    """Fewer usable classes than were asked for."""
+def find_unusable(reasons: dict[int, str], asked: int, names: Sequence[str], explained: bool = False) -> Concern | None:
+    """Fewer usable classes than were asked for; ``explained`` where another warning says why."""
     if not reasons:
         return None
+    grouped: dict[str, list[str]] = {}
+    for c, why in reasons.items():
+        grouped.setdefault(why, []).append(f"{names[c]} ({c})")
+    cure = (
+        "these classes get no image that the teacher accepts unguided, and guidance starts from nothing: give them a "
+        "gloss, or leave them out of the synthesis (counts: 0)"
+    )
     return Concern(
         kind="unusable",
         title=f"{asked - len(reasons)} of {asked} classes are usable",
-        evidence=listed([f"{names[c]} ({c}): {why}" for c, why in reasons.items()]),
-        cure="without a change these classes get no image that the teacher accepts unguided, and guidance starts from "
-        "nothing: give them a gloss, or leave them out of the synthesis (counts: 0)",
+        evidence="; ".join(f"{why}: {listed(classes)}" for why, classes in grouped.items()),
+        cure="correct what the other warnings say, then run the pilot again" if explained else cure,
         classes=tuple(reasons),
     )

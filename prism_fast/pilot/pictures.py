@@ -102,4 +102,5 @@ def _image(pixels: Tensor) -> Image.Image:
 
 
 def _short(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """Its beginning and its end, where numbers and kinds stand."""
+    return name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"

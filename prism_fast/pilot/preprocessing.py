@@ -132,16 +132,17 @@ def find_preprocessing(tried: Sequence[Tried]) -> Concern | None:
         return None
     best = max(better, key=lambda one: int(one.agrees.sum()))
     total = len(best.agrees)
+    swap = ", and have the network swap its channels first" if best.way.swapped else ""
     return Concern(
         kind="preprocessing",
         title=f"the teacher's images are prepared otherwise than in its training: {best.way.name} fits better",
         evidence=f"on the same {total} images agreement is {_share(configured)} as configured and {_share(best)} with "
-        f"{best.way.name}; mean free energy {float(configured.free.mean()):.2f} and {float(best.free.mean()):.2f}, "
-        f"mean cross-entropy {float(configured.cross.mean()):.2f} and {float(best.cross.mean()):.2f}",
+        f"{best.way.name}; mean free energy {_mean(configured.free)} and {_mean(best.free)}, mean cross-entropy "
+        f"{_mean(configured.cross)} and {_mean(best.cross)}",
         cure=f"set mean {_numbers(best.way.mean)} and std {_numbers(best.way.std)} in the teacher's teacher.yaml or "
-        "config.json" + (", and have the network swap its channels first" if best.way.swapped else "")
-        + "; then run the pilot again, since the other figures follow from this one",
-    )  # fmt: skip
+        f"config.json{swap}; if the network was trained with neither, look up with what. Then run the pilot again: the "
+        "other figures follow from this one",
+    )
 
 
 def _likes(one: Tried, other: Tried) -> bool:
@@ -166,3 +167,7 @@ def _share(tried: Tried) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+
+
+def _mean(values: Tensor) -> str:
+    return f"{float(values.mean()):.2f}"

@@ -199,8 +199,8 @@ def find_concerns(
     known = set(permuted.classes) if permuted else set()
     general = foreign or preprocessing or (alike and not alike.classes)
     senses = [] if general else [one for one in find_senses(seen, names) if not known & set(one.classes)]
-    fewer = find_unusable({c: why for c, why in reasons.items() if c not in known}, len(seen.classes) + sum(
-        c not in seen.classes for c in reasons), names)  # fmt: skip
+    left = {c: why for c, why in reasons.items() if c not in known}
+    fewer = find_unusable(left, len({*seen.classes, *reasons}), names, bool(general or flat))
     return [*broken, *(one for one in (foreign, *senses, fewer) if one is not None)]
 
 

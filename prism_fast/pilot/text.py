@@ -19,9 +19,10 @@ _WORST = 12
 
 def pilot_text(found: Mapping[str, Any], out: str) -> str:
     """Agreement, warnings, proposals, cost, and where the rest is."""
+    once = ", once the warnings are dealt with" if found["concerns"] else ""
     return "\n".join([
         *_agreement(found), "", *_concerns(found), "", *_scales(found), "", *_cost(found), "",
-        "the synthesis:", "", f"    {found['command']}", "", _where(found, Path(out)),
+        f"the synthesis{once}:", "", f"    {found['command']}", "", _where(found, Path(out)),
     ])  # fmt: skip
 
 

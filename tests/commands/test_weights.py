@@ -66,6 +66,15 @@ def test_from_weights_to_a_student(place: Path) -> None:
     assert load_teacher("run/student").num_classes == 4
 
 
+def test_a_pilot_of_ones_own_network(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--teacher", f"{MODULE}:grey", "--weights", "weights", "--vocabulary", "weights/teacher.yaml"]
+    how = ["--pipeline", "./pipeline", "--batch", "4", "--sampler.steps", "2", "--pilot-images", "2", "--device", "cpu"]
+    assert main(["pilot", *own, *how, "--scales", "[0.2]", "--guided-images", "4", "--out", "pilot"]) == 0
+    text = capsys.readouterr().out
+    assert f"--teacher {MODULE}:grey@weights --vocabulary weights/teacher.yaml" in text and "thing 3" in text
+    assert {path.name for path in (place / "pilot").iterdir()} >= {"pilot.json", "pilot.html", "agreement.png"}
+
+
 def test_the_name_goes_wherever_a_teacher_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = prism_fast.compile("./pipeline", teacher=f"{MODULE}:grey@weights")
     assert len(pipe("a coat", num_inference_steps=2, seeds=[1], classes=[3]).images) == 1

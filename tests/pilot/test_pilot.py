@@ -186,7 +186,7 @@ def test_one_class_is_not_finite_and_one_has_no_prompts() -> None:
     assert [row["index"] for row in found["classes"]] == list(range(9))
     assert found["classes"][2]["tau"] is None and found["classes"][3]["tau"] is not None
     (fewer,) = [one for one in found["concerns"] if one["kind"] == "unusable"]
-    assert fewer["title"] == "8 of 10 classes are usable" and "boot (9): no prompts" in fewer["evidence"]
+    assert fewer["title"] == "8 of 10 classes are usable" and "no prompts: boot (9)" in fewer["evidence"]
     assert "no scale is proposed" in text and "No scale is proposed" in page  # the guided images are the unguided ones
 
 
