@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -41,6 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     if name in ("-h", "--help"):
         rows = "\n".join(f"  {name:<8}{summary}" for name, (summary, _) in _SUBCOMMANDS.items())
         print(f"usage: prism-fast teacher SUBCOMMAND [--help] ...\n\nsubcommands:\n{rows}")
+        sys.exit(0)  # as every command's --help
     elif name in _SUBCOMMANDS:
         _SUBCOMMANDS[name][1](arguments[1:])
     else:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prism_fast.config import canonical, resolve_dtype
+from prism_fast.config import canonical
 from prism_fast.metrics.predictions import predict
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.prompts import PromptConfig
@@ -46,12 +46,9 @@ SETTINGS = {
     ),
     "exact, gradient at the last 8 steps": replace(PUBLISHED, level="exact", guidance=LAST),
     "and CFG at the first 12": SHORT,
-    "and features reused once": replace(SHORT, level="fast", reuse_features=2),
-    "and features reused twice": replace(SHORT, level="fast", reuse_features=3),
+    "and reused features": replace(SHORT, level="fast", reuse_features=2),
     "tiny decoder instead": TINY,
-    "tiny decoder, features reused once": replace(TINY, reuse_features=2),
-    "tiny decoder, features reused twice": replace(TINY, reuse_features=3),
-    "tiny decoder, features reused once, bf16": replace(TINY, reuse_features=2, dtype="bfloat16"),
+    "tiny decoder and reused features": replace(TINY, reuse_features=2),
 }
 
 
@@ -74,18 +71,14 @@ def gains(plain: dict[str, Tensor], setting: dict[str, Tensor]) -> dict[str, flo
 def measure(
     pipe: Any, teacher: Teacher, judge: Teacher, config: SynthesisConfig, settings: dict[str, SamplerConfig]
 ) -> Iterator[dict[str, Any]]:
-    """One row a setting, the unguided one first; ``judge_kept`` is a setting's judge gain over the first setting's.
-
-    ``pipe`` is in fp32; a setting of another dtype gets the built-in pipeline in that.
-    """
+    """One row a setting, the unguided one first; ``judge_kept`` is a setting's judge gain over the first setting's."""
     plan, guidance = plan_of(pipe, config), GuidanceConfig()
     rows = [plan.row(index) for index in range(len(plan))]
     gate = pilot_gate(pipe, config, teacher, guidance.gate_quantile)
 
     def seen(name: str, sampler: SamplerConfig, thresholds: GateThresholds | None) -> dict[str, Tensor]:
         arm = replace(config, recipe=name, sampler=replace(sampler, compute_batch=config.sampler.compute_batch))
-        its = pipe if sampler.dtype == "float32" else load_pipeline(config.pipeline, dtype=resolve_dtype(sampler.dtype))
-        return agreements(teacher, judge, *sample_rows(its, arm, rows, teacher, thresholds))
+        return agreements(teacher, judge, *sample_rows(pipe, arm, rows, teacher, thresholds))
 
     plain = seen("unguided", replace(PUBLISHED, guidance=None), None)
     yield {"name": "unguided", **{f"{who}_agreement": round(float(x.mean()), 4) for who, x in plain.items()}}

@@ -17,7 +17,7 @@ def config_of(name: str) -> SynthesisConfig:
 
 
 def test_the_recipes_of_the_study_are_there() -> None:
-    assert recipe_names() == ["dpe", "eda", "oracle", "plain", "prism", "random-direction"]
+    assert recipe_names() == ["dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"]
 
 
 @pytest.mark.parametrize("name", recipe_names())

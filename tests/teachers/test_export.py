@@ -80,7 +80,13 @@ def test_the_traced_gradient_is_autograds_in_fp64(name: str, seed: int) -> None:
     assert float(relative(gradient, right.gradient).max()) <= (1e-7 if name.startswith("mobilenetv3") else 1e-9)
 
 
-@pytest.mark.parametrize("name", SMALL)
+EVERY_DAY = ("resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "densenet121")
+"""Of the small ones. The others are slow tests, and so is each network at full size."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in SMALL]
+)
 def test_onnx_runtime_gives_the_gradient_of_a_small_one_and_tensorrt_builds_it(name: str, seed: int) -> None:
     teacher = _teacher(name, seed, **SMALL[name])
     exported = export(teacher)
