@@ -69,8 +69,7 @@ def test_the_fused_gradient_sees_the_same() -> None:
     """What the fast levels use: it resizes and normalises three channels and calls the network itself."""
     raw, targets = 2 * torch.rand(3, 3, 20, 20) - 1, torch.tensor([0, 2, 4])
     subject = teacher(Network(), dtype=torch.float32)
-    options = {"low": -1.0, "high": 1.0, "free_weight": 1.0, "class_weight": 1.0, "temperature": 1.0}
-    fused = raw_gradient(subject, **options)
+    fused = raw_gradient(subject, low=-1.0, high=1.0, term=guidance_energy())
     assert isinstance(fused, FusedGradient)
     energy, gradient = fused(raw, targets)
     truth = subject.energy_and_grad((raw + 1) / 2, targets, guidance_energy())
