@@ -175,7 +175,8 @@ class Course:
     def _work(self, config: SamplerConfig) -> tuple[list[int], list[int]]:
         """Floating point operations of one call of each phase for one image, and its uses; the same at every level."""
         level: Any = "exact" if config.level == "reference" else config.level
-        single = replace(config, compute_batch=1, compile="off", level=level)
+        eager = None if config.guidance is None else replace(config.guidance, backend="eager")  # what can be counted
+        single = replace(config, compute_batch=1, compile="off", level=level, guidance=eager)
         if single not in self._counted:
             with torch.no_grad():
                 parts = phases(FastSampler(self._pipe, single, self._teacher), self._rows(0, 1).prompts)

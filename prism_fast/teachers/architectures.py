@@ -26,7 +26,7 @@ def random_teacher(name: str, device: str | torch.device = "cpu", dtype: torch.d
     import timm
 
     if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}: random weights are for names of timm's, as resnet50")
+        raise UserError(f"timm has no model {name!r}: give random:NAME with one that it has, as random:resnet50")
     model = timm.create_model(name, pretrained=False)
     settings = model.pretrained_cfg
     return EagerTeacher(

@@ -49,6 +49,8 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        # its threads would go on spinning after a call and keep the cores from torch's
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         own: dict[str, str] = {}
         if device.type == "cuda":  # in torch's order, without a wait in between
             index = device.index or 0

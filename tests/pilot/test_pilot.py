@@ -70,7 +70,8 @@ def test_everything_is_written_and_told(world: World, tmp_path: Path, capsys: py
     for name in (MATRIX, SAMPLES):
         assert min(Image.open(io.BytesIO((out / name).read_bytes())).size) > 100
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert main(call) == 0
+    with one_thread():
+        assert main(call) == 0
     assert "holds this pilot already" in capsys.readouterr().out
     assert main([*call, "--seed", "4"]) == EXIT_ERROR
     assert "give another --out" in capsys.readouterr().err

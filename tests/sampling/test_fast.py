@@ -336,7 +336,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": GuidanceConfig(decoder="tiny")}, "guidance.decoder: an approximation, set level: fast"),
     ({"guidance": GuidanceConfig(at="latent")}, "level: reference alone"),
     ({"guidance": GuidanceConfig(repeats=2), "level": "fast"}, "level: reference alone"),
-    ({"guidance": GuidanceConfig(backend="onnx"), "level": "reference"}, "onnx exists above level: reference alone"),
+    (
+        {"guidance": GuidanceConfig(backend="onnx"), "level": "reference"},
+        "onnx exists above level: reference, whose teacher",
+    ),
     ({"cfg_start": 0.5, "cfg_stop": 0.5}, "cfg_start .* must be below cfg_stop"),
     ({"reuse_features": 0}, "reuse_features must be a whole number"),
 ]
