@@ -96,8 +96,11 @@ class Switches:
 
 
 def _where(mask: Tensor, g: Tensor) -> Tensor:
-    """g where its element's kink lets it through."""
-    return torch.where(Switches.switch(mask), g, 0.0)
+    """g where its element's kink lets it through: as a product, which runtimes vectorise and fuse better than a choice.
+
+    A cotangent that is not finite stays so behind a closed kink: the image is then dropped, as it is anyway.
+    """
+    return g * Switches.switch(mask).to(g.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
