@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from importlib import metadata
+from weakref import WeakKeyDictionary
 
 from prism_fast.errors import UserError
 from prism_fast.registry import unknown
@@ -27,13 +28,24 @@ def why_not(teacher: EagerTeacher, name: str) -> str | None:
     if name in ("eager", "compiled"):
         return None
     reason = onnx.why_unusable(teacher.device) if name == "onnx" else tensorrt.why_unusable(teacher.device)
-    if reason is not None:
-        return reason
-    try:  # seconds, against minutes of sampling with a teacher that turns out not to be exportable
-        trace(copy.deepcopy(teacher.model).cpu().float(), teacher.input_size)
-    except UserError as error:
-        return str(error)
-    return None
+    return _why_not_exportable(teacher) if reason is None else reason
+
+
+_ASKED: WeakKeyDictionary[EagerTeacher, str | None] = WeakKeyDictionary()
+
+
+def _why_not_exportable(teacher: EagerTeacher) -> str | None:
+    """Found by tracing: seconds, against minutes of sampling with a teacher that turns out not to be exportable.
+
+    Once for each teacher: a run asks when it resolves ``auto``, and each of its samplers again.
+    """
+    if teacher not in _ASKED:
+        try:
+            trace(copy.deepcopy(teacher.model).cpu().float(), teacher.input_size)
+            _ASKED[teacher] = None
+        except UserError as error:
+            _ASKED[teacher] = str(error)
+    return _ASKED[teacher]
 
 
 def choose(teacher: EagerTeacher, name: str = "auto") -> str:
