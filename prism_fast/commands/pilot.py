@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prism_fast.commands.batch import BATCH, add_batch
 from prism_fast.commands.weights import WEIGHTS, add_weights
-from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Option
 from prism_fast.recipes.fields import build
 
@@ -24,17 +24,13 @@ def run(arguments: Sequence[str]) -> None:
         recipe="prism",
         options=[
             Option(name="--out", description="folder for figures, page and pictures", default="runs/pilot"),
-            Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
+            BATCH,
             WEIGHTS,
         ],
     )
     parsed = line.parse(arguments)
     add_weights(parsed)
-    batch = parsed.options["batch"]
-    if batch is not None:
-        if "sampler.compute_batch" in parsed.given:
-            raise UserError("--batch and --sampler.compute_batch are the same setting: give one of them")
-        parsed.fields["sampler"]["compute_batch"] = batch
+    add_batch(parsed)
     config = build(PilotConfig, parsed.fields)
     from prism_fast.pilot.run import pilot
     from prism_fast.pilot.text import pilot_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from prism_fast.commands.batch import BATCH, add_batch
 from prism_fast.commands.weights import WEIGHTS, add_weights
 from prism_fast.errors import UserError
 from prism_fast.recipes import load_recipe
@@ -26,17 +27,14 @@ def run(arguments: Sequence[str]) -> None:
         recipe="prism",
         options=[
             Option(name="--out", description="folder to write to; the same command continues an interrupted run"),
-            Option(name="--batch", description="short for --sampler.compute_batch", kind=int, metavar="B"),
+            BATCH,
             WEIGHTS,
         ],
     )
     parsed = line.parse(_levels_spelt_out(arguments))
     add_weights(parsed)
-    out, batch = parsed.options["out"], parsed.options["batch"]
-    if batch is not None:
-        if "sampler.compute_batch" in parsed.given:
-            raise UserError("--batch and --sampler.compute_batch are the same setting: give one of them")
-        parsed.fields["sampler"]["compute_batch"] = batch
+    add_batch(parsed)
+    out = parsed.options["out"]
     if out is None:
         raise UserError("synthesize needs --out DIR, the folder for the shards")
     config = build(SynthesisConfig, parsed.fields)
