@@ -93,7 +93,7 @@ class BatchNormStatistics:
 
     def value(self, outputs: Outputs, targets: Tensor) -> Tensor:  # noqa: ARG002  the protocol's signature
         layers = [self._compare(outputs.taps[name], running)[0].distance for name, running in self.running.items()]
-        return torch.stack(layers).mean(0).expand(len(outputs.logits))  # from one row, where coupled
+        return torch.stack(layers).mean(0).expand(outputs.logits.shape[0])  # from one row, where coupled
 
     def value_and_cotangents(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Outputs]:  # noqa: ARG002
         layers = []
@@ -107,7 +107,7 @@ class BatchNormStatistics:
             cotangents[name] = share * along / layer.unit.square()
             layers.append(layer.distance)
         logits = torch.zeros_like(wide(outputs.logits.detach()))
-        value = torch.stack(layers).mean(0).expand(len(logits))
+        value = torch.stack(layers).mean(0).expand(logits.shape[0])
         return value, Outputs(logits=logits, taps=cotangents)
 
     def _compare(self, tap: Tensor, running: RunningStatistics) -> tuple[_Compared, Tensor]:

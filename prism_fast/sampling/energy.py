@@ -13,6 +13,7 @@ from prism_fast.energy.student import StudentDivergence
 from prism_fast.energy.terms import CrossEntropy, EnergyTerm, Entropy, FreeEnergy, Network, WeightedSum
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.ensemble import EnsembleTeacher
@@ -103,6 +104,7 @@ def _batch_norm(teacher: Teacher) -> BatchNormStatistics:
 
 
 def _tapping(teacher: Teacher, option: str) -> EagerTeacher:
+    teacher = teacher.eager if isinstance(teacher, BackendTeacher) else teacher
     if not isinstance(teacher, EagerTeacher):
         raise UserError(f"{option} needs a teacher whose features can be read: a {type(teacher).__name__} has none")
     return teacher

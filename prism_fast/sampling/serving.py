@@ -9,12 +9,12 @@ from prism_fast.energy.ensemble import EnsembleEnergy
 from prism_fast.energy.terms import EnergyTerm
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig, TeacherBackend
+from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.choice import choose, make_backend
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.ensemble import EnsembleTeacher
-from prism_fast.teachers.export import graph_inputs
 
 
 def resolve_backend(guidance: GuidanceConfig, teacher: Teacher) -> GuidanceConfig:
@@ -79,7 +79,7 @@ def check_term(teacher: Teacher | None, term: EnergyTerm | None) -> None:
         UserError: it has not; the message names the term.
     """
     if isinstance(teacher, BackendTeacher) and term is not None:
-        graph_inputs(term)
+        asked_of(term)
     if isinstance(teacher, EnsembleTeacher) and isinstance(term, EnsembleEnergy):
         for member, own in zip(teacher.members, term.terms, strict=True):
             check_term(member, own)

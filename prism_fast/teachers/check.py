@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from prism_fast.config import resolve_dtype
-from prism_fast.energy.terms import EnergyTerm, guidance_energy
+from prism_fast.energy.student import StudentDivergence
+from prism_fast.energy.terms import EnergyTerm, WeightedSum, guidance_energy
 from prism_fast.errors import UserError
+from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.decompositions import Switches
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.export import Exported, graph_inputs
-from prism_fast.teachers.joint import JointEnergy, trace
+from prism_fast.teachers.export import Exported
+from prism_fast.teachers.joint import joint_modules
 from prism_fast.teachers.onnx import OnnxRunner
-from prism_fast.teachers.preprocess import Preprocess
 
 MEDIAN, COSINE = 1e-5, 0.999
 """What a fp32 back-end must reach: the median relative error of the gradients, and every image's cosine.
@@ -98,6 +99,17 @@ def wide(teacher: EagerTeacher) -> EagerTeacher:
     return _like(teacher, torch.float64, "cpu")
 
 
+def wide_term(term: EnergyTerm) -> EnergyTerm:
+    """The term with its student in fp64."""
+    if isinstance(term, WeightedSum):
+        return replace(term, terms=tuple(wide_term(part) for part in term.terms))
+    if isinstance(term, StudentDivergence) and isinstance(term.network, EagerTeacher):
+        student = wide(term.network)
+        student.fingerprint = term.fingerprint  # of the snapshot, whatever it is computed in
+        return replace(term, network=student)
+    return term
+
+
 def _like(teacher: EagerTeacher, dtype: torch.dtype, device: str | torch.device) -> EagerTeacher:
     return EagerTeacher(
         copy.deepcopy(teacher.model),
@@ -131,12 +143,16 @@ def truth(
     dtype: str = "float32",
     seed: int = 0,
     batch: int = 8,
+    term: EnergyTerm | None = None,
 ) -> Truth:
-    """What fp64 says of ``count`` images, and how far a back-end that computes in ``dtype`` may be from it."""
+    """What fp64 says of ``count`` images, and how far a back-end that computes in ``dtype`` may be from it.
+
+    ``term`` is the energy; None: the one that guides by default.
+    """
     images = sample_images(count, size or teacher.input_size, seed)
     targets = torch.randint(teacher.num_classes, (count,), generator=torch.Generator().manual_seed(seed + 1))
-    term = guidance_energy()
-    energy, gradient = in_batches(wide(teacher).energy_and_grad, images.double(), targets, term, batch)
+    term = term or guidance_energy()
+    energy, gradient = in_batches(wide(teacher).energy_and_grad, images.double(), targets, wide_term(term), batch)
     bounds = {}
     if dtype != "float32":
         eager = in_batches(_like(teacher, resolve_dtype(dtype), "cpu").energy_and_grad, images, targets, term, batch)
@@ -202,10 +218,8 @@ def judge(
 
 def switched_gradient(teacher: EagerTeacher, size: tuple[int, int], term: EnergyTerm) -> Callable[..., Tensor]:
     """Gradients fp64 [N, 3, H, W] computed in fp32, but with each kink on the side where fp64 finds it."""
-    forward = trace(copy.deepcopy(teacher.model).cpu().float(), teacher.input_size)
-    preprocess = Preprocess(teacher.input_size, teacher.mean, teacher.std, teacher.interpolation)
-    narrow, exact = (JointEnergy(forward, preprocess, size, dtype) for dtype in (torch.float32, torch.float64))
-    temperature, weights = graph_inputs(term)
+    asked = asked_of(term)
+    narrow, exact = joint_modules(teacher, size, (torch.float32, torch.float64), asked.further)
 
     @torch.no_grad()
     def gradients(images: Tensor, targets: Tensor) -> Tensor:
@@ -214,9 +228,9 @@ def switched_gradient(teacher: EagerTeacher, size: tuple[int, int], term: Energy
             switches = Switches()
             for module, at in ((exact, switches.noted), (narrow, switches.imposed)):
                 x = image.to(module.wide)
-                inputs = torch.nn.functional.one_hot(target, teacher.num_classes).to(x), x.new_tensor(temperature)
+                inputs = torch.nn.functional.one_hot(target, teacher.num_classes).to(x), x.new_tensor(asked.temperature)
                 with at():
-                    _, gradient, _ = module(x, *inputs, x.new_tensor(weights))
+                    _, gradient, _ = module(x, *inputs, x.new_tensor(asked.weights))
             found.append(gradient.double())
         return torch.cat(found)
 
@@ -249,7 +263,7 @@ def self_check(exported: Exported, teacher: EagerTeacher, count: int = 8) -> Ver
     """
     right = truth(teacher, count, size=exported.size, dtype=exported.dtype)
     runner = OnnxRunner(exported, torch.device("cpu"))
-    made = BackendTeacher(teacher, "onnx", lambda _: runner, capturable=False)
+    made = BackendTeacher(teacher, "onnx", lambda *_: runner, capturable=False)
     energy, gradient = in_batches(made.energy_and_grad, right.images, right.targets, right.term, count)
     switched = switched_gradient(teacher, exported.size, right.term) if exported.dtype == "float32" else None
     verdict = judge("onnx", energy, gradient, right, switched)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from importlib import metadata
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.engines import EngineCache
-from prism_fast.teachers.joint import trace
+from prism_fast.teachers.traced import trace
 
 _log = logging.getLogger(__name__)
 
@@ -100,12 +101,10 @@ def make_backend(
     """
     chosen = choose(teacher, name)
     if chosen == "onnx":
-        return BackendTeacher(teacher, chosen, lambda size: onnx.make_runner(teacher, size), capturable=False)
+        return BackendTeacher(teacher, chosen, partial(onnx.make_runner, teacher), capturable=False)
     if chosen == "compiled":
-        return BackendTeacher(teacher, chosen, lambda size: compiled.make_runner(teacher, size), capturable=True)
+        return BackendTeacher(teacher, chosen, partial(compiled.make_runner, teacher), capturable=True)
     if chosen == "tensorrt":
-        engines = cache or EngineCache()
-        return BackendTeacher(
-            teacher, chosen, lambda size: tensorrt.make_runner(teacher, size, batch, engines), capturable=True
-        )
+        make = partial(tensorrt.make_runner, teacher, batch=batch, cache_=cache or EngineCache())
+        return BackendTeacher(teacher, chosen, make, capturable=True)
     return teacher

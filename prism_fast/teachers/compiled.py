@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from prism_fast.teachers.asked import Further
 from prism_fast.teachers.backend import Runner
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.joint import cotangent_scale, logit_terms
+from prism_fast.teachers.export import example
+from prism_fast.teachers.joint import cotangent_scale, joint_module, logit_terms, preprocess_of
 from prism_fast.teachers.preprocess import Preprocess
 
 
@@ -20,15 +22,28 @@ def joint_function(model: Any, preprocess: Preprocess, dtype: torch.dtype) -> Ru
         logits, pull, *_ = torch.func.vjp(lambda x: model(preprocess(x).to(dtype)), images)
         logits = logits.float()
         energy, cotangent = logit_terms(logits, targets, temperature, weights)
-        scale = cotangent_scale(cotangent) if dtype == torch.float16 else None
+        scale = cotangent_scale([cotangent]) if dtype == torch.float16 else None
         (gradient,) = pull((cotangent if scale is None else cotangent * scale[:, None]).to(dtype))
         return energy, gradient if scale is None else gradient / scale[:, None, None, None], logits
 
     return run
 
 
-def make_runner(teacher: EagerTeacher, size: tuple[int, int]) -> Runner:  # noqa: ARG001  a compilation finds the size
-    """Compiles at the first call, and again for every other batch size."""
-    preprocess = Preprocess(teacher.input_size, teacher.mean, teacher.std, teacher.interpolation).to(teacher.device)
-    compiled: Runner = torch.compile(joint_function(teacher.model, preprocess, teacher.dtype), dynamic=False)
-    return compiled
+def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further) -> Runner:
+    """Compiles at the first call, and again for every other batch size.
+
+    Terms on the inside of the network, or of two networks, are compiled from the graph that is exported: a compiler
+    does not see through hooks.
+
+    Raises:
+        UserError: that graph cannot be made.
+    """
+    if not further.kinds:
+        preprocess = preprocess_of(teacher).to(teacher.device)
+        return cast("Runner", torch.compile(joint_function(teacher.model, preprocess, teacher.dtype), dynamic=False))
+    rows = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
+    module = joint_module(teacher, size, teacher.dtype, further)
+    program = torch.export.export(
+        module, example(teacher, size, further), dynamic_shapes=(rows, rows, None, None), strict=False
+    )
+    return cast("Runner", torch.compile(program.module().to(teacher.device), dynamic=False))

@@ -16,7 +16,7 @@ from prism_fast.teachers.base import Energy
 from prism_fast.teachers.preprocess import Preprocess
 from prism_fast.teachers.taps import batch_norm_inputs, running_statistics
 
-_TAP_HEADROOM = 2.0**8
+TAP_HEADROOM = 2.0**8
 """The cotangents of whole feature maps are far smaller than the largest one of the logits: in fp16 all are raised by
 this, so that they do not vanish beside it. What then overflows is not finite, hence skipped and counted."""
 
@@ -139,7 +139,7 @@ def common_scale(cotangents: Sequence[Tensor]) -> Tensor:
     """[B]: one power of two for all cotangents [B, ...] of an image, of which the first are those of the logits."""
     largest = torch.stack([each.flatten(1).abs().amax(1) for each in cotangents], 1)
     scale = power_of_two(largest)
-    return scale * _TAP_HEADROOM if len(cotangents) > 1 else scale
+    return scale * TAP_HEADROOM if len(cotangents) > 1 else scale
 
 
 def _scaled(cotangent: Tensor, scale: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ class EngineKey:
         capability: compute capability.
         device: the GPU's name; tuning is for one.
         batch: that it is tuned for.
+        further: what the graph has beyond the terms on logits.
     """
 
     teacher: str
@@ -41,6 +42,7 @@ class EngineKey:
     capability: tuple[int, int]
     device: str
     batch: int
+    further: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -3,7 +3,8 @@
     inputs   images [B, 3, H, W] in [0, 1], targets one-hot [B, K], temperature [], weights [4]
     outputs  energy [B], grad [B, 3, H, W], logits [B, K]; all fp32
 
-B is free. ``weights`` weigh the terms of :data:`prism_fast.teachers.joint.TERMS`. Resize and normalisation are inside.
+B is free. ``weights`` weigh the terms of :data:`prism_fast.teachers.asked.TERMS`, and behind them those further terms
+that the graph was exported with: [5] or [6]. Resize and normalisation are inside.
 Forward and backward share their weights, so the file is as large as the network. The operators are those that ONNX
 Runtime and TensorRT's parser take: no scatter, no transposed convolution, no index of a maximum.
 """
@@ -11,7 +12,6 @@ Runtime and TensorRT's parser take: no scatter, no transposed convolution, no in
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -25,20 +25,15 @@ import torch
 from torch import Tensor
 
 from prism_fast.config import check_new_file, replacing, resolve_dtype
-from prism_fast.energy.terms import CrossEntropy, EnergyTerm, Entropy, FreeEnergy, JointEnergy, WeightedSum
-from prism_fast.errors import UserError
+from prism_fast.teachers.asked import NOTHING, TERMS, Further
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.joint import TERMS, trace
-from prism_fast.teachers.joint import JointEnergy as JointModule
-from prism_fast.teachers.preprocess import Preprocess
+from prism_fast.teachers.joint import joint_module
 
 INPUTS = ("images", "targets", "temperature", "weights")
 OUTPUTS = ("energy", "grad", "logits")
 METADATA = "prism_fast"
 OPSET = 20
 """The newest that TensorRT for RTX 1.7 and ONNX Runtime 1.20 both read."""
-
-_KINDS: dict[type, str] = {FreeEnergy: "free", JointEnergy: "joint", CrossEntropy: "cross_entropy", Entropy: "entropy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,59 +53,27 @@ class Exported:
     fingerprint: str
 
 
-def graph_inputs(term: EnergyTerm) -> tuple[float, tuple[float, ...]]:
-    """Temperature and weights with which an exported graph computes ``term``.
-
-    Raises:
-        UserError: the graph does not have it.
-    """
-    parts = [(1.0, term)] if not isinstance(term, WeightedSum) else list(zip(term.weights, term.terms, strict=True))
-    weights = dict.fromkeys(TERMS, 0.0)
-    temperatures = set()
-    for weight, part in parts:
-        kind = _KINDS.get(type(part))
-        if kind is None:
-            raise UserError(
-                f"{type(part).__name__} is not among the terms of an exported teacher ({', '.join(TERMS)}): "
-                "take the eager back-end"
-            )
-        weights[kind] += weight
-        if isinstance(part, FreeEnergy) and weight:
-            temperatures.add(part.temperature)
-    if len(temperatures) > 1:
-        raise UserError(f"an exported teacher has one temperature, not {sorted(temperatures)}: take the eager back-end")
-    return (temperatures or {1.0}).pop(), tuple(weights.values())
-
-
-def joint_module(teacher: EagerTeacher, size: tuple[int, int], dtype: torch.dtype) -> JointModule:
-    """The teacher's energy and gradient as a module on the CPU. See :class:`prism_fast.teachers.joint.JointEnergy`.
-
-    Raises:
-        UserError: the network cannot be traced, or has an operator without a gradient rule.
-    """
-    model = copy.deepcopy(teacher.model).cpu().float()
-    preprocess = Preprocess(teacher.input_size, teacher.mean, teacher.std, teacher.interpolation)
-    return JointModule(trace(model, teacher.input_size), preprocess, size, dtype).eval()
-
-
-def export(teacher: EagerTeacher, size: tuple[int, int] | None = None, dtype: str = "float32") -> Exported:
+def export(
+    teacher: EagerTeacher, size: tuple[int, int] | None = None, dtype: str = "float32", further: Further = NOTHING
+) -> Exported:
     """The teacher as an ONNX model, not yet checked: :func:`write` and the back-ends do that.
 
     Args:
         teacher: any classifier whose operators have rules.
         size: (height, width) of the images; None: what the network takes, so that nothing is resized.
         dtype: of the network inside: ``float32``, ``bfloat16`` or ``float16``.
+        further: terms beyond those on logits.
 
     Raises:
         UserError: it cannot be exported; the message names the operator.
     """
     size = size or teacher.input_size
-    module = joint_module(teacher, size, resolve_dtype(dtype))
+    module = joint_module(teacher, size, resolve_dtype(dtype), further)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     rows = {0: batch}
     with torch.no_grad(), _quiet():
         program = torch.export.export(
-            module, _example(teacher, size), dynamic_shapes=(rows, rows, None, None), strict=False
+            module, example(teacher, size, further), dynamic_shapes=(rows, rows, None, None), strict=False
         )
         made = torch.onnx.export(
             program,
@@ -124,7 +87,7 @@ def export(teacher: EagerTeacher, size: tuple[int, int] | None = None, dtype: st
     assert made is not None  # noqa: S101  for the type checker: the dynamo exporter returns a program
     proto = made.model_proto
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(_metadata(teacher, size, dtype))
+    entry.key, entry.value = METADATA, json.dumps(_metadata(teacher, size, dtype, further))
     return Exported(model=proto.SerializeToString(), size=size, dtype=dtype, fingerprint=teacher.fingerprint)
 
 
@@ -139,20 +102,24 @@ def write(exported: Exported, path: Path) -> None:
         temporary.write_bytes(exported.model)
 
 
-def _metadata(teacher: EagerTeacher, size: tuple[int, int], dtype: str) -> dict[str, Any]:
+def _metadata(teacher: EagerTeacher, size: tuple[int, int], dtype: str, further: Further) -> dict[str, Any]:
     return {
         "teacher": teacher.fingerprint,
         "size": list(size),
         "input_size": list(teacher.input_size),
         "dtype": dtype,
-        "terms": list(TERMS),
+        "terms": [*TERMS, *further.kinds],
         "num_classes": teacher.num_classes,
         "label_names": list(teacher.label_names or ()),
     }
 
 
-def _example(teacher: EagerTeacher, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.zeros(2, 3, *size), torch.zeros(2, teacher.num_classes), torch.tensor(1.0), torch.zeros(len(TERMS))
+def example(
+    teacher: EagerTeacher, size: tuple[int, int], further: Further = NOTHING
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of the shapes that a graph takes."""
+    weights = torch.zeros(len(TERMS) + len(further.kinds))
+    return torch.zeros(2, 3, *size), torch.zeros(2, teacher.num_classes), torch.tensor(1.0), weights
 
 
 @contextlib.contextmanager

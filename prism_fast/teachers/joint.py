@@ -1,242 +1,21 @@
-"""A classifier's energy and its gradient as one module of plain operators: what exporters and compilers are given.
-
-The network is traced once, forward, into ATen operators (``torch.export``, batch dynamic). :class:`JointEnergy` runs
-that trace by the rules of :mod:`prism_fast.teachers.decompositions` and walks it back through their pullbacks. No
-autograd takes part, so the module can be exported, and it is as exact in fp64 as its rules.
-"""
+"""A classifier's energy and its gradient as one module of plain operators: what exporters and compilers are given."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from prism_fast.errors import UserError
-from prism_fast.teachers.decompositions import RULES, Pullback
+from prism_fast.energy.batch_norm import BatchNormStatistics
+from prism_fast.energy.student import StudentDivergence, student_tap
+from prism_fast.energy.terms import Outputs
+from prism_fast.teachers.asked import NOTHING, TERMS, Further
+from prism_fast.teachers.eager import TAP_HEADROOM, EagerTeacher
 from prism_fast.teachers.preprocess import Preprocess, resize_matrix
-
-TERMS = ("free", "joint", "cross_entropy", "entropy")
-"""Terms on logits, in the order of the graph's weights: −T·lse(f/T), −f_y, lse(f) − f_y, −Σ p log p."""
-
-_FOLDED = ("aten::_native_batch_norm_legit_no_training", "aten::batch_norm")
-_CURE = "take the eager or compiled back-end, or another teacher"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """A network as a list of ATen operators.
-
-    Attributes:
-        graph: inputs are the weights, then the images; one output, logits [B, K].
-        weights: tensors of the inputs that are weights, by the input's name; those that were folded are in fp64.
-        active: the nodes that depend on the images: those that need a rule.
-        size: (height, width) of the images.
-    """
-
-    graph: torch.fx.Graph
-    weights: Mapping[str, Tensor]
-    active: frozenset[torch.fx.Node]
-    size: tuple[int, int]
-
-
-def trace(model: torch.nn.Module, size: tuple[int, int]) -> Forward:
-    """The operators of ``model`` for images [B, 3, *size] with any B, its batch normalisations folded.
-
-    A batch normalisation right behind a convolution, and nowhere else, becomes part of it (Jacob et al. 2018, arXiv
-    1712.05877, sec. 3.2), in fp64.
-
-    Args:
-        model: in eval mode, on the CPU, in fp32; maps images to logits [B, K]. It is not changed.
-        size: (height, width).
-
-    Raises:
-        UserError: the network cannot be traced with a free batch size, or has an operator without a rule.
-    """
-    example = torch.zeros(2, 3, *size, dtype=next((p.dtype for p in model.parameters()), torch.float32))
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
-            program = program.run_decompositions({})
-    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{type(model).__name__} cannot be traced for export ({reason}): {_CURE}") from error
-    weights = _weights(program)
-    graph = program.graph_module.graph
-    _fold_batch_norm(graph, weights)
-    graph.eliminate_dead_code()
-    images = [node for node in graph.nodes if node.op == "placeholder" and node.name not in weights]
-    if len(images) != 1:
-        raise UserError(f"{type(model).__name__} takes {len(images)} inputs, expected images alone: {_CURE}")
-    active = _reached(graph, images[0])
-    for node in active:
-        _check_rule(node, type(model).__name__)
-    used = {node.name for node in graph.nodes if node.op == "placeholder" and (node.users or node in images)}
-    return Forward(
-        graph=graph,
-        weights={name: value for name, value in weights.items() if name in used},
-        active=active,
-        size=size,
-    )
-
-
-def _weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    found = {name: program.state_dict[target] for name, target in names.items() if target in program.state_dict}
-    others = {**names, **signature.inputs_to_lifted_tensor_constants}
-    found |= {name: program.constants[target] for name, target in others.items() if name not in found}
-    return {name: value.detach() for name, value in found.items()}
-
-
-def operator_name(node: torch.fx.Node) -> str:
-    """``aten::conv2d`` and its like, without the overload."""
-    schema = getattr(node.target, "_schema", None)
-    return schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
-
-
-def _reached(graph: torch.fx.Graph, images: torch.fx.Node) -> frozenset[torch.fx.Node]:
-    active = {images}
-    for node in graph.nodes:
-        if node.op == "call_function" and not _is_size(node) and any(arg in active for arg in node.all_input_nodes):
-            active.add(node)
-    return frozenset(active - {images}) | {images}
-
-
-def _is_size(node: torch.fx.Node) -> bool:
-    """A number, such as the batch's size, and what is computed from it."""
-    return isinstance(node.meta.get("val"), int | float | torch.SymInt | torch.SymFloat)
-
-
-def _check_rule(node: torch.fx.Node, model: str) -> None:
-    if node.op != "call_function" or node.target is operator.getitem or operator_name(node) in RULES:
-        return
-    raise UserError(f"{model} uses {operator_name(node)}, which has no gradient rule for export: {_CURE}")
-
-
-def _fold_batch_norm(graph: torch.fx.Graph, weights: dict[str, Tensor]) -> None:
-    for node in list(graph.nodes):
-        if node.op != "call_function" or operator_name(node) not in _FOLDED:
-            continue
-        source, scale, shift, mean, var, *rest = node.args
-        eps = rest[-1] if operator_name(node) == _FOLDED[0] else rest[2]
-        if operator_name(source) != "aten::conv2d" or len(source.users) != 1 or shift is None:
-            continue
-        kernel, bias = source.args[1], source.args[2] if len(source.args) > 2 else None
-        if any(len(value.users) != 1 for value in (kernel, shift)):  # shared with another layer
-            continue
-        slope = torch.rsqrt(weights[var.name].double() + eps)
-        slope = slope if scale is None else slope * weights[scale.name].double()
-        start = 0.0 if bias is None else weights[bias.name].double()
-        folded = (start - weights[mean.name].double()) * slope + weights[shift.name].double()
-        weights[kernel.name] = weights[kernel.name].double() * slope.view(-1, 1, 1, 1)
-        weights[shift.name] = folded
-        source.args = (source.args[0], kernel, shift, *source.args[3:])
-        results = [user for user in node.users if user.target is operator.getitem] or [node]
-        for result in results:
-            result.replace_all_uses_with(source)
-            graph.erase_node(result)
-        if results != [node]:
-            graph.erase_node(node)
-
-
-class Network(torch.nn.Module):
-    """A :class:`Forward` that can be run and pulled back; its weights are buffers, in ``dtype``."""
-
-    def __init__(self, forward: Forward, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self._forward = forward
-        self._buffer_of: dict[str, str] = {}
-        for name, value in forward.weights.items():
-            self._buffer_of[name] = f"w_{name.removeprefix('p_').removeprefix('b_')}"
-            self.register_buffer(self._buffer_of[name], value.to(dtype) if value.is_floating_point() else value)
-
-    def pulled(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Logits [B, K], and a function from their cotangent to the images'."""
-        run = _Run(self._forward, {name: self.get_buffer(own) for name, own in self._buffer_of.items()}, images)
-        return run.logits, run.pull_back
-
-
-def _part(node: torch.fx.Node) -> tuple[torch.fx.Node, int]:
-    """What a ``getitem`` takes, and from what."""
-    whole, index = node.args
-    if not isinstance(whole, torch.fx.Node) or not isinstance(index, int):
-        raise TypeError(f"{node.format_node()} is no part of a result")
-    return whole, index
-
-
-class _Run:
-    """One pass forward, and what is needed to go back."""
-
-    def __init__(self, forward: Forward, weights: Mapping[str, Tensor], images: Tensor) -> None:
-        self._active = forward.active
-        self._values: dict[torch.fx.Node, Any] = {}
-        self._tape: list[tuple[torch.fx.Node, Pullback]] = []
-        self._parts: dict[torch.fx.Node, Sequence[Pullback]] = {}
-        for node in forward.graph.nodes:
-            if node.op == "output":
-                (self._result,) = node.args[0]
-            elif node.op == "placeholder":
-                self._values[node] = weights.get(node.name, images)
-                if node.name not in weights:
-                    self._source = node
-            elif node in self._active:
-                self._differentiably(node)
-            else:
-                self._values[node] = node.target(*self._value(node.args), **self._value(node.kwargs))
-        self.logits: Tensor = self._values[self._result]
-
-    def _value(self, argument: Any) -> Any:
-        return torch.fx.node.map_arg(argument, self._values.__getitem__)
-
-    def _differentiably(self, node: torch.fx.Node) -> None:
-        if node.target is operator.getitem:
-            whole, index = _part(node)
-            if whole in self._parts:
-                self._values[node] = self._values[whole][index]
-                self._tape.append((node, self._parts[whole][index]))
-            else:  # the first of several results of an operator, the only one that is used
-                self._values[node] = self._values[whole]
-                self._tape.append((node, lambda g: (g,)))
-            return
-        self._values[node], pull = RULES[operator_name(node)](*self._value(node.args), **self._value(node.kwargs))
-        if isinstance(pull, tuple):
-            self._parts[node] = pull
-        else:
-            self._tape.append((node, pull))
-
-    def pull_back(self, cotangent: Tensor) -> Tensor:
-        """d⟨cotangent, logits⟩/d images."""
-        given = {self._result: cotangent}
-        for node, pull in reversed(self._tape):
-            if node not in given:
-                continue
-            for argument, share in zip(_sources(node), pull(given.pop(node)), strict=False):
-                if share is not None and argument in self._active:
-                    given[argument] = given[argument] + share if argument in given else share
-        return given[self._source]
-
-
-def _sources(node: torch.fx.Node) -> Iterator[Any]:
-    """The arguments that a pullback's cotangents belong to: through ``getitem`` those of the whole."""
-    if node.target is operator.getitem and isinstance(node.args[0], torch.fx.Node):
-        whole = node.args[0]
-        yield from (whole.args[0],) if _in_parts(whole) else (whole,)
-        return
-    for argument in node.args:
-        yield from (
-            argument
-            if isinstance(argument, list | tuple) and node.target is torch.ops.aten.cat.default
-            else (argument,)
-        )
-
-
-def _in_parts(node: torch.fx.Node) -> bool:
-    return operator_name(node) in ("aten::unbind", "aten::split", "aten::split_with_sizes", "aten::chunk")
+from prism_fast.teachers.traced import Forward, Network, trace
 
 
 def logit_terms(logits: Tensor, targets: Tensor, temperature: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +25,7 @@ def logit_terms(logits: Tensor, targets: Tensor, temperature: Tensor, weights: T
         logits: f [B, K], fp32 or fp64.
         targets: one-hot [B, K] in the logits' dtype.
         temperature: T > 0, shape [].
-        weights: [4].
+        weights: [4], in the order of ``TERMS``.
 
     Returns:
         energy [B] and d energy_i / d f_i [B, K].
@@ -268,21 +47,25 @@ def logit_terms(logits: Tensor, targets: Tensor, temperature: Tensor, weights: T
     return energy, cotangent - entropy * p * (log_p + spread[:, None])
 
 
-def cotangent_scale(cotangent: Tensor) -> Tensor:
-    """[B]: 2^k that brings the largest |element| of each row of [B, K] to [1, 2), in operators that ONNX has."""
-    largest = cotangent.abs().amax(-1).clamp(1e-30, 1e30)
-    return torch.exp2(-torch.floor(torch.log2(largest)))
+def cotangent_scale(cotangents: Sequence[Tensor]) -> Tensor:
+    """[B]: one power of two for all cotangents [B, ...] of an image, in operators that ONNX has.
+
+    It brings the largest |element| to [1, 2), or to 256 times that where there are others than those of logits: as
+    :func:`prism_fast.teachers.eager.common_scale`.
+    """
+    largest = torch.stack([each.flatten(1).abs().amax(-1) for each in cotangents]).amax(0).clamp(1e-30, 1e30)
+    scale = torch.exp2(-torch.floor(torch.log2(largest)))
+    return scale * TAP_HEADROOM if len(cotangents) > 1 else scale
 
 
-class JointEnergy(torch.nn.Module):
-    """(images, targets, temperature, weights) → (energy, gradient, logits), without autograd.
+class Eye(torch.nn.Module):
+    """A network with what makes its input of images: resize and normalisation, as matrix products.
 
     Args:
-        forward: the classifier.
+        forward: the network.
         preprocess: images in [0, 1] to its input.
         source: (height, width) of the images that come in; another size than the network's is resized.
-        body: dtype of the network; everything around it is at least fp32. In fp16 each image's cotangent is scaled by
-            a power of two, and the gradient back.
+        body: dtype of the network; everything around it is at least fp32.
     """
 
     image_mean: Tensor
@@ -290,11 +73,9 @@ class JointEnergy(torch.nn.Module):
     resize_rows: Tensor
     resize_columns: Tensor
 
-    def __init__(
-        self, forward: Forward, preprocess: Preprocess, source: tuple[int, int], body: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, forward: Forward, preprocess: Preprocess, source: tuple[int, int], body: torch.dtype) -> None:
         super().__init__()
-        self.network, self.body, self.source = Network(forward, body), body, source
+        self.network, self.body = Network(forward, body), body
         self.wide = torch.promote_types(body, torch.float32)
         self.resized = source != preprocess.input_size
         self.register_buffer("image_mean", preprocess.mean.to(self.wide))
@@ -306,6 +87,37 @@ class JointEnergy(torch.nn.Module):
                 matrix = resize_matrix(size, target, preprocess.interpolation)
                 self.register_buffer(name, matrix.to(self.wide))
 
+    def seen(self, images: Tensor) -> tuple[Outputs, Callable[[Outputs], Tensor]]:
+        """Logits and taps of images [B, 3, *source] in [0, 1], and a function from their cotangents to the images'."""
+        x = self.resize_rows @ images @ self.resize_columns.T if self.resized else images
+        x = (x - self.image_mean) / self.image_std
+        outputs, pull = self.network.pulled(x.to(self.body))
+
+        def back(cotangents: Outputs) -> Tensor:
+            taps = {name: each.to(self.body) for name, each in cotangents.taps.items()}
+            gradient = pull(Outputs(logits=cotangents.logits.to(self.body), taps=taps)).to(self.wide) / self.image_std
+            return self.resize_rows.T @ gradient @ self.resize_columns if self.resized else gradient
+
+        return Outputs(logits=outputs.logits.to(self.wide), taps=outputs.taps), back
+
+
+class JointEnergy(torch.nn.Module):
+    """(images, targets, temperature, weights) → (energy, gradient, logits), without autograd.
+
+    In fp16 each image's cotangents are scaled by a power of two, and the gradient back.
+
+    Args:
+        teacher: the classifier; its taps are those that ``statistics`` reads.
+        student: another one, in −KL(teacher ‖ student).
+        statistics: of the teacher's batch-norm layers.
+    """
+
+    def __init__(self, teacher: Eye, student: Eye | None = None, statistics: BatchNormStatistics | None = None) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+        self.body, self.wide = teacher.body, teacher.wide
+        self._statistics = None if statistics is None else _in(statistics, self.wide)
+
     def forward(
         self, images: Tensor, targets: Tensor, temperature: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,19 +126,97 @@ class JointEnergy(torch.nn.Module):
             images: [B, 3, *source] in [0, 1].
             targets: one-hot [B, K].
             temperature: T, shape [].
-            weights: [4], of :data:`TERMS`.
+            weights: of :data:`prism_fast.teachers.asked.TERMS`, then of statistics and student where they are there.
 
         Returns:
             energy [B], d energy_i / d image_i [B, 3, *source], logits [B, K], all at least fp32.
         """
-        x = self.resize_rows @ images @ self.resize_columns.T if self.resized else images
-        x = (x - self.image_mean) / self.image_std
-        logits, pull = self.network.pulled(x.to(self.body))
-        logits = logits.to(self.wide)
-        energy, cotangent = logit_terms(logits, targets, temperature, weights)
-        scale = cotangent_scale(cotangent) if self.body == torch.float16 else None  # which flushes small ones to zero
-        cotangent = cotangent if scale is None else cotangent * scale[:, None]
-        gradient = pull(cotangent.to(self.body)).to(self.wide) / self.image_std
-        if self.resized:
-            gradient = self.resize_rows.T @ gradient @ self.resize_columns
-        return energy, gradient if scale is None else gradient / scale[:, None, None, None], logits
+        said, back = self.teacher.seen(images)
+        energy, cotangent = logit_terms(said.logits, targets, temperature, weights[: len(TERMS)])
+        further = list(weights[len(TERMS) :].unbind())
+        taps: dict[str, Tensor] = {}
+        if self._statistics is not None:
+            weight = further.pop(0)
+            part, along = self._statistics.value_and_cotangents(said, targets)
+            energy = energy + weight * part
+            taps = {name: weight * tap for name, tap in along.taps.items()}
+        if self.student is None:
+            (gradient,) = _pulled([(back, Outputs(logits=cotangent, taps=taps))], self.body)
+            return energy, gradient, said.logits
+        weight = further.pop(0)
+        learned, student_back = self.student.seen(images)
+        both = Outputs(logits=said.logits, taps={student_tap(""): learned.logits})
+        part, along = StudentDivergence(fingerprint="").value_and_cotangents(both, targets)
+        cotangent = cotangent + weight * along.logits
+        of_student = Outputs(logits=weight * along.taps[student_tap("")])
+        own, others = _pulled([(back, Outputs(logits=cotangent, taps=taps)), (student_back, of_student)], self.body)
+        return energy + weight * part, own + others, said.logits
+
+
+def _pulled(pairs: Sequence[tuple[Callable[[Outputs], Tensor], Outputs]], body: torch.dtype) -> list[Tensor]:
+    """What each pullback makes of its cotangents, with one scale for all of them where the body is fp16."""
+    if body != torch.float16:
+        return [back(cotangents) for back, cotangents in pairs]
+    scale = cotangent_scale([each for _, along in pairs for each in (along.logits, *along.taps.values())])
+    return [back(scaled(cotangents, scale)) / scale[:, None, None, None] for back, cotangents in pairs]
+
+
+def scaled(cotangents: Outputs, scale: Tensor) -> Outputs:
+    """Each row times ``scale`` [B]."""
+    taps = {name: tap * scale[:, None, None, None] for name, tap in cotangents.taps.items()}
+    return Outputs(logits=cotangents.logits * scale[:, None], taps=taps)
+
+
+def _in(statistics: BatchNormStatistics, dtype: torch.dtype) -> BatchNormStatistics:
+    """With running ones in a graph's own dtype, on the CPU."""
+    running = {
+        name: replace(each, mean=each.mean.cpu().to(dtype), variance=each.variance.cpu().to(dtype))
+        for name, each in statistics.running.items()
+    }
+    return replace(statistics, running=running)
+
+
+def joint_module(
+    teacher: EagerTeacher, size: tuple[int, int], dtype: torch.dtype, further: Further = NOTHING
+) -> JointEnergy:
+    """The teacher's energy and gradient as a module on the CPU.
+
+    Args:
+        teacher: the classifier.
+        size: (height, width) of the images that come in.
+        dtype: of the teacher's network.
+        further: terms beyond those on logits.
+
+    Raises:
+        UserError: a network cannot be traced, or has an operator without a gradient rule.
+    """
+    (made,) = joint_modules(teacher, size, (dtype,), further)
+    return made
+
+
+def joint_modules(
+    teacher: EagerTeacher, size: tuple[int, int], dtypes: Sequence[torch.dtype], further: Further = NOTHING
+) -> list[JointEnergy]:
+    """As :func:`joint_module`, in several precisions from one trace."""
+    statistics, student = further.statistics, further.student
+    taps = () if statistics is None else statistics.needed_taps
+    own = _trace(teacher, taps)
+    others = None if student is None else _trace(student)
+    found = []
+    for dtype in dtypes:
+        eye = Eye(own, preprocess_of(teacher), size, dtype)
+        other = None
+        if student is not None and others is not None:
+            # one in a wider dtype keeps it, as on the eager teacher
+            other = Eye(others, preprocess_of(student), size, torch.promote_types(dtype, student.dtype))
+        found.append(JointEnergy(eye, other, statistics).eval())
+    return found
+
+
+def _trace(network: EagerTeacher, taps: Sequence[str] = ()) -> Forward:
+    return trace(copy.deepcopy(network.model).cpu().float(), network.input_size, taps)
+
+
+def preprocess_of(network: EagerTeacher) -> Preprocess:
+    """Images in [0, 1] to the network's input, on the CPU."""
+    return Preprocess(network.input_size, network.mean, network.std, network.interpolation)

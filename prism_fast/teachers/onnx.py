@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.teachers.asked import Further
 from prism_fast.teachers.backend import Runner
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.export import INPUTS, OUTPUTS, Exported, export
@@ -79,7 +80,7 @@ class OnnxRunner:
         return results
 
 
-def make_runner(teacher: EagerTeacher, size: tuple[int, int]) -> Runner:
+def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further) -> Runner:
     """Exports the teacher for images of a size and opens a session on its device."""
     dtype = str(teacher.dtype).removeprefix("torch.")
-    return OnnxRunner(export(teacher, size, dtype), teacher.device)
+    return OnnxRunner(export(teacher, size, dtype, further), teacher.device)

@@ -14,7 +14,8 @@ from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
 from prism_fast.teachers.base import Teacher
 
-_BATCH_NORM = "bn:"
+BATCH_NORM = "bn:"
+"""Before a layer's name, the name of its input among the taps."""
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ def outputs_for(teacher: Teacher, images: Tensor, term: EnergyTerm) -> Outputs:
 def running_statistics(model: torch.nn.Module) -> dict[str, RunningStatistics]:
     """Of every batch-norm layer on images that keeps statistics, by the name of its tap (``bn:layer1.0.bn1``)."""
     return {
-        _BATCH_NORM + name: RunningStatistics(mean=module.running_mean, variance=module.running_var, eps=module.eps)
+        BATCH_NORM + name: RunningStatistics(mean=module.running_mean, variance=module.running_var, eps=module.eps)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.BatchNorm2d)
         and module.running_mean is not None
@@ -75,7 +76,7 @@ def batch_norm_inputs(model: torch.nn.Module, taps: Iterable[str]) -> Iterator[M
     handles = []
     try:
         for name in taps:
-            module = modules.get(name.removeprefix(_BATCH_NORM)) if name.startswith(_BATCH_NORM) else None
+            module = modules.get(name.removeprefix(BATCH_NORM)) if name.startswith(BATCH_NORM) else None
             if module is None:
                 raise UserError(f"the teacher has no tap {name!r}: make the energy's terms for this very teacher")
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs)))

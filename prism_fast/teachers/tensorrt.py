@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.teachers.asked import Further
 from prism_fast.teachers.backend import Runner
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.engines import EngineCache, EngineKey
@@ -233,7 +234,9 @@ class TensorRTRunner:
         return context
 
 
-def make_runner(teacher: EagerTeacher, size: tuple[int, int], batch: int, cache_: EngineCache) -> Runner:
+def make_runner(
+    teacher: EagerTeacher, size: tuple[int, int], further: Further, batch: int, cache_: EngineCache
+) -> Runner:
     """The teacher's engine for this device, from the cache or built now."""
     library = load_library()
     capability = torch.cuda.get_device_capability(teacher.device)
@@ -242,6 +245,7 @@ def make_runner(teacher: EagerTeacher, size: tuple[int, int], batch: int, cache_
     dtype = str(teacher.dtype).removeprefix("torch.")
     key = EngineKey(
         teacher=teacher.fingerprint,
+        further=further.names,
         size=size,
         dtype=dtype,
         flavour=library.flavour,
@@ -253,7 +257,7 @@ def make_runner(teacher: EagerTeacher, size: tuple[int, int], batch: int, cache_
     profile = Profile.around(batch)
 
     def make() -> bytes:
-        return build(export(teacher, size, dtype).model, profile, capability, library.flavour)
+        return build(export(teacher, size, dtype, further).model, profile, capability, library.flavour)
 
     engine = cache_.get(key, make)
     try:

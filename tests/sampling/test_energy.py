@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ CASES = [
     ("mean", {}, "dpmsolver++"),
     ("worst", {}, "euler_a"),
     ("worst", {**BATCH_NORM, **DISAGREE}, "ddim"),
+    ("mean", {**BATCH_NORM, **DISAGREE, "backend": "onnx"}, "dpmsolver++"),
 ]
 IDS = [f"{name} {options} {scheduler}" for name, options, scheduler in CASES]
 
@@ -169,6 +171,7 @@ def test_each_step_is_the_references(
     guide = load_teacher(_names(folders)[name])
     guidance = _guidance(folders, {**options, "gate": "pilot"})
     config = SamplerConfig(scheduler=scheduler, steps=6, compute_batch=4, cfg_stop=0.7, guidance=guidance)
+    eager = replace(config, guidance=replace(guidance, backend="eager"))
     states: list[Tensor] = []
     changes: list[Tensor | None] = []
 
@@ -176,7 +179,7 @@ def test_each_step_is_the_references(
         states.append(sample)
         changes.append(change)
 
-    reference = ReferenceSampler(pipe, config, guide, GATE).sample(PROMPTS, CLASSES, _seeds(seed), watch)
+    reference = ReferenceSampler(pipe, eager, guide, GATE).sample(PROMPTS, CLASSES, _seeds(seed), watch)
     sampler = FastSampler(pipe, config, guide, GATE)
     followed = sampler.follow(PROMPTS, CLASSES, _seeds(seed), states)
     errors = []

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_fast.energy.terms import Outputs
 from prism_fast.errors import UserError
 from prism_fast.teachers import decompositions
 from prism_fast.teachers.decompositions import RULES, Switches, convolution_input_gradient, overlap_add, windows
-from prism_fast.teachers.joint import Forward, Network, operator_name, trace
+from prism_fast.teachers.traced import Forward, Network, operator_name, trace
 
 SIZE = (13, 11)
 
@@ -151,8 +152,8 @@ def test_result_and_pullback_are_those_of_autograd(name: str, seed: int) -> None
         (wanted,) = torch.autograd.grad(expected, leaf, cotangent)
         expected = expected.detach()
         with torch.no_grad():
-            result, pull = network.pulled(images)
-            found = pull(cotangent)
+            outputs, pull = network.pulled(images)
+            result, found = outputs.logits, pull(Outputs(logits=cotangent))
         assert result.shape == expected.shape
         assert float((result - expected).norm()) <= 1e-12 * float(expected.norm())
         assert found.shape == wanted.shape
@@ -184,8 +185,8 @@ def test_what_a_rule_does_not_cover_is_refused_and_never_computed_wrong(what: st
     images = torch.rand(2, 3, *SIZE, dtype=torch.float64)
 
     def gradient() -> None:
-        result, pull = Network(trace(module, SIZE), torch.float64).pulled(images)
-        pull(torch.ones_like(result))
+        outputs, pull = Network(trace(module, SIZE), torch.float64).pulled(images)
+        pull(Outputs(logits=torch.ones_like(outputs.logits)))
 
     with pytest.raises((NotImplementedError, UserError)):
         gradient()
@@ -239,7 +240,7 @@ def test_switches_of_another_precision_are_imposed(seed: int) -> None:
 
     def gradient(x: Tensor) -> Tensor:
         _, pull = network.pulled(x)
-        return pull(cotangent)
+        return pull(Outputs(logits=cotangent))
 
     switches = Switches()
     with torch.no_grad():

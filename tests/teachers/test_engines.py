@@ -48,6 +48,7 @@ def test_an_engine_is_built_once_and_kept(tmp_path: Path) -> None:
         {"capability": (8, 9)},
         {"device": "another card"},
         {"batch": 16},
+        {"further": ("batch_norm:0123456789abcdef",)},
     ],
     ids=str,
 )
@@ -60,7 +61,7 @@ def test_everything_that_an_engine_depends_on_is_in_its_name(change: dict[str, o
 
 def test_the_change_list_is_complete() -> None:
     changed = {field.name for field in dataclasses.fields(EngineKey)}
-    assert changed == {"teacher", "size", "dtype", "flavour", "version", "capability", "device", "batch"}
+    assert changed == {"teacher", "size", "dtype", "flavour", "version", "capability", "device", "batch", "further"}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other key", "no head"])

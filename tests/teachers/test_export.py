@@ -15,13 +15,16 @@ from prism_fast.energy.terms import CrossEntropy, Entropy, FreeEnergy, JointEner
 from prism_fast.errors import UserError
 from prism_fast.teachers import export as export_module
 from prism_fast.teachers import tensorrt
+from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.check import check_backend, in_batches, judge, relative, self_check, truth
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.decompositions import RULES
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.export import INPUTS, OUTPUTS, export, graph_inputs, joint_module, write
+from prism_fast.teachers.export import INPUTS, OUTPUTS, export, write
+from prism_fast.teachers.joint import joint_module
 from prism_fast.teachers.onnx import OnnxRunner
+from tests.teachers.networks import random_classifier
 
 CPU = torch.device("cpu")
 PIXELS = 64
@@ -47,19 +50,7 @@ FULL = (
 
 
 def _teacher(name: str, seed: int, size: int = PIXELS, **options: Any) -> EagerTeacher:
-    """A network with random weights and batch statistics that are not those of initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = timm.create_model(name, pretrained=False, num_classes=7, **options)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            count = module.num_features
-            module.running_mean.copy_(0.1 * torch.randn(count, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(count, generator=generator))
-            module.weight.data.copy_(0.7 + 0.6 * torch.rand(count, generator=generator))
-            module.bias.data.copy_(0.1 * torch.randn(count, generator=generator))
-    return EagerTeacher(model, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), input_size=(size, size), num_classes=7)
+    return random_classifier(name, seed, size, **options)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -67,13 +58,13 @@ def test_the_traced_gradient_is_autograds_in_fp64(name: str, seed: int) -> None:
     teacher = _teacher(name, seed, **SMALL[name])
     right = truth(teacher, 3, seed=seed)
     module = joint_module(teacher, teacher.input_size, torch.float64)
-    temperature, weights = graph_inputs(right.term)
+    asked = asked_of(right.term)
     with torch.no_grad():
         energy, gradient, _ = module(
             right.images.double(),
             torch.nn.functional.one_hot(right.targets, 7).double(),
-            torch.tensor(temperature, dtype=torch.float64),
-            torch.tensor(weights, dtype=torch.float64),
+            torch.tensor(asked.temperature, dtype=torch.float64),
+            torch.tensor(asked.weights, dtype=torch.float64),
         )
     assert torch.allclose(energy, right.energy, rtol=1e-11, atol=1e-11)
     # rounding in another order, times the depth; torch's hardsigmoid has a slope of 1/6 in single precision
@@ -179,10 +170,10 @@ def test_a_term_that_is_not_in_the_graph_is_refused() -> None:
         pass
 
     with pytest.raises(UserError, match="Other is not among the terms"):
-        graph_inputs(Other())  # type: ignore[arg-type]
+        asked_of(Other())  # type: ignore[arg-type]
     two = WeightedSum(terms=(FreeEnergy(temperature=1.0), FreeEnergy(temperature=2.0)), weights=(1.0, 1.0))
     with pytest.raises(UserError, match="one temperature"):
-        graph_inputs(two)
+        asked_of(two)
 
 
 def test_a_wrong_gradient_is_found_and_no_file_is_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +218,7 @@ def test_fp16_does_not_lose_small_gradients(seed: int) -> None:
     """A certain answer has cotangents of 1e-7, which fp16 would flush to zero."""
     teacher = _teacher("resnet18", seed)
     runner = OnnxRunner(export(teacher, dtype="float16"), CPU)
-    made = BackendTeacher(teacher, "onnx", lambda _: runner, capturable=False)
+    made = BackendTeacher(teacher, "onnx", lambda *_: runner, capturable=False)
     images, targets = torch.rand(4, 3, PIXELS, PIXELS), torch.tensor([0, 1, 2, 3])
     small = WeightedSum(terms=(CrossEntropy(),), weights=(1e-7,))
     right = teacher.energy_and_grad(images, targets, small)
