@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # a script's folder is on the path, its parent is
 import torch
 
 from bench.architectures import ARCHITECTURES, REFUSED, random_pipeline
-from bench.contenders import Contender, Schedule, contenders, rows_of
+from bench.contenders import LARGE, Contender, Schedule, contenders, rows_of
 from bench.course import Course, Measured, NotTheReferenceError, maker
 from bench.phases import matmul_peak
 from bench.record import RESULTS, append, environment
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     made = Parser(prog="throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, ours = made.add_argument, Schedule()
+    add = made.add_argument
     add("--pipeline", choices=("fashion", *ARCHITECTURES, *REFUSED), default="fashion")
     add("--weights", metavar="WHERE", help="random, a local folder or a hub id; default: the pipeline's own")
     add("--teacher", metavar="NAME", help="random:TIMM_MODEL, or as prism-fast takes it; default: fits the pipeline")
@@ -62,18 +62,14 @@ def parser() -> Parser:
     add("--scheduler", help="default: dpmsolver++; sd-turbo: euler")
     add("--cfg-scale", type=float, help="default: the pipeline's own")
     add("--scale", type=float, default=0.3, help="of the guidance (default: 0.3)")
-    add("--backend", choices=TEACHER_BACKENDS, default=ours.backend, help="of the teacher's gradient at level fast")
-    add("--decoder", help="that guides at level fast; default: tiny, from 512 pixels up tiny@224")
-    add("--start", type=float, default=ours.start, help=f"ours: guidance begins here (default: {ours.start})")
-    add("--stop", type=float, default=ours.stop, help=f"... and ends (default: {ours.stop})")
-    add("--cfg-start", type=float, default=ours.cfg_start, help=f"ours: CFG begins (default: {ours.cfg_start})")
-    add("--cfg-stop", type=float, default=ours.cfg_stop, help=f"... and ends (default: {ours.cfg_stop})")
-    add(
-        "--reuse-features",
-        type=int,
-        default=ours.reuse_features,
-        help=f"default: {ours.reuse_features}; 1: no such row",
-    )
+    add("--backend", choices=TEACHER_BACKENDS, help="of the teacher's gradient at level fast")
+    add("--decoder", help="that guides at level fast")
+    add("--start", type=float, help="ours: guidance begins here, as a share of the steps")
+    add("--stop", type=float, help="... and ends")
+    add("--every", type=int, help="ours at level fast: steps from one gradient to the next, which reuse it")
+    add("--cfg-start", type=float, help="ours: CFG begins")
+    add("--cfg-stop", type=float, help="... and ends")
+    add("--reuse-features", type=int, help="ours: steps from one whole UNet to the next; 1: no such row")
     add("--compile", action="store_true", help="torch.compile on the CPU too")
     add("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     add("--threads", type=int, help="of the CPU; default: torch's own choice")
@@ -118,16 +114,9 @@ def configuration(options: argparse.Namespace) -> tuple[SamplerConfig, Schedule]
         guidance=GuidanceConfig(scale=options.scale, gate="none"),
         **settings,
     )
-    decoder = options.decoder or ("tiny@224" if it else "tiny")
-    schedule = Schedule(
-        start=options.start,
-        stop=options.stop,
-        cfg_start=options.cfg_start,
-        cfg_stop=options.cfg_stop,
-        decoder=decoder,
-        backend=options.backend,
-        reuse_features=options.reuse_features,
-    )
+    ours = LARGE if it else Schedule()
+    given = {field.name: getattr(options, field.name) for field in fields(ours)}
+    schedule = replace(ours, **{name: value for name, value in given.items() if value is not None})
     return published, schedule
 
 

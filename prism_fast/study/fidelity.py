@@ -33,10 +33,12 @@ KEPT = 0.8
 
 PUBLISHED = SamplerConfig(level="reference", guidance=GuidanceConfig())
 """20 steps, classifier-free guidance and the gradient through the KL decoder at every one of them."""
-LAST = GuidanceConfig(start=0.6)
-"""The gradient at the last 8 of 20 steps: earlier guidance is mostly undone by what follows."""
+LAST = GuidanceConfig(start=0.5)
+"""The gradient at the last 10 of 20 steps: earlier guidance is mostly undone by what follows."""
 SHORT = replace(PUBLISHED, level="exact", guidance=LAST, cfg_stop=0.6)
 """And classifier-free guidance at the first 12."""
+FAST = replace(SHORT, level="fast", guidance=replace(LAST, every=5, reuse_gradient=True))
+"""And the gradient at two of the 10 alone, the others going along the last one."""
 TINY = replace(SHORT, level="fast", guidance=replace(LAST, decoder="tiny"))
 SETTINGS = {
     "published loop": PUBLISHED,
@@ -44,11 +46,14 @@ SETTINGS = {
     "exact, gradient at steps 4 to 11 alone": replace(
         PUBLISHED, level="exact", guidance=GuidanceConfig(start=0.2, stop=0.6)
     ),
-    "exact, gradient at the last 8 steps": replace(PUBLISHED, level="exact", guidance=LAST),
+    "exact, gradient at the last 10 steps": replace(PUBLISHED, level="exact", guidance=LAST),
     "and CFG at the first 12": SHORT,
-    "and reused features": replace(SHORT, level="fast", reuse_features=2),
-    "tiny decoder instead": TINY,
-    "tiny decoder and reused features": replace(TINY, reuse_features=2),
+    "and reused gradients: fast": FAST,
+    "and reused features: fast-reuse": replace(FAST, reuse_features=3),
+    "tiny decoder, a gradient at each of the 10": TINY,
+    "tiny decoder, reused gradients and features": replace(
+        TINY, reuse_features=3, guidance=replace(FAST.guidance or LAST, decoder="tiny")
+    ),
 }
 
 

@@ -183,7 +183,7 @@ def test_the_schedule_of_its_defaults() -> None:
     assert list(them) == [*ROWS[:4], "diffusers-compiled", *ROWS[4:]]
     for name in ("same-schedule", "exact", "fast", "fast-reuse"):
         config = them[name].config
-        assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == 8
+        assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == 10
         assert len(cfg_steps(config, 20)) == 12
     naive = them["naive"].config
     assert naive.guidance is not None and len(guided_steps(naive.guidance, 20)) == len(cfg_steps(naive, 20)) == 20
