@@ -20,9 +20,10 @@ from prism_fast.calibration.step_time import step_seconds
 from prism_fast.config import DTYPES, resolve_dtype
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.teachers.architectures import random_teacher
-from prism_fast.teachers.check import check_backend, truth
+from prism_fast.teachers.check import check_backend
 from prism_fast.teachers.choice import BACKENDS, why_not
 from prism_fast.teachers.timing import time_backends
+from prism_fast.teachers.truth import truth
 
 TEACHERS = ("resnet18", "tf_efficientnet_lite0", "resnet50")
 CHECKED = 8

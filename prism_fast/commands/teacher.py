@@ -29,6 +29,9 @@ _SIZE = Option(name="--size", description="height and width of the images, as 51
 _DTYPE = Option(name="--dtype", description="of the network: float32, bfloat16 or float16", default="float32")
 _DEVICE = Option(name="--device", description="auto, cpu, cuda or cuda:N", default="cpu")
 _BACKENDS = Option(name="--backends", description="which, with commas; default: all that are usable", metavar="A,B")
+_PROVIDER = Option(
+    name="--provider", description="ONNX Runtime's execution provider; default: the device's own", metavar="NAME"
+)
 _JSON = Option(name="--json", description="print JSON", kind=bool, default=False)
 
 
@@ -115,12 +118,13 @@ def _export(arguments: Sequence[str]) -> None:
 def _build(arguments: Sequence[str]) -> None:
     parsed = _parse(
         "build",
-        "Builds a TensorRT engine. Without --capability for this machine's GPU, into the cache that synthesis uses.",
+        "Builds a TensorRT engine. Without --capability for this machine's GPU, into the cache that synthesis uses: it "
+        "asks for fp32, its own batch, and --size of its pipeline's images.",
         [
             _NAME,
             Option(name="--out", description="file for the engine; needed with --capability"),
             Option(name="--capability", description="build for another GPU's compute capability, as 12.0"),
-            Option(name="--batch", description="images a call", kind=int, default=32),
+            Option(name="--batch", description="images a call: a set's sampler.compute_batch", kind=int, default=64),
             _WEIGHTS,
             _SIZE,
             _DTYPE,
@@ -137,6 +141,8 @@ def _build(arguments: Sequence[str]) -> None:
     if options["capability"] is None:
         if options["out"]:
             raise UserError("--out goes with --capability; an engine for this machine's GPU goes to the cache")
+        if options["dtype"] != "float32":
+            raise UserError("synthesis asks for engines in float32: --dtype goes with --capability")
         teacher = _teacher({**options, "device": "cuda"})
         made: Any = make_backend(teacher, "tensorrt", batch=batch)
         made.runner(size or teacher.input_size)
@@ -174,6 +180,7 @@ def _check(arguments: Sequence[str]) -> None:
             _NAME,
             Option(name="--images", description="how many random images", kind=int, default=32),
             _BACKENDS,
+            _PROVIDER,
             _WEIGHTS,
             _SIZE,
             _DTYPE,
@@ -182,20 +189,29 @@ def _check(arguments: Sequence[str]) -> None:
         ],
         arguments,
     )
-    from prism_fast.teachers.check import check_backend, truth
+    from prism_fast.teachers.check import check_backend
+    from prism_fast.teachers.truth import truth
 
     options = parsed.options
     count = _positive(options, "images")
     teacher = _teacher(options, offline=True)
     names, left_out = _chosen(teacher, options["backends"])
     right = truth(teacher, count, size=_size(options), dtype=options["dtype"])
-    verdicts = [check_backend(teacher, name, right) for name in names]
+    verdicts, broken = [], {}
+    for name in names:
+        try:
+            verdicts.append(check_backend(teacher, name, right, provider=options["provider"]))
+        except UserError as error:  # the others are still worth knowing
+            broken[name] = str(error)
+    left_out |= broken
     if options["json"]:
         found = {"teacher": options["name"], "dtype": options["dtype"], "images": count, "not_usable": left_out}
         print(json.dumps({**found, "backends": [asdict(verdict) for verdict in verdicts]}, indent=1))
     else:
         print(_verdict_table([asdict(verdict) for verdict in verdicts], left_out))
     failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    if broken:
+        raise UserError(f"did not run: {'; '.join(f'{name} ({reason})' for name, reason in broken.items())}")
     if failed:
         raise UserError(f"out of tolerance: {', '.join(failed)}; do not use that back-end for this teacher")
 
@@ -231,8 +247,9 @@ def _bench(arguments: Sequence[str]) -> None:
         [
             _NAME,
             Option(name="--batch", description="images a call", kind=int, default=8),
-            Option(name="--pipeline", description="also a call over a step of this pipeline", metavar="P"),
+            Option(name="--pipeline", description="also the teacher's share of a step of this pipeline", metavar="P"),
             _BACKENDS,
+            _PROVIDER,
             _WEIGHTS,
             _SIZE,
             _DTYPE,
@@ -247,7 +264,7 @@ def _bench(arguments: Sequence[str]) -> None:
     batch = _positive(options, "batch")
     teacher = _teacher(options, offline=True)
     names, left_out = _chosen(teacher, options["backends"])
-    timings = [asdict(timing) for timing in time_backends(teacher, names, batch, _size(options))]
+    timings = [asdict(timing) for timing in time_backends(teacher, names, batch, _size(options), options["provider"])]
     if options["pipeline"]:
         from prism_fast.calibration.step_time import step_seconds
         from prism_fast.config import resolve_dtype

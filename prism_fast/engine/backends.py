@@ -8,10 +8,12 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import prism_fast
+from prism_fast.errors import UserError
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pyarrow", "onnx")
 
@@ -60,18 +62,26 @@ def _no_cuda() -> str | None:
     return "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
 
 
-def _no_rtx() -> str | None:
+def _no_engines(flavour: str) -> str | None:
     import torch
 
     from prism_fast.teachers.tensorrt import load_library, refusal
 
+    try:
+        library = load_library(flavour)
+    except UserError as error:
+        return str(error)
     if reason := _no_cuda():
         return f"{reason}; engines can be built here all the same"
-    return refusal(load_library("tensorrt-rtx"), torch.cuda.get_device_capability())
+    return refusal(library, torch.cuda.get_device_capability())
 
 
 def _no_exporter() -> str | None:
-    return None if importlib.util.find_spec("onnxscript") else f"onnxscript is not installed: {_extra('onnx')}"
+    import torch
+
+    from prism_fast.teachers.onnx import why_unusable
+
+    return why_unusable(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
 
 
 def _extra(name: str) -> str:
@@ -81,13 +91,15 @@ def _extra(name: str) -> str:
 _PROBES = {
     "triton": _Probe("triton", "triton", "pip install triton", "prism_fast.kernels", _no_cuda),
     "xformers": _Probe("xformers", "xformers.ops", _extra("xformers"), None, _no_cuda),
-    "tensorrt": _Probe("tensorrt", "tensorrt", _extra("trt"), "prism_fast.teachers.tensorrt", _no_cuda),
+    "tensorrt": _Probe(
+        "tensorrt", "tensorrt", _extra("trt"), "prism_fast.teachers.tensorrt", partial(_no_engines, "tensorrt")
+    ),
     "tensorrt-rtx": _Probe(
         "tensorrt-rtx-cu13-bindings",
         "tensorrt_rtx_bindings",
         _extra("trt-rtx"),
         "prism_fast.teachers.tensorrt",
-        _no_rtx,
+        partial(_no_engines, "tensorrt-rtx"),
     ),
     "dali": _Probe("nvidia-dali-cuda130", "nvidia.dali", _extra("dali"), "prism_fast.data.dali"),
     "onnxruntime": _Probe("onnxruntime", "onnxruntime", _extra("onnx"), "prism_fast.teachers.onnx", _no_exporter),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prism_fast.energy.terms import Outputs, guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.metrics.predictions import predict
 from prism_fast.pilot.concern import percent
@@ -22,10 +21,12 @@ from prism_fast.pilot.draw import Timed
 from prism_fast.progress import Bar
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.study.scale import KEPT, agreements, choose, kept, survival_slope
 from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.preprocess import resize_matrix
+from prism_fast.teachers.taps import outputs_for
 
 JUDGED = 0.5
 """Least share of the teacher's gain that a judge has to see."""
@@ -81,16 +82,14 @@ class Eye:
 
     def __init__(self, teacher: Teacher, judge: Teacher | None, guidance: GuidanceConfig, classes: Tensor) -> None:
         self.teacher, self.judge, self.classes = teacher, judge, classes
-        self._term = guidance_energy(
-            free_weight=guidance.free_weight, class_weight=guidance.class_weight, temperature=guidance.temperature
-        )
+        self._term = guidance_term(guidance, teacher)
 
     @torch.no_grad()
     def look(self, scale: float, images: Tensor, seconds_per_image: float | None) -> Tried:
         """What is said of uint8 images [n, 3, H, W]."""
         agrees, survives = agreements(self.teacher, seen(images, self.teacher.input_size), self.classes)
         energies = [
-            self._term.value(Outputs(logits=self.teacher.outputs(part.float() / 255).logits.double().cpu()), targets)
+            self._energy(part.float() / 255, targets)
             for part, targets in zip(images.split(BATCH), self.classes.split(BATCH), strict=True)
         ]
         judged = None if self.judge is None else (predict(self.judge, images, BATCH) == self.classes).double()
@@ -98,6 +97,10 @@ class Eye:
             scale=scale, agrees=agrees, survives=survives, energy=float(torch.cat(energies).mean()), judged=judged,
             seconds_per_image=seconds_per_image,
         )  # fmt: skip
+
+    def _energy(self, images: Tensor, targets: Tensor) -> Tensor:
+        said = outputs_for(self.teacher, images, self._term)
+        return self._term.value(said, targets.to(said.logits.device)).double().cpu()
 
 
 def seen(images: Tensor, size: tuple[int, int]) -> Tensor:

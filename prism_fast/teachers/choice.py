@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from functools import partial
 from importlib import metadata
-from weakref import WeakKeyDictionary
 
 from prism_fast.errors import UserError
 from prism_fast.registry import unknown
 from prism_fast.teachers import compiled, onnx, tensorrt
+from prism_fast.teachers.asked import NOTHING, Further
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.engines import EngineCache
-from prism_fast.teachers.traced import trace
+from prism_fast.teachers.proof import why_unprovable
 
 _log = logging.getLogger(__name__)
 
@@ -24,32 +23,23 @@ _FASTEST_FIRST = {"cuda": ("tensorrt", "compiled"), "cpu": ("onnx",)}
 """What ``auto`` tries before ``eager``. Not ``compiled`` on the CPU: a minute of compiling gains little there."""
 
 
-def why_not(teacher: EagerTeacher, name: str) -> str | None:
-    """The reason why a back-end cannot serve ``teacher`` where it is; None where it can."""
-    if name in ("eager", "compiled"):
-        return None
-    reason = onnx.why_unusable(teacher.device) if name == "onnx" else tensorrt.why_unusable(teacher.device)
-    return _why_not_exportable(teacher) if reason is None else reason
+def why_not(teacher: EagerTeacher, name: str, further: Further = NOTHING) -> str | None:
+    """The reason why a back-end cannot serve ``teacher`` where it is; None where it can.
 
-
-_ASKED: WeakKeyDictionary[EagerTeacher, str | None] = WeakKeyDictionary()
-
-
-def _why_not_exportable(teacher: EagerTeacher) -> str | None:
-    """Found by tracing: seconds, against minutes of sampling with a teacher that turns out not to be exportable.
-
-    Once for each teacher: a run asks when it resolves ``auto``, and each of its samplers again.
+    Args:
+        teacher: the classifier.
+        name: of the back-end.
+        further: terms of the energy beyond those on logits.
     """
-    if teacher not in _ASKED:
-        try:
-            trace(copy.deepcopy(teacher.model).cpu().float(), teacher.input_size)
-            _ASKED[teacher] = None
-        except UserError as error:
-            _ASKED[teacher] = str(error)
-    return _ASKED[teacher]
+    if name == "eager" or (name == "compiled" and not further.kinds):
+        return None
+    reasons = {"onnx": lambda: onnx.why_unusable(teacher.device, teacher.dtype), "compiled": lambda: None}
+    reason = reasons.get(name, lambda: tensorrt.why_unusable(teacher.device))()
+    # seconds, against minutes of sampling with a teacher whose graph turns out to be wrong
+    return why_unprovable(teacher, further) if reason is None else reason
 
 
-def choose(teacher: EagerTeacher, name: str = "auto") -> str:
+def choose(teacher: EagerTeacher, name: str = "auto", further: Further = NOTHING) -> str:
     """The back-end to take: ``name``, or for ``auto`` the first usable one of those that are fast on the device.
 
     Raises:
@@ -58,7 +48,7 @@ def choose(teacher: EagerTeacher, name: str = "auto") -> str:
     if name == "auto":
         reasons: list[str] = []
         for candidate in _FASTEST_FIRST.get(teacher.device.type, ()):
-            reason = why_not(teacher, candidate)
+            reason = why_not(teacher, candidate, further)
             if reason is None:
                 skipped = f" ({'; '.join(reasons)})" if reasons else ""
                 _log.info("teacher on %s, the fastest that is usable on %s%s", candidate, teacher.device, skipped)
@@ -70,7 +60,7 @@ def choose(teacher: EagerTeacher, name: str = "auto") -> str:
         return "eager"
     if name not in BACKENDS:
         raise UserError(unknown("teacher back-end", name, (*BACKENDS, "auto")))
-    if reason := why_not(teacher, name):
+    if reason := why_not(teacher, name, further):
         raise UserError(f"the back-end {name} is not usable for this teacher: {reason}")
     return name
 
@@ -86,7 +76,12 @@ def runtime_version(name: str) -> str | None:
 
 
 def make_backend(
-    teacher: EagerTeacher, name: str = "auto", *, batch: int = 32, cache: EngineCache | None = None
+    teacher: EagerTeacher,
+    name: str = "auto",
+    *,
+    batch: int = 32,
+    cache: EngineCache | None = None,
+    provider: str | None = None,
 ) -> Teacher:
     """The teacher on a back-end; the eager one is itself.
 
@@ -95,13 +90,14 @@ def make_backend(
         name: ``auto`` or one of :data:`BACKENDS`.
         batch: images a call, which TensorRT tunes for.
         cache: of TensorRT engines; None: the usual folder.
+        provider: ONNX Runtime's execution provider; None: the device's own.
 
     Raises:
         UserError: no such back-end, or it is not usable here.
     """
     chosen = choose(teacher, name)
     if chosen == "onnx":
-        return BackendTeacher(teacher, chosen, partial(onnx.make_runner, teacher), capturable=False)
+        return BackendTeacher(teacher, chosen, partial(onnx.make_runner, teacher, provider=provider), capturable=False)
     if chosen == "compiled":
         return BackendTeacher(teacher, chosen, partial(compiled.make_runner, teacher), capturable=True)
     if chosen == "tensorrt":

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
 from prism_fast.teachers.asked import Further
 from prism_fast.teachers.backend import Runner
@@ -13,6 +14,7 @@ from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.export import example
 from prism_fast.teachers.joint import cotangent_scale, joint_module, logit_terms, preprocess_of
 from prism_fast.teachers.preprocess import Preprocess
+from prism_fast.teachers.proof import prove
 
 
 def joint_function(model: Any, preprocess: Preprocess, dtype: torch.dtype) -> Runner:
@@ -41,9 +43,12 @@ def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further) 
     if not further.kinds:
         preprocess = preprocess_of(teacher).to(teacher.device)
         return cast("Runner", torch.compile(joint_function(teacher.model, preprocess, teacher.dtype), dynamic=False))
+    prove(teacher, further)
     rows = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
     module = joint_module(teacher, size, teacher.dtype, further)
     program = torch.export.export(
         module, example(teacher, size, further), dynamic_shapes=(rows, rows, None, None), strict=False
     )
-    return cast("Runner", torch.compile(program.module().to(teacher.device), dynamic=False))
+    if teacher.device.type != "cpu":  # constants and conversions inside are of the CPU, where it was traced
+        program = move_to_device_pass(program, teacher.device)
+    return cast("Runner", torch.compile(program.module(), dynamic=False))

@@ -202,17 +202,29 @@ def convolution_input_gradient(
     return crop_or_pad(interleave(phases, stride), (0, 0) if fused else padding, size)
 
 
+def _padding_in_words(padding: str, weight: Tensor, dilation: Sequence[int]) -> tuple[int, int]:
+    """``valid`` is none, ``same`` keeps the size: (kernel − 1)·dilation in all, half of it on each side."""
+    if padding == "valid":
+        return 0, 0
+    whole = [step * (int(size) - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
+    if any(each % 2 for each in whole):
+        raise NotImplementedError("padding 'same' of a kernel of even size")
+    return whole[0] // 2, whole[1] // 2
+
+
 @rule("conv2d")
 def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
+    padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Pullback]:
     """y = w ⋆ x + b; the pullback is :func:`convolution_input_gradient`. Weights take no cotangent."""
+    if isinstance(padding, str):
+        padding = _padding_in_words(padding, weight, _pair(dilation))
     geometry = _pair(stride), _pair(padding), _pair(dilation)
     size = int(x.shape[2]), int(x.shape[3])
 
@@ -774,14 +786,14 @@ def rsqrt(a: Tensor) -> tuple[Tensor, Pullback]:
 # Shapes
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+@rule("view", "reshape", "_unsafe_view")
 def reshape(x: Tensor, *shape: Any) -> tuple[Tensor, Pullback]:
     """The same elements in another shape."""
     size = x.shape
     return x.reshape(*shape), lambda g: (g.reshape(size),)
 
 
-@rule("clone", "alias", "contiguous", "detach", "dropout", "lift_fresh_copy")
+@rule("clone", "alias", "contiguous", "dropout", "lift_fresh_copy")
 def identity(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Pullback]:
     """x itself; a dropout is one outside training."""
     return x, lambda g: (g,)
@@ -849,11 +861,27 @@ def slice_(
         if step != 1 or start not in (None, 0) or (isinstance(end, int) and end < 2**31):
             raise NotImplementedError("the gradient of a slice of the batch")
         return x, lambda g: (g,)
-    if step != 1:
-        raise NotImplementedError("the gradient of a slice with a step")
     length = int(x.shape[dim])
     first, last, _ = slice(start, end).indices(length)
-    return x.narrow(dim, first, last - first), lambda g: (_place(g, x, dim, first),)
+    part = x.narrow(dim, first, max(last - first, 0))
+    if step == 1:
+        return part, lambda g: (_place(g, x, dim, first),)
+    return _every(part, dim, step), lambda g: (_place(_apart(g, dim, step, int(part.shape[dim])), x, dim, first),)
+
+
+def _every(x: Tensor, dim: int, step: int) -> Tensor:
+    """Every step-th entry of an axis, as a reshape: the first of each group of ``step``."""
+    dim, length = dim % x.dim(), int(x.shape[dim])
+    filled = F.pad(x, [0, 0] * (x.dim() - 1 - dim) + [0, -length % step])
+    groups = [*filled.shape[:dim], -(-length // step), step, *filled.shape[dim + 1 :]]
+    return filled.reshape(groups).select(dim + 1, 0)
+
+
+def _apart(g: Tensor, dim: int, step: int, length: int) -> Tensor:
+    """The adjoint of :func:`_every`: ``step`` − 1 zeros behind each entry, cut off at ``length``."""
+    dim = dim % g.dim()
+    spread = F.pad(g.unsqueeze(dim + 1), [0, 0] * (g.dim() - 1 - dim) + [0, step - 1])
+    return spread.flatten(dim, dim + 1).narrow(dim, 0, length)
 
 
 @rule("cat")

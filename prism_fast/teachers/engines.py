@@ -23,26 +23,20 @@ class EngineKey:
     """What an engine is good for.
 
     Attributes:
-        teacher: fingerprint of weights and preprocessing.
-        size: (height, width) of the images.
-        dtype: of the network inside.
+        model: SHA-256 of the exported ONNX model: network, energy, size and dtype, and how it was exported.
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
         version: of that library.
         capability: compute capability.
         device: the GPU's name; tuning is for one.
         batch: that it is tuned for.
-        further: what the graph has beyond the terms on logits.
     """
 
-    teacher: str
-    size: tuple[int, int]
-    dtype: str
+    model: str
     flavour: str
     version: str
     capability: tuple[int, int]
     device: str
     batch: int
-    further: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -28,12 +28,15 @@ from prism_fast.config import check_new_file, replacing, resolve_dtype
 from prism_fast.teachers.asked import NOTHING, TERMS, Further
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.joint import joint_module
+from prism_fast.teachers.proof import prove
 
 INPUTS = ("images", "targets", "temperature", "weights")
 OUTPUTS = ("energy", "grad", "logits")
 METADATA = "prism_fast"
 OPSET = 20
 """The newest that TensorRT for RTX 1.7 and ONNX Runtime 1.20 both read."""
+OPSET_BFLOAT16 = 22
+"""The first in which a convolution may be in bfloat16. For TensorRT: ONNX Runtime has no such convolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Exported:
 def export(
     teacher: EagerTeacher, size: tuple[int, int] | None = None, dtype: str = "float32", further: Further = NOTHING
 ) -> Exported:
-    """The teacher as an ONNX model, not yet checked: :func:`write` and the back-ends do that.
+    """The teacher as an ONNX model, whose gradient is autograd's in fp64.
 
     Args:
         teacher: any classifier whose operators have rules.
@@ -65,8 +68,9 @@ def export(
         further: terms beyond those on logits.
 
     Raises:
-        UserError: it cannot be exported; the message names the operator.
+        UserError: it cannot be exported; the message names the operator, or what in it stops gradients.
     """
+    prove(teacher, further)
     size = size or teacher.input_size
     module = joint_module(teacher, size, resolve_dtype(dtype), further)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
@@ -80,7 +84,7 @@ def export(
             (),
             dynamo=True,
             verify=False,
-            opset_version=OPSET,
+            opset_version=OPSET_BFLOAT16 if dtype == "bfloat16" else OPSET,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
         )

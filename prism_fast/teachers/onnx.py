@@ -15,8 +15,10 @@ from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.export import INPUTS, OUTPUTS, Exported, export
 
 
-def why_unusable(device: torch.device) -> str | None:
-    """The reason why this back-end cannot run on ``device``; None where it can."""
+def why_unusable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why this back-end cannot run a network in ``dtype`` on ``device``; None where it can."""
+    if dtype == torch.bfloat16:
+        return "ONNX Runtime has no convolution in bfloat16: take float16 or float32"
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter's
@@ -53,10 +55,8 @@ class OnnxRunner:
         # its threads would go on spinning after a call and keep the cores from torch's
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         own: dict[str, str] = {}
-        if device.type == "cuda":  # in torch's order, without a wait in between
-            index = device.index or 0
-            stream = torch.cuda.current_stream(device).cuda_stream
-            own = {"device_id": str(index), "user_compute_stream": str(stream)}
+        if provider == "CUDAExecutionProvider":
+            own = {"device_id": str(device.index or 0), "use_tf32": "0"}
         try:
             self._session = onnxruntime.InferenceSession(exported.model, options, providers=[(provider, own)])
         except Exception as error:
@@ -76,11 +76,13 @@ class OnnxRunner:
             binding.bind_output(
                 name, self._device.type, self._device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
             )
-        self._session.run_with_iobinding(binding)
+        if self._device.type == "cuda":  # the session has a stream of its own
+            torch.cuda.current_stream(self._device).synchronize()
+        self._session.run_with_iobinding(binding)  # waits for its end
         return results
 
 
-def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further) -> Runner:
+def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further, provider: str | None = None) -> Runner:
     """Exports the teacher for images of a size and opens a session on its device."""
     dtype = str(teacher.dtype).removeprefix("torch.")
-    return OnnxRunner(export(teacher, size, dtype, further), teacher.device)
+    return OnnxRunner(export(teacher, size, dtype, further), teacher.device, provider)

@@ -8,6 +8,7 @@ a GPU and runs them on GeForce and RTX chips. Networks are strongly typed: preci
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,8 @@ _RTX_LIBRARIES = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 _RTX_NAMES = ("libtensorrt_rtx.so.", "libtensorrt_onnxparser_rtx.so.")
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 """What TensorRT for RTX 1.7 builds for; data-centre chips of 9.0 and 10.0 are not among them."""
+TENSORRT_CAPABILITY = (7, 5)
+"""The oldest that TensorRT 11 builds for."""
 FLAVOURS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
 """Name and the extra that installs it, in the order of preference."""
 
@@ -99,6 +102,11 @@ def why_unusable(device: torch.device) -> str | None:
 
 def refusal(library: Library, capability: tuple[int, int]) -> str | None:
     """Why ``library`` has no engines for a compute capability; None where it has."""
+    if library.flavour == "tensorrt" and capability < TENSORRT_CAPABILITY:
+        return (
+            f"TensorRT {library.version} does not build for compute capability {capability[0]}.{capability[1]} (from "
+            f"{TENSORRT_CAPABILITY[0]}.{TENSORRT_CAPABILITY[1]} on): take the compiled back-end"
+        )
     if library.flavour == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
         known = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)
         return (
@@ -156,6 +164,7 @@ def build(
             sizes = (profile.least, profile.best, profile.most)
             shapes.set_shape(tensor.name, *([batch, *tuple(tensor.shape)[1:]] for batch in sizes))
     config.add_optimization_profile(shapes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32, as in eager PyTorch's matrix products
     if capability is not None and library.flavour == "tensorrt-rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"), 0)
@@ -242,22 +251,18 @@ def make_runner(
     capability = torch.cuda.get_device_capability(teacher.device)
     if reason := refusal(library, capability):
         raise UserError(reason)
-    dtype = str(teacher.dtype).removeprefix("torch.")
+    model = export(teacher, size, str(teacher.dtype).removeprefix("torch."), further).model
     key = EngineKey(
-        teacher=teacher.fingerprint,
-        further=further.names,
-        size=size,
-        dtype=dtype,
+        model=hashlib.sha256(model).hexdigest(),
         flavour=library.flavour,
         version=library.version,
         capability=capability,
         device=torch.cuda.get_device_name(teacher.device),
         batch=batch,
     )
-    profile = Profile.around(batch)
 
     def make() -> bytes:
-        return build(export(teacher, size, dtype, further).model, profile, capability, library.flavour)
+        return build(model, Profile.around(batch), capability, library.flavour)
 
     engine = cache_.get(key, make)
     try:

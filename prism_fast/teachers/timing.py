@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from prism_fast.energy.terms import guidance_energy
-from prism_fast.teachers.check import sample_images
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.truth import sample_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,16 @@ class Timing:
 
 
 def time_backends(
-    teacher: EagerTeacher, names: list[str], batch: int, size: tuple[int, int] | None = None, repeats: int = 10
+    teacher: EagerTeacher,
+    names: list[str],
+    batch: int,
+    size: tuple[int, int] | None = None,
+    provider: str | None = None,
+    repeats: int = 10,
 ) -> list[Timing]:
     """Back-ends side by side: in every round each is timed once, so that drift of the machine hits all of them.
+
+    ``provider`` is ONNX Runtime's; None: the device's own.
 
     Raises:
         UserError: one of them is not usable here.
@@ -42,7 +49,7 @@ def time_backends(
     images = sample_images(batch, size or teacher.input_size, 0).to(teacher.device)
     targets = torch.arange(batch, device=teacher.device) % teacher.num_classes
     term = guidance_energy()
-    made = {name: make_backend(teacher, name, batch=batch) for name in names}
+    made = {name: make_backend(teacher, name, batch=batch, provider=provider) for name in names}
 
     def call(name: str) -> float:
         _wait(teacher.device)

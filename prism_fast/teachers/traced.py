@@ -21,6 +21,7 @@ from prism_fast.teachers.decompositions import RULES, Pullback
 from prism_fast.teachers.taps import BATCH_NORM
 
 _FOLDED = ("aten::_native_batch_norm_legit_no_training", "aten::batch_norm")
+_MADE_OF_SIZES = tuple(f"aten::new_{what}" for what in ("zeros", "ones", "full"))
 _CURE = "take the eager or compiled back-end, or another teacher"
 
 
@@ -70,6 +71,7 @@ def trace(model: torch.nn.Module, size: tuple[int, int], taps: Collection[str] =
         raise UserError(f"{type(model).__name__} cannot be traced for export ({reason}): {_CURE}") from error
     weights = _weights(program)
     graph = program.graph_module.graph
+    _fold_constants(graph, weights, example)
     layers = _batch_norms(graph, taps)
     _fold_batch_norm(graph, weights, frozenset(layers.values()))
     graph.eliminate_dead_code()
@@ -87,6 +89,28 @@ def trace(model: torch.nn.Module, size: tuple[int, int], taps: Collection[str] =
         size=size,
         taps={name: layer.all_input_nodes[0] for name, layer in layers.items()},
     )
+
+
+def _fold_constants(graph: torch.fx.Graph, weights: dict[str, Tensor], example: Tensor) -> None:
+    """What is made of sizes alone (masks of shifted windows, say) becomes a weight: it depends on no image."""
+    values: dict[torch.fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if operator_name(node) in _MADE_OF_SIZES and not any(_is_size(each) for each in node.all_input_nodes):
+            values[node] = node.target(example, *node.args[1:], **node.kwargs)
+        elif node.all_input_nodes and all(each in values for each in node.all_input_nodes):
+            values[node] = node.target(*_known(node.args, values), **_known(node.kwargs, values))
+    for node, value in values.items():
+        if isinstance(value, Tensor) and any(user not in values for user in node.users):
+            with graph.inserting_before(next(iter(graph.nodes))):
+                constant = graph.placeholder(f"constant_{node.name}")
+            weights[constant.name] = value
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
+
+
+def _known(argument: Any, values: Mapping[torch.fx.Node, Any]) -> Any:
+    return torch.fx.node.map_arg(argument, values.__getitem__)
 
 
 def _batch_norms(graph: torch.fx.Graph, taps: Collection[str]) -> dict[str, torch.fx.Node]:
@@ -145,8 +169,8 @@ def _fold_batch_norm(graph: torch.fx.Graph, weights: dict[str, Tensor], kept: fr
         if operator_name(source) != "aten::conv2d" or len(source.users) != 1 or shift is None:
             continue
         kernel, bias = source.args[1], source.args[2] if len(source.args) > 2 else None
-        if any(len(value.users) != 1 for value in (kernel, shift)):  # shared with another layer
-            continue
+        if any(len(value.users) != 1 or value.name not in weights for value in (kernel, shift)):
+            continue  # shared with another layer, or computed from other weights
         slope = torch.rsqrt(weights[var.name].double() + eps)
         slope = slope if scale is None else slope * weights[scale.name].double()
         start = 0.0 if bias is None else weights[bias.name].double()

@@ -77,7 +77,7 @@ def test_auto_is_replaced_by_what_it_chose(teacher: EagerTeacher, monkeypatch: p
     assert resolved(SamplerConfig(), teacher) == SamplerConfig()
     with pytest.raises(UserError, match="onnx is for plain classifiers"):
         resolved(_config("onnx"), ColourTeacher())
-    monkeypatch.setattr(choice, "why_not", lambda teacher, name: "it is not installed")
+    monkeypatch.setattr(choice, "why_not", lambda *_: "it is not installed")
     assert resolved(_config("auto"), teacher).guidance == GuidanceConfig()
     with pytest.raises(UserError, match="onnx is not usable for this teacher: it is not installed"):
         resolved(_config("onnx"), teacher)
@@ -130,8 +130,25 @@ def test_an_ensembles_members_are_on_the_backend_each(pipe: Any, teacher: EagerT
     assert serving(mixed, _config("eager")) is mixed
 
 
+class RunsTwice(torch.nn.Module):
+    """A batch-norm layer with two inputs in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm2d(3), torch.nn.Linear(3, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.norm(x)).mean((2, 3)))
+
+
 def test_a_term_that_the_backend_lacks_is_refused_before_the_first_batch(pipe: Any, teacher: EagerTeacher) -> None:
     config = SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig(backend="onnx", bn_weight=0.1))
-    for one in (teacher, EnsembleTeacher([teacher])):
-        with pytest.raises(UserError, match="BatchNormStatistics is not among the terms of an exported teacher"):
+    twice = EagerTeacher(
+        RunsTwice().eval(), mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(32, 32), num_classes=teacher.num_classes
+    )
+    for one in (twice, EnsembleTeacher([twice])):
+        with pytest.raises(UserError, match="bn:norm runs 2 times in a forward"):
             FastSampler(pipe, config, one, GATE)
+        assert resolved(replace(config, guidance=GuidanceConfig(backend="auto", bn_weight=0.1)), one).guidance == (
+            GuidanceConfig(backend="eager", bn_weight=0.1)
+        )

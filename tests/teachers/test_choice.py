@@ -41,7 +41,7 @@ def test_auto_moves_on_from_a_network_without_rules(caplog: pytest.LogCaptureFix
 def test_auto_moves_on_from_a_missing_package(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(onnx, "why_unusable", lambda device: "No module named 'onnxruntime': pip install it")
+    monkeypatch.setattr(onnx, "why_unusable", lambda *_: "No module named 'onnxruntime': pip install it")
     with caplog.at_level(logging.INFO, "prism_fast"):
         assert make_backend(load_teacher("fashion")).fingerprint == load_teacher("fashion").fingerprint
     assert "not onnx: No module named 'onnxruntime'" in caplog.text

@@ -55,6 +55,9 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "conv2d, unequal strides": lambda x, w: F.conv2d(x, w, stride=(2, 3), padding=(0, 2)),
     "conv2d, stride beyond the kernel": lambda x, w: F.conv2d(x, w[:, :, :1, :2], stride=4),
     "conv2d, patches": lambda x, w: F.conv2d(x, w, stride=(3, 3), padding=(1, 2)),
+    "conv2d, padding in words": lambda x, w: (
+        F.conv2d(x, w, padding="same", dilation=3) + F.conv2d(F.pad(x, (1, 1, 1, 1)), w, padding="valid")
+    ),
     "conv2d, dilated": lambda x, w: F.conv2d(x, w, dilation=2, padding=1),
     "conv2d, depthwise": lambda x, w: F.conv2d(x, w[:, :1], groups=3, padding=1, stride=2),
     "conv2d, one by one": lambda x, w: F.conv2d(x, w[:, :, :1, :1], stride=2),
@@ -66,6 +69,9 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": _attention,
     "attention, scaled": lambda x, w: _attention(x, w, scale=0.3),
     "attention, masked": lambda x, w: _attention(x, w, attn_mask=w.flatten()[:143].view(1, 143)),
+    "slice with a step": lambda x, w: torch.cat(
+        [x[:, :, 1::2].flatten(1), x[..., ::3].flatten(1), x[:, :, 2:9:4, 1:8:2].flatten(1)], 1
+    ),
     "relu": lambda x, w: F.relu(x),
     "relu6": lambda x, w: F.relu6(4 * x),
     "hardtanh": lambda x, w: F.hardtanh(2 * x),
@@ -164,8 +170,8 @@ def test_every_rule_has_a_case(seed: int) -> None:
     """Rules whose operator no trace of this version contains are named: another version's may."""
     met = {operator_name(node) for name in CASES for node in _traced(name, seed).active if node.op == "call_function"}
     not_here = {
-        "_softmax", "_to_copy", "batch_norm", "chunk", "constant_pad_nd", "contiguous", "detach", "dropout", "flatten",
-        "lift_fresh_copy", "mm", "reshape", "split", "to", "unflatten",
+        "_softmax", "_to_copy", "batch_norm", "chunk", "constant_pad_nd", "contiguous", "dropout", "lift_fresh_copy",
+        "mm", "reshape", "split", "to",
     }  # fmt: skip
     assert set(RULES) - met <= {f"aten::{name}" for name in not_here}
 
@@ -174,6 +180,7 @@ def test_every_rule_has_a_case(seed: int) -> None:
     ("what", "function"),
     [
         ("dilation", lambda x, w: F.conv2d(x, w, stride=2, dilation=2)),
+        ("same, even", lambda x, w: F.conv2d(x, w[:, :, :2, :2], padding="same")),
         ("dilated pooling", lambda x, w: F.max_pool2d(x, 2, dilation=2)),
         ("reflect padding", lambda x, w: F.pad(x, (1, 1, 1, 1), mode="reflect")),
         ("causal", lambda x, w: _attention(x, w, is_causal=True)),

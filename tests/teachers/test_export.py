@@ -17,13 +17,14 @@ from prism_fast.teachers import export as export_module
 from prism_fast.teachers import tensorrt
 from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
-from prism_fast.teachers.check import check_backend, in_batches, judge, relative, self_check, truth
+from prism_fast.teachers.check import check_backend, judge, self_check
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.decompositions import RULES
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.export import INPUTS, OUTPUTS, export, write
 from prism_fast.teachers.joint import joint_module
 from prism_fast.teachers.onnx import OnnxRunner
+from prism_fast.teachers.truth import Truth, in_batches, relative, truth
 from tests.teachers.networks import random_classifier
 
 CPU = torch.device("cpu")
@@ -98,6 +99,13 @@ def test_onnx_runtime_gives_the_gradient_at_full_size(name: str, seed: int) -> N
     print(name, verdict)
     assert verdict.cosine >= 0.99
     assert len(tensorrt.build(exported.model, tensorrt.Profile.around(8), (12, 0), "tensorrt-rtx")) > 1_000_000
+
+
+def test_bfloat16_is_checked_in_pytorch_and_of_an_opset_that_has_it(seed: int) -> None:
+    teacher = _teacher("resnet18", seed)
+    exported = export(teacher, dtype="bfloat16")
+    onnx.checker.check_model(onnx.load_from_string(exported.model), full_check=True)
+    assert self_check(exported, teacher).passed
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
@@ -184,9 +192,28 @@ def test_a_wrong_gradient_is_found_and_no_file_is_written(seed: int, monkeypatch
         return y, lambda g: (1.01 * pull(g)[0],)
 
     monkeypatch.setitem(RULES, "aten::relu", wrong)
+    with pytest.raises(UserError, match="another gradient than autograd"):
+        export(_teacher("resnet18", seed))
+    monkeypatch.setattr(export_module, "prove", lambda *_: None)  # as if the runtime, and not a rule, were wrong
     teacher = _teacher("resnet18", seed)
     with pytest.raises(UserError, match=r"out of tolerance .* was not written"):
         self_check(export(teacher), teacher)
+
+
+def test_a_median_out_of_tolerance_is_not_excused_by_one_kink() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(32, 3, 4, 4, generator=generator, dtype=torch.float64)
+    right = Truth(
+        images=torch.zeros(32, 3, 4, 4), targets=torch.zeros(32, dtype=torch.int64), term=guidance_energy(),
+        energy=torch.zeros(32, dtype=torch.float64), gradient=gradient,
+    )  # fmt: skip
+    energy, off = right.energy, gradient * (1 + 9e-5)
+    off[0] *= 1.01
+    explained = judge("onnx", energy, off, right, lambda *_: gradient[:1])
+    assert (explained.outliers, explained.explained) == (1, 1) and not explained.passed
+    near = gradient * (1 + 9e-6)
+    near[0] *= 1.01
+    assert judge("onnx", energy, near, right, lambda *_: gradient[:1]).passed
 
 
 def test_the_file_is_new_and_whole(tmp_path: Path, seed: int) -> None:

@@ -16,12 +16,13 @@ from prism_fast.errors import UserError
 from prism_fast.teachers import tensorrt
 from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
-from prism_fast.teachers.check import check_backend, in_batches, relative, truth, wide_term
+from prism_fast.teachers.check import check_backend
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.export import export
 from prism_fast.teachers.joint import joint_module
 from prism_fast.teachers.traced import trace
+from prism_fast.teachers.truth import in_batches, relative, truth, wide_term
 from tests.teachers.networks import random_classifier
 
 SIZE = 32

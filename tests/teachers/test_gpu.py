@@ -11,9 +11,10 @@ from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.teachers import tensorrt
 from prism_fast.teachers.architectures import random_teacher
-from prism_fast.teachers.check import check_backend, truth
+from prism_fast.teachers.check import check_backend
 from prism_fast.teachers.choice import choose, make_backend, why_not
 from prism_fast.teachers.engines import EngineCache
+from prism_fast.teachers.truth import truth
 
 pytestmark = pytest.mark.gpu
 

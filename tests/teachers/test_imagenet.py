@@ -19,10 +19,11 @@ from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.teachers import imagenet
 from prism_fast.teachers.base import Teacher
-from prism_fast.teachers.check import energy_error, in_batches, relative, switched_gradient, wide
+from prism_fast.teachers.check import switched_gradient
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.imagenet import PACKAGED
 from prism_fast.teachers.load import load_teacher
+from prism_fast.teachers.truth import energy_error, in_batches, relative, wide
 from tests.imagenet import blurred, labelled_images, noised, require, small_images
 
 BACKENDS = ("eager", "onnx", pytest.param("compiled", marks=pytest.mark.slow))
