@@ -134,4 +134,8 @@ def info_text(found: Mapping[str, Any]) -> str:
         state = "usable" if backend["usable"] else "no"
         detail = backend["reason"] or backend["version"] or ""
         lines.append(f"  {backend['name']:<14}{state:<8}{detail}")
+    usable = {backend["name"] for backend in found["backends"] if backend["usable"]}
+    behind = {"onnx": {"onnxruntime"}, "tensorrt": {"tensorrt", "tensorrt-rtx"}}
+    teachers = ["eager", "compiled", *(name for name, packages in behind.items() if packages & usable)]
+    lines += ["", f"a teacher's gradient can be computed by: {', '.join(teachers)}"]
     return "\n".join(lines)

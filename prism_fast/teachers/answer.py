@@ -16,6 +16,13 @@ _log = logging.getLogger(__name__)
 _NORMALISED = 1e-3
 """Sums of probabilities are one to this accuracy, in half precision too."""
 
+_VIEWS = tuple(
+    f"{name}Backward"
+    for name in ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "ToCopy",
+                 "Clone", "Alias", "Slice", "Select", "Expand")
+)  # fmt: skip
+"""Of autograd's names, those of operators that leave values what they are."""
+
 MULTI_LABEL = "a multi-label teacher has no energy over classes: take a classifier trained with cross-entropy"
 LOGITS_NEEDED = "the energy is made of logits: take what goes into it"
 
@@ -66,7 +73,7 @@ def check_answer(model: Any, input_size: tuple[int, int], num_classes: int | Non
         )
     if not logits.requires_grad:
         raise UserError(f"{what} lets no gradient through to the image: take no_grad and detach out of its forward")
-    _refuse_probabilities(logits.detach(), activations.last(logits), what)
+    _refuse_probabilities(logits.detach(), activations.last(logits) or _function_of(logits), what)
     return int(shape[1])
 
 
@@ -87,6 +94,19 @@ def _refuse_probabilities(logits: Tensor, last: str, what: str) -> None:
         _log.warning(
             "%s: every answer to noise is between 0 and 1; if they come out of a sigmoid, %s", what, MULTI_LABEL
         )
+
+
+def _function_of(logits: Tensor) -> str:
+    """``sigmoid`` where a function of that name has the last word, views and conversions left aside; else empty."""
+    node: Any = logits.grad_fn
+    while node is not None:
+        name = type(node).__name__
+        if name.startswith(("SigmoidBackward", "HardsigmoidBackward")):
+            return "sigmoid"
+        if not name.startswith(_VIEWS):
+            return ""
+        node = node.next_functions[0][0] if node.next_functions else None
+    return ""
 
 
 class _Activations:

@@ -69,6 +69,8 @@ def test_the_number_of_classes_is_the_expected_one() -> None:
         (lambda: classifier(nn.Sigmoid()), "ends in a sigmoid, .*a multi-label teacher has no energy"),
         (lambda: classifier(nn.Sigmoid(), nn.Dropout(), nn.Identity()), "ends in a sigmoid"),
         (lambda: classifier(nn.Hardsigmoid()), "ends in a sigmoid"),
+        (lambda: Functional(lambda x: x.sigmoid()), "ends in a sigmoid"),
+        (lambda: Functional(lambda x: x.sigmoid().view(len(x), -1).double()), "ends in a sigmoid"),
         (lambda: classifier(classes=1), "has one output, as sigmoid teachers"),
         (lambda: Functional(lambda x: x / 0), "not finite: its weights are damaged"),
     ],
@@ -88,5 +90,5 @@ def test_sigmoids_inside_are_no_concern() -> None:
 
 def test_what_only_looks_like_a_sigmoid_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert check(Functional(lambda x: x.sigmoid())) == 5
+        assert check(Functional(lambda x: x.tanh() / 2 + 0.5)) == 5
     assert "between 0 and 1" in caplog.text
