@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.sampling.batch import SampleBatch
-from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.study.text import synthesis_summary
 from prism_fast.synthesis import worker
 from prism_fast.synthesis.config import SynthesisConfig
@@ -32,9 +32,18 @@ from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.tar import scan_tar
 from prism_fast.synthesis.worker import Interrupted
-from tests.synthesis.doubles import STEPS, SeedSampler, contents, models, run, small_config
+from tests.synthesis.doubles import (
+    PLAIN,
+    STEPS,
+    SeedSampler,
+    contents,
+    darkened,
+    filtered,
+    models,
+    run,
+    small_config,
+)
 
-PLAIN = SamplerConfig(steps=4, compute_batch=4)
 ROWS = 23
 
 
@@ -100,19 +109,6 @@ def test_nothing_is_rejected_unasked_but_numbers_that_are_not_finite() -> None:
 # What becomes of the rows
 
 
-def darkened(share: float) -> Callable[[SampleBatch], SampleBatch]:
-    """Blackens images by their own noise alone, as a broken one would be."""
-
-    def spoil(batch: SampleBatch) -> SampleBatch:
-        images = batch.images.clone()
-        for image in images:
-            if int(image[:, 1, 1].sum()) % 100 < 100 * share:
-                image[:] = 0
-        return replace(batch, images=images)
-
-    return spoil
-
-
 class Draws:
     """What the draws of (row, attempt) are, found by sampling each by itself."""
 
@@ -125,14 +121,6 @@ class Draws:
     def attempts(self, index: int, limit: int) -> int:
         """The attempt that is kept; ``limit`` where none is."""
         return next((attempt for attempt in range(limit) if not self.black(index, attempt)), limit)
-
-
-def filtered(folder: Path, **changes: Any) -> SynthesisConfig:
-    fields: dict[str, Any] = {
-        "sampler": replace(PLAIN, guidance=GuidanceConfig(gate="none")),
-        "filter": FilterConfig(attempts=3, max_rejected=1.0),
-    }
-    return small_config(folder, **{**fields, **changes})
 
 
 def tables(folder: Path) -> list[dict[str, Any]]:
