@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 FLAT_DEVIATION = 2.0
@@ -19,10 +20,15 @@ def deviations(images: Tensor) -> Tensor:
     Returns:
         fp64 [n], in grey levels of 255.
     """
-    levels = images.flatten(2).int()
-    count = levels.shape[2]
-    mean, square = levels.sum(2).double() / count, levels.square().sum(2).double() / count
-    return (square - mean.square()).clamp(min=0).mean(1).sqrt()
+    count, channels = len(images), images.flatten(0, 1).flatten(1)
+    variances = [_variance(channel.double()) for channel in channels]  # one by one: each fits the cache
+    return torch.tensor(variances, dtype=torch.float64).reshape(count, -1).mean(1).sqrt()
+
+
+def _variance(levels: Tensor) -> float:
+    """Of whole numbers in fp64 [n], which holds their sums exactly in any order."""
+    mean = levels.sum().item() / len(levels)
+    return max(0.0, levels.dot(levels).item() / len(levels) - mean * mean)
 
 
 def flat(images: Tensor) -> Tensor:
