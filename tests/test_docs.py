@@ -158,9 +158,14 @@ def as_value(text: str) -> Any:
 
 def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+    from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.zoo.world import WorldConfig
 
-    tables = [("guidance", "Options", GuidanceConfig), ("guidance", "The rest of the sampler", SamplerConfig)]
+    tables = [
+        ("guidance", "Options", GuidanceConfig),
+        ("guidance", "The rest of the sampler", SamplerConfig),
+        ("shards", "Filtering", FilterConfig),
+    ]
     for page, heading, kind in tables:
         told = {name: as_value(value) for name, value in documented(f"docs/{page}.md", heading).items()}
         real = defaults_of(kind)
@@ -171,7 +176,7 @@ def test_options_and_defaults_are_the_codes() -> None:
 
 
 def test_the_members_and_columns_of_a_shard_are_told() -> None:
-    from prism_fast.synthesis import shards
+    from prism_fast.synthesis import shards, tally
 
     text = text_of(ROOT / "docs" / "shards.md")
     for member in ("png", *shards.LABEL_MEMBERS):
@@ -180,6 +185,7 @@ def test_the_members_and_columns_of_a_shard_are_told() -> None:
         name for cell in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
     }
     assert set(shards._COLUMNS) <= keys
+    assert set(tally.shard_stats(0, [{"index": 0, "accepted": False, "reason": "", "skipped": 0}], 0, "", [])) <= keys
 
 
 def test_python_blocks_are_python() -> None:
@@ -218,6 +224,18 @@ def test_python_of_readme_and_shards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["image"].size == (32, 32)
     assert found["logits"].shape == (10,)
     assert found["record"]["class_index"] == found["label"]
+
+
+def test_the_reader_of_the_largest_logits_reads_what_ours_does(seed: int) -> None:
+    import numpy as np
+
+    from prism_fast.synthesis.soft import describe_logits, pack_logits, unpack_logits
+
+    (block,) = [block for block in python_blocks(ROOT / "docs" / "shards.md") if "read_soft" in block]
+    found: dict[str, Any] = {}
+    exec(compile(block, "shards.md", "exec"), found)
+    data = pack_logits(np.random.default_rng(seed).normal(0, 5, 40).astype(np.float16), 4)
+    assert np.allclose(found["read_soft"](data, {"logits": describe_logits(40, 4)}), unpack_logits(data, 40, 4))
 
 
 def test_the_imagenet_vocabulary_of_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard, cast
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.soft import describe_logits
 
 MAX_JSON_BYTES = 1 << 28
 MAX_CLASSES = 10**6
@@ -36,6 +37,7 @@ class Manifest:
         num_classes: K.
         class_names: in the order of the labels.
         image_format: of the image files.
+        top_k: how many of the K logits ``.soft`` holds, the largest ones; None: all.
         planned: shards that the set will have.
         shards: those that are published, in order.
     """
@@ -44,6 +46,7 @@ class Manifest:
     num_classes: int
     class_names: tuple[str, ...]
     image_format: ImageFormat
+    top_k: int | None
     planned: int
     shards: tuple[Published, ...]
 
@@ -70,6 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
         num_classes=len(_class_names(path, info)),
         class_names=_class_names(path, info),
         image_format=_image_format(path, info),
+        top_k=_top_k(path, info),
         planned=planned,
         shards=tuple(_published(folder / shard_name(number, "json"), number) for number in numbers),
     )
@@ -106,6 +110,16 @@ def _image_format(path: Path, info: dict[str, Any]) -> ImageFormat:
             f"{', '.join(LABEL_MEMBERS)}"
         )
     return cast("ImageFormat", members[0])
+
+
+def _top_k(path: Path, info: dict[str, Any]) -> int | None:
+    logits, num_classes = info.get("logits"), info["num_classes"]
+    top_k = logits.get("top_k") if isinstance(logits, dict) else None
+    if top_k is None:
+        return None
+    if not _whole(top_k, 1, num_classes - 1) or logits != describe_logits(num_classes, top_k):
+        raise UserError(f"{path} describes logits {logits}: not the largest of {num_classes} as synthesize keeps them")
+    return top_k
 
 
 def _published(path: Path, number: int) -> Published:

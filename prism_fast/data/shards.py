@@ -23,7 +23,8 @@ from torch import Tensor
 from prism_fast.data.manifest import Published, read_manifest
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import decode_image
-from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, SOFT_DTYPE, shard_name
+from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.soft import soft_size, unpack_logits
 from prism_fast.synthesis.tar import scan_tar
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ShardSet:
         info: what ``_info.json`` says.
         num_classes: K.
         class_names: in the order of the labels.
+        top_k: how many of an image's logits the set holds, the largest ones; None: all.
         shards: those that are published, in order.
         complete: whether that is all of them.
 
@@ -58,7 +60,7 @@ class ShardSet:
         manifest = read_manifest(self.path)
         self.info, self.shards = manifest.info, manifest.shards
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
-        self._format = manifest.image_format
+        self._format, self.top_k = manifest.image_format, manifest.top_k
         self.complete = len(self.shards) == manifest.planned
         if not self.complete and not partial:
             raise UserError(
@@ -79,6 +81,9 @@ class ShardSet:
     def sample(self, index: int) -> tuple[Tensor, int, Tensor]:
         """Image uint8 [3, H, W], class index, logits fp16 [K] of the image at a place in the set.
 
+        Of a set that holds the k largest logits alone, they are fp32 and the others are equal: at temperature 1 the k
+        classes have their true probabilities and the others share the rest evenly.
+
         Raises:
             IndexError: no such place.
             UserError: the shard is damaged; file and member are named.
@@ -88,12 +93,11 @@ class ShardSet:
         with _open(path) as file:
             data = _read(file.fileno(), image)
             class_index = int(np.frombuffer(_read(file.fileno(), label), LABEL_DTYPE)[0])
-            logits = np.frombuffer(_read(file.fileno(), soft), SOFT_DTYPE).astype(np.float16)
+            packed = _read(file.fileno(), soft)
         if not 0 <= class_index < self.num_classes:
             raise self._bad(shard, index, f"label {class_index} of {self.num_classes} classes")
-        if not np.isfinite(logits).all():
-            raise self._bad(shard, index, "logits that are not finite")
         try:
+            logits = unpack_logits(packed, self.num_classes, self.top_k)
             pixels = decode_image(data, self._format)
         except ValueError as error:
             raise self._bad(shard, index, str(error)) from error
@@ -125,7 +129,7 @@ class ShardSet:
         return self.arrays()[0]
 
     def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images uint8 [N, 3, H, W], class indices int64 [N], logits fp16 [N, K], in memory.
+        """Images uint8 [N, 3, H, W], class indices int64 [N], logits [N, K] as :meth:`sample`'s, in memory.
 
         Raises:
             UserError: no images, a damaged shard, or images of different sizes.
@@ -199,7 +203,7 @@ class ShardSet:
         return flat.reshape(shard.images, len(extensions), 2)
 
     def _wrong_size(self, extension: str, size: int) -> str:
-        exact = {"label": LABEL_DTYPE.itemsize, "soft": SOFT_DTYPE.itemsize * self.num_classes}
+        exact = {"label": LABEL_DTYPE.itemsize, "soft": soft_size(self.num_classes, self.top_k)}
         if extension in exact:
             return "" if size == exact[extension] else f"expected {exact[extension]}"
         limit = {"cls": 20, "json": MAX_RECORD_BYTES}.get(extension, MAX_IMAGE_BYTES)
@@ -216,8 +220,8 @@ class ShardSet:
 class ShardDataset:
     """A map-style data set, as ``torch.utils.data.DataLoader`` takes it.
 
-    A sample is (image uint8 [3, H, W], class index, logits fp16 [K] at T = 1). Safe to share between threads and to
-    send to worker processes.
+    A sample is (image uint8 [3, H, W], class index, logits [K] at T = 1), as :meth:`ShardSet.sample` gives it. Safe to
+    share between threads and to send to worker processes.
 
     Args:
         shards: an open set, or the folder of one.

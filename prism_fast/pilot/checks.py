@@ -16,9 +16,8 @@ from prism_fast.pilot.agreement import Agreement, agreement
 from prism_fast.pilot.chance import ERRORS, SURE, surely_above, surely_wins
 from prism_fast.pilot.concern import Concern, listed, percent
 from prism_fast.pilot.draw import Drawn
+from prism_fast.synthesis.flat import FLAT_DEVIATION
 
-FLAT_DEVIATION = 2.0
-"""Grey levels of 255: less than this between an image's pixels is rounding and compression, not a picture."""
 FLAT_SHARE = 0.01
 """Flat images that may happen: a filter, or a prompt for snow."""
 ALIKE_SHARE = 0.99

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from prism_fast.progress import ProgressFactory
 from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import GuidanceConfig
+from prism_fast.synthesis.flat import deviations
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller, Labels
 from prism_fast.synthesis.pilot import pilot_energies
@@ -39,7 +40,7 @@ class Drawn:
         free: free energies.
         asked: int64 [N], classes asked for.
         said: int64 [N], the teacher's choice.
-        deviations: fp64 [N], standard deviation of an image's pixels, in grey levels of 255.
+        deviations: fp64 [N], of an image's pixels from its mean colour, in grey levels of 255.
         small: uint8 [N, 3, h, w].
         whole: uint8 images [3, H, W] of the rows that were to be kept, by number.
         seconds_per_image: of the sampling.
@@ -109,7 +110,7 @@ class Watcher(Labeller):
         self.free += labels.free_energy
         self.said += labels.top1
         self.small.append(shrunk(images))
-        self.deviations.append(images.double().flatten(1).std(1))
+        self.deviations.append(deviations(images))
         return labels
 
 

@@ -97,8 +97,8 @@ def synthesis_summary(report: SynthesisReport) -> str:
         lines.append(f"made {report.made} of {report.rows} rows in {duration(report.seconds)}{rate}")
     else:
         lines.append("nothing to do: the set was finished already")
-    dropped = sum(report.rejected.values())
-    notes = [f"{dropped} rows without an image"] if dropped else []
+    notes = [f"{_counted(report.rejected)} rows without an image"] if report.rejected else []
+    notes += [f"{_counted(report.redrawn)} images drawn again"] if report.redrawn else []
     notes += [f"{report.skipped} of {report.guidances} guidances dropped"] if report.skipped else []
     notes += [f"{report.prompts_shortened} prompts cut to fit the tokenizer"] if report.prompts_shortened else []
     if notes:
@@ -109,6 +109,11 @@ def synthesis_summary(report: SynthesisReport) -> str:
     )
     lines.append(f"wrote {report.shards} shard{'s' * (report.shards != 1)} to {report.out}")
     return "\n".join(lines)
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """``7 (energy 4, flat 3)``."""
+    return f"{sum(reasons.values())} ({', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))})"
 
 
 def distill_summary(report: DistillReport) -> str:

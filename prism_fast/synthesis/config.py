@@ -8,6 +8,7 @@ from typing import Any
 from prism_fast.config import canonical
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.config import LATER_OPTIONS, SamplerConfig
+from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 DEFAULT_IMAGES = 1000
@@ -36,7 +37,9 @@ class SynthesisConfig:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         prompts: which prompts to make, or a file of them.
         sampler: how a prompt becomes an image, guidance included.
-        pilot_images: unguided images of each class from which the guidance gate learns its thresholds.
+        pilot_images: unguided images of each class from which the guidance gate and the filter learn their thresholds.
+        filter: which images are rejected and drawn again; ``None`` keeps every image whose numbers are finite.
+        soft_top_k: how many of the teacher's logits are kept, the largest ones; ``None`` keeps all.
     """
 
     pipeline: str = "fashion"
@@ -52,6 +55,8 @@ class SynthesisConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     pilot_images: int = 16
+    filter: FilterConfig | None = None
+    soft_top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.counts is not None:
@@ -64,12 +69,19 @@ class SynthesisConfig:
             raise ValueError(f"{self.images} images in shards of {self.shard_size} are over a million shards")
         if not _whole(self.seed, 0, 2**63 - 1):
             raise ValueError(f"seed must be a whole number, 0 <= seed < 2**63, not {self.seed!r}")
+        if self.soft_top_k is not None and not _whole(self.soft_top_k, 1, 10**6):
+            raise ValueError(f"soft_top_k must be a whole number from 1, or null, not {self.soft_top_k!r}")
         if self.format not in IMAGE_FORMATS:
             raise ValueError(f"format must be one of {', '.join(IMAGE_FORMATS)}, not {self.format!r}")
 
     @property
     def needs_pilot(self) -> bool:
-        """Whether the guidance gate takes its thresholds from unguided images."""
+        """Whether the guidance gate or the filter takes its thresholds from unguided images."""
+        return self.has_gate or (self.filter is not None and self.filter.energy_quantile is not None)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether guidance has a gate."""
         return self.sampler.guidance is not None and self.sampler.guidance.gate == "pilot"
 
     def _sum_counts(self, counts: tuple[int, ...]) -> None:
@@ -89,8 +101,9 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     """The part of a configuration that decides images, as plain JSON types.
 
     Left out is where things lie and what they are called: weights, classes and prompts enter the hash by content. Left
-    out are options that came later, where they are off. And ``max_bad_rate``, which decides whether a run goes on, not
-    what it makes: a stopped set can go on with a higher one. ``backend: auto`` has to be resolved before.
+    out are options that came later, where they are off. And ``max_bad_rate`` and ``max_rejected``, which decide whether
+    a run goes on, not what it makes: a stopped set can go on with a higher one. ``backend: auto`` has to be resolved
+    before.
     """
     fields: dict[str, Any] = canonical(config)
     for name in _PLACES:
@@ -98,6 +111,12 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     del fields["prompts"]["file"]
     if not config.needs_pilot:
         del fields["pilot_images"]
+    if config.filter is None:
+        del fields["filter"]
+    else:
+        del fields["filter"]["max_rejected"]
+    if config.soft_top_k is None:
+        del fields["soft_top_k"]
     if config.sampler.guidance is not None:
         guidance = fields["sampler"]["guidance"]
         del guidance["max_bad_rate"], guidance["student"]

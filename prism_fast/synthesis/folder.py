@@ -20,12 +20,13 @@ from prism_fast.config import canonical, content_hash
 from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_list import PromptList
 from prism_fast.sampling.energy import student_fingerprint
-from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.soft import describe_logits
+from prism_fast.synthesis.thresholds import Thresholds, saved_facts
 from prism_fast.teachers.choice import runtime_version
 
 CONFIG_FILE = "config.yaml"
@@ -55,9 +56,9 @@ class Request:
         """16 hex digits of both; the pilot is filed under it."""
         return content_hash({"made_from": self.made_from, "environment": self.environment})
 
-    def config_hash(self, gate: Mapping[str, Any] | None) -> str:
-        """16 hex digits of everything that decides the set's bytes in one environment."""
-        return content_hash({"made_from": self.made_from, "gate": gate})
+    def config_hash(self, thresholds: Mapping[str, Any]) -> str:
+        """16 hex digits of everything that decides the set's bytes in one environment; ``thresholds`` as facts."""
+        return content_hash({"made_from": self.made_from, **thresholds})
 
 
 def describe_request(
@@ -84,11 +85,6 @@ def _runtime(config: SynthesisConfig) -> dict[str, str]:
     guidance = config.sampler.guidance
     version = None if guidance is None else runtime_version(guidance.backend)
     return {} if version is None else {"teacher_runtime": version}
-
-
-def gate_facts(gate: GateThresholds | None) -> dict[str, Any] | None:
-    """Thresholds as they are hashed and saved."""
-    return None if gate is None else {"tau": list(gate.tau), "delta": list(gate.delta)}
 
 
 def check_place(out: Path) -> None:
@@ -126,8 +122,8 @@ def read_info(out: Path, request: Request) -> dict[str, Any] | None:
         return None
     try:
         info: dict[str, Any] = json.loads(path.read_bytes())
-        there, environment, gate = info["made_from"], info["environment"], info["gate"]
-        sound = info["config_hash"] == Request(made_from=there, environment=environment).config_hash(gate)
+        there, environment, facts = info["made_from"], info["environment"], saved_facts(info)
+        sound = info["config_hash"] == Request(made_from=there, environment=environment).config_hash(facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): choose another output folder") from error
     if not sound:
@@ -138,7 +134,7 @@ def read_info(out: Path, request: Request) -> dict[str, Any] | None:
 
 
 def claim_folder(
-    out: Path, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, gate: GateThresholds | None
+    out: Path, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, thresholds: Thresholds
 ) -> dict[str, Any]:
     """Makes the folder this set's: writes ``_info.json`` and ``config.yaml``, or finds them there.
 
@@ -149,20 +145,20 @@ def claim_folder(
 
     info = {
         "format_version": FORMAT_VERSION,
-        "config_hash": request.config_hash(gate_facts(gate)),
+        "config_hash": request.config_hash(thresholds.facts()),
         "complete": False,
         "images": len(plan),
         "shards": len(plan.shards),
         "shard_size": config.shard_size,
         "members": [config.format, *LABEL_MEMBERS],
-        "logits": {"dtype": "<f2", "shape": [len(plan.counts)], "temperature": 1.0},
+        "logits": describe_logits(len(plan.counts), config.soft_top_k),
         "num_classes": len(plan.counts),
         "class_names": list(plan.class_names),
         "counts": list(plan.counts),
         "prompts": dict(prompts.report),
         "recipe": config.recipe,
         "made_from": canonical(request.made_from),
-        "gate": gate_facts(gate),
+        **thresholds.facts(),
         "environment": dict(request.environment),
         "splits": {},
     }
@@ -192,12 +188,14 @@ def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int])
     }
     finished = {**info, "complete": True, "splits": {"train": train}}
     if finished != info:
-        create_file(out / CARD_FILE, _card(info).encode())
+        create_file(out / CARD_FILE, _card(info, sum(images.values())).encode())
         replace_file(out / INFO_FILE, _pretty(finished))
 
 
-def _card(info: Mapping[str, Any]) -> str:
+def _card(info: Mapping[str, Any], images: int) -> str:
     """A dataset card: its first lines tell Hugging Face's ``load_dataset(FOLDER)`` which of the files are the data."""
+    top_k = info["logits"].get("top_k")
+    logits = "logits (little-endian fp16)" if top_k is None else f"{top_k} largest logits (see `{INFO_FILE}`)"
     return f"""---
 configs:
 - config_name: default
@@ -205,9 +203,9 @@ configs:
   - split: train
     path: "shard-*.tar"
 ---
-{info["images"]} labelled images of {info["num_classes"]} classes, sampled from a text-to-image model and labelled by a
+{images} labelled images of {info["num_classes"]} classes, sampled from a text-to-image model and labelled by a
 classifier with prism_fast. No camera took them. What they were made from is in `{INFO_FILE}` and `{CONFIG_FILE}`; where
-each comes from, in its `.json` member. `.soft` holds the classifier's logits (little-endian fp16), `.label` the class
+each comes from, in its `.json` member. `.soft` holds the classifier's {logits}, `.label` the class
 index (little-endian int64).
 """
 

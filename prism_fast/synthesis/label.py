@@ -28,6 +28,7 @@ class Labels:
         class_energy: cross-entropy with the class, in nats.
         probability: softmax probability of the class.
         top1: the teacher's own choice.
+        top1_probability: its softmax probability.
     """
 
     logits: NDArray[np.float16]
@@ -36,6 +37,7 @@ class Labels:
     class_energy: list[float]
     probability: list[float]
     top1: list[int]
+    top1_probability: list[float]
 
 
 class Labeller:
@@ -74,11 +76,13 @@ class Labeller:
                 f"the teacher's logits are not finite in fp16, as shards store them (largest: {largest}): "
                 "this teacher cannot label these images; check its weights, or use another teacher"
             )
+        probabilities = logits.softmax(1)
         parts = {
             "energy": self._guidance_energy(outputs, wide, targets),
             "free_energy": self._free.value(wide, targets),
             "class_energy": self._class.value(wide, targets),
-            "probability": logits.softmax(1).gather(1, targets[:, None])[:, 0],
+            "probability": probabilities.gather(1, targets[:, None])[:, 0],
+            "top1_probability": probabilities.amax(1),
         }
         if not all(part[:count].isfinite().all() for part in parts.values()):
             raise UserError(

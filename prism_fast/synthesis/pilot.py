@@ -1,4 +1,4 @@
-"""The pilot: unguided images of the plan's own prompts, from whose energies the guidance gate learns its thresholds.
+"""The pilot: unguided images of the plan's own prompts; gate and filter learn their thresholds from its energies.
 
 No real image is involved: what counts as "in distribution already" is what the generator reaches unguided, at its
 better end (``gate_quantile``).
@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from prism_fast.progress import ProgressFactory
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.record import json_number
+from prism_fast.synthesis.thresholds import Thresholds
 
 PILOT_FILE = "pilot.json"
 PARTIAL_FILE = ".pilot-partial.json"
@@ -85,11 +88,24 @@ def gate_thresholds(
     return GateThresholds(tau=tuple(tau), delta=tuple(delta))
 
 
-def save_pilot(folder: Path, key: str, gate: GateThresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:
+def learn_thresholds(
+    config: SynthesisConfig, rows: Sequence[Row], energies: Sequence[float], num_classes: int
+) -> Thresholds:
+    """What ``config`` takes from the energies of its pilot; one pilot serves guidance and filter."""
+    guidance, gate, max_energy = config.sampler.guidance or GuidanceConfig(), None, None
+    if config.has_gate:
+        gate = gate_thresholds(rows, energies, num_classes, guidance)
+    if config.filter is not None and config.filter.energy_quantile is not None:
+        quantile = replace(guidance, gate_quantile=config.filter.energy_quantile)
+        max_energy = gate_thresholds(rows, energies, num_classes, quantile).tau
+    return Thresholds(gate=gate, max_energy=max_energy)
+
+
+def save_pilot(folder: Path, key: str, thresholds: Thresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:
     """Keeps a pilot in ``pilot.json``; one that is there already stays."""
     found = {
         "key": key,
-        "gate": {"tau": list(gate.tau), "delta": list(gate.delta)},
+        **thresholds.facts(),
         "classes": [row.class_index for row in rows],
         "energies": [json_number(energy) for energy in energies],
     }
@@ -113,7 +129,7 @@ def load_partial(folder: Path, key: str) -> list[float]:
         return []  # none, or our own hidden file was damaged: what it saved is made again
 
 
-def load_pilot(folder: Path, key: str) -> GateThresholds | None:
+def load_pilot(folder: Path, key: str) -> Thresholds | None:
     """The thresholds of an earlier pilot in this folder, or None where there is none.
 
     Raises:
@@ -125,7 +141,7 @@ def load_pilot(folder: Path, key: str) -> GateThresholds | None:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         same = found["key"] == key
-        gate = GateThresholds(tau=found["gate"]["tau"], delta=found["gate"]["delta"])
+        thresholds = Thresholds.from_facts(found)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
     if not same:
@@ -133,4 +149,4 @@ def load_pilot(folder: Path, key: str) -> GateThresholds | None:
             f"{path} is of another configuration or environment: choose another output folder (or delete that file, "
             "if the run that made it is not needed)"
         )
-    return gate
+    return thresholds

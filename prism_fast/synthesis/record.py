@@ -12,13 +12,17 @@ from prism_fast.synthesis.plan import Row
 if TYPE_CHECKING:
     from prism_fast.sampling.batch import SampleBatch
 
-NOT_FINITE = "not finite"
-"""Why a row has no image: not-a-number or infinity appeared in it."""
 
+def batch_records(
+    rows: Sequence[Row], batch: SampleBatch, labels: Labels, reasons: Sequence[str], config_hash: str
+) -> list[dict[str, Any]]:
+    """One record a row. Every record of a set has the same keys and types, so that tables can be made of them.
 
-def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, config_hash: str) -> list[dict[str, Any]]:
-    """One record a row. Every record of a set has the same keys and types, so that tables can be made of them."""
-    finite = batch.finite.tolist()
+    Args:
+        rows, batch, labels: what was asked for, what was drawn, what the teacher says.
+        reasons: why each image is rejected; empty where it is kept.
+        config_hash: of the set.
+    """
     skipped = batch.skipped.tolist()
     return [
         {
@@ -39,8 +43,8 @@ def batch_records(rows: Sequence[Row], batch: SampleBatch, labels: Labels, confi
             "teacher_top1": labels.top1[place],
             "skipped": skipped[place],
             "compute_batch": batch.compute_batch,
-            "accepted": finite[place],
-            "reason": "" if finite[place] else NOT_FINITE,
+            "accepted": not reasons[place],
+            "reason": reasons[place],
             "guidance": {
                 "steps": list(batch.guided_steps),
                 "energy": [json_number(value) for value in batch.energy[:, place].tolist()],

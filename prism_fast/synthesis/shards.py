@@ -1,9 +1,9 @@
 """Shards: the names of their files and members, and how one is published so that nobody ever sees half of it.
 
 ``shard-000042.tar`` holds, for each row and in this order, the image, ``.cls`` (class index as text), ``.label``
-(little-endian int64), ``.soft`` (little-endian fp16 logits at T = 1) and ``.json`` (where the row comes from).
-Beside it lie ``.idx`` (DALI's index), ``.parquet`` (one row an image) and ``.json`` (statistics and hashes). The
-shard exists once that ``.json`` does: it is written last.
+(little-endian int64), ``.soft`` (logits at T = 1, see :mod:`prism_fast.synthesis.soft`) and ``.json`` (where the row
+comes from). Beside it lie ``.idx`` (DALI's index), ``.parquet`` (one row an image) and ``.json`` (statistics and
+hashes). The shard exists once that ``.json`` does: it is written last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from prism_fast.synthesis.images import ImageFormat
 from prism_fast.synthesis.publish import Claim, claim, sync_folder, temporary_name
+from prism_fast.synthesis.soft import pack_logits
 from prism_fast.synthesis.tar import TarWriter, index_text
 
 INFO_FILE = "_info.json"
@@ -36,7 +37,6 @@ SHARD_FILES = ("tar", "idx", "parquet", "json")
 """Files of a shard, in the order of their publication."""
 
 LABEL_DTYPE = np.dtype("<i8")
-SOFT_DTYPE = np.dtype("<f2")
 
 _COLUMNS = {
     "index": "int64", "seed": "int64", "attempt": "int32", "class_index": "int32", "class_name": "string",
@@ -79,6 +79,7 @@ class Sample:
         label: class index.
         logits: the teacher's logits at T = 1, fp16 [K].
         record: what ``.json`` says; holds every column of the ``.parquet``.
+        top_k: how many of the logits are kept; None: all.
     """
 
     index: int
@@ -87,6 +88,7 @@ class Sample:
     label: int
     logits: NDArray[np.float16]
     record: Mapping[str, Any]
+    top_k: int | None = None
 
     def members(self) -> list[tuple[str, bytes]]:
         """(name, bytes) of the members in order."""
@@ -94,7 +96,7 @@ class Sample:
             self.extension: self.image,
             "cls": str(self.label).encode(),
             "label": np.array(self.label, LABEL_DTYPE).tobytes(),
-            "soft": self.logits.astype(SOFT_DTYPE).tobytes(),
+            "soft": pack_logits(self.logits, self.top_k),
             "json": json_bytes(dict(self.record)),
         }
         return [(row_name(self.index, extension), content) for extension, content in data.items()]

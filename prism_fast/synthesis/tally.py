@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prism_fast.errors import UserError
+from prism_fast.synthesis.filter_config import NOT_FINITE, OPTIONS
 
 MAX_REJECTED = 0.01
-"""Largest share of rows without an image. More means that the pipeline does not work in its dtype."""
+"""Largest share of rows that are not finite. More means that the pipeline does not work in its dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class SynthesisReport:
         images: in the set.
         rows: planned; images and rejected rows.
         rejected: rows without an image, by reason.
+        redrawn: draws that another one of the same row has replaced, by reason.
         shards: in the set.
         made: rows that this run made; fewer than ``rows`` where it continued an earlier one.
         seconds: that this run took, models loaded.
@@ -41,6 +43,7 @@ class SynthesisReport:
     images: int
     rows: int
     rejected: Mapping[str, int]
+    redrawn: Mapping[str, int]
     shards: int
     made: int
     seconds: float
@@ -57,14 +60,21 @@ class SynthesisReport:
         return self.made / self.seconds if self.seconds > 0 else 0.0
 
 
-def shard_stats(shard: int, records: Sequence[Mapping[str, Any]], guidances: int, config_hash: str) -> dict[str, Any]:
-    """Statistics of a shard, without those of its files.
+def shard_stats(
+    shard: int,
+    records: Sequence[Mapping[str, Any]],
+    guidances: int,
+    config_hash: str,
+    replaced: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Statistics of a shard, without those of its files. Its rows are its images and its rejected rows.
 
     Args:
         shard: its number.
         records: of its rows, see :mod:`prism_fast.synthesis.record`.
-        guidances: gradients asked for, over all rows.
+        guidances: gradients asked for, over all draws.
         config_hash: of the set.
+        replaced: records of draws that another one of the same row has replaced; None where there is no filter.
     """
     kept = [record for record in records if record["accepted"]]
     return {
@@ -73,13 +83,19 @@ def shard_stats(shard: int, records: Sequence[Mapping[str, Any]], guidances: int
         "first_row": records[0]["index"],
         "rows": len(records),
         "images": len(kept),
-        "rejected": dict(sorted(Counter(r["reason"] for r in records if not r["accepted"]).items())),
+        "rejected": _reasons(record for record in records if not record["accepted"]),
+        **({} if replaced is None else {"redrawn": _reasons(replaced)}),
         "guidances": guidances,
-        "skipped": sum(record["skipped"] for record in records),
+        "skipped": sum(record["skipped"] for record in (*records, *(replaced or ()))),
         "teacher_agreed": sum(record["teacher_top1"] == record["class_index"] for record in kept),
         "teacher_probability_sum": math.fsum(record["teacher_probability"] for record in kept),
         "energy_sum": math.fsum(record["energy"] for record in kept),
     }
+
+
+def _reasons(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many records have each reason."""
+    return dict(sorted(Counter(record["reason"] for record in records).items()))
 
 
 class Tally:
@@ -87,11 +103,12 @@ class Tally:
 
     Args:
         max_bad_rate: largest share of dropped guidances.
+        max_rejected: largest share of rows that filters leave without an image.
     """
 
-    def __init__(self, max_bad_rate: float) -> None:
+    def __init__(self, max_bad_rate: float, max_rejected: float = 1.0) -> None:
         self.shards: dict[int, Mapping[str, Any]] = {}
-        self._max_bad_rate = max_bad_rate
+        self._max_bad_rate, self._max_rejected = max_bad_rate, max_rejected
 
     def add(self, shard: int, stats: Mapping[str, Any]) -> None:
         """Counts a shard, once."""
@@ -101,7 +118,7 @@ class Tally:
         """Stops a run whose guidance or pipeline does not work. What is published stays.
 
         Raises:
-            UserError: too many guidances dropped, or too many rows without an image.
+            UserError: too many guidances dropped, or too many rows without an image: broken ones, or filtered ones.
         """
         guidances, skipped = self.total("guidances"), self.total("skipped")
         if guidances and skipped / guidances > self._max_bad_rate:
@@ -111,12 +128,29 @@ class Tally:
                 "more and the same command goes on, or use another sampler.dtype or teacher and another folder. The "
                 "shards made so far record each; they stay"
             )
-        rows, rejected = self.total("rows"), self.total("rows") - self.total("images")
-        if rejected > MAX_REJECTED * rows:
+        rows, rejected = self.total("rows"), self.reasons("rejected")
+        broken = rejected.pop(NOT_FINITE, 0)
+        if broken > MAX_REJECTED * rows:
             raise UserError(
-                f"{rejected} of {rows} images hold numbers that are not finite: the pipeline does not work in this "
+                f"{broken} of {rows} images hold numbers that are not finite: the pipeline does not work in this "
                 "sampler.dtype; try bfloat16 or float32, in another folder. The shards made so far record each and stay"
             )
+
+        filtered = rejected.total()
+        if filtered > self._max_rejected * rows:
+            counts = ", ".join(f"{count} for {reason}" for reason, count in rejected.most_common())
+            raise UserError(
+                f"filters leave {filtered} of {rows} rows without an image ({counts}; filter.max_rejected allows "
+                f"{self._max_rejected:.0%}): allow more and the same command goes on, or loosen "
+                f"{OPTIONS[rejected.most_common(1)[0][0]]}, in another folder. The shards made so far stay"
+            )
+
+    def reasons(self, key: str) -> Counter[str]:
+        """Sum of one figure that is counted by reason."""
+        summed: Counter[str] = Counter()
+        for stats in self.shards.values():
+            summed.update(stats.get(key, {}))
+        return summed
 
     def total(self, key: str) -> Any:
         """Sum of one figure."""
@@ -125,9 +159,6 @@ class Tally:
 
     def report(self, out: Path, config_hash: str, before: int, seconds: float, shortened: int) -> SynthesisReport:
         """The report of a run that found ``before`` rows done and took ``seconds``."""
-        rejected: Counter[str] = Counter()
-        for stats in self.shards.values():
-            rejected.update(stats["rejected"])
         images = self.total("images")
         mean = {
             key: self.total(key) / images if images else math.nan
@@ -138,7 +169,8 @@ class Tally:
             config_hash=config_hash,
             images=images,
             rows=self.total("rows"),
-            rejected=dict(rejected),
+            rejected=dict(self.reasons("rejected")),
+            redrawn=dict(self.reasons("redrawn")),
             shards=len(self.shards),
             made=self.total("rows") - before,
             seconds=seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,17 +21,16 @@ from prism_fast.progress import progress as show_progress
 from prism_fast.prompts.prompt_list import PromptList, build_prompts
 from prism_fast.prompts.vocabulary import Vocabulary, load_vocabulary
 from prism_fast.sampling.batch import SampleBatch, Sampler
-from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.serving import resolved
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.pilot import (
-    gate_thresholds,
+    learn_thresholds,
     load_partial,
     load_pilot,
     pilot_energies,
@@ -39,8 +39,10 @@ from prism_fast.synthesis.pilot import (
 )
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import batch_records
+from prism_fast.synthesis.row_order import RowOrder
 from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
 from prism_fast.synthesis.tally import SynthesisReport, Tally, shard_stats
+from prism_fast.synthesis.thresholds import Thresholds
 
 __all__ = ["Engine", "Interrupted", "SynthesisReport", "Worker", "in_turn", "synthesize"]
 
@@ -60,6 +62,7 @@ class Worker:
         stop: looked at between batches.
         bar: progress in rows.
         tally: counts; the shards that were published before are in it.
+        filter: which images are rejected.
     """
 
     plan: Plan
@@ -70,6 +73,7 @@ class Worker:
     stop: StopRequest
     bar: Bar
     tally: Tally
+    filter: Filter = NO_FILTER
 
     def make(self, shard: int, wait: bool = True) -> bool:
         """Publishes a shard, or finds it published: the same bytes, whoever makes them.
@@ -108,53 +112,63 @@ class Worker:
         return found
 
     def _fill(self, shard: int, writer: ShardWriter) -> dict[str, Any]:
-        """Makes the rows of a claimed shard, batch by batch; no batch has rows of two shards."""
-        rows, size = self.plan.rows(shard), self.plan.config.sampler.compute_batch
-        records: list[dict[str, Any]] = []
+        """Makes the rows of a claimed shard, batch by batch; no batch has rows of two shards.
+
+        Which rows are drawn again together does not matter: an image depends on its own row and attempt alone.
+        """
+        todo, size = deque(self.plan.rows(shard)), self.plan.config.sampler.compute_batch
+        order = RowOrder(writer, todo[0].index)
+        replaced: list[dict[str, Any]] = []
         guidances = 0
-        parts = [rows[first : first + size] for first in range(0, len(rows), size)]
         with ThreadPoolExecutor(1) as encoder:  # compresses one batch while the next is sampled
             waiting: _Sampled | None = None
-            for part in [*parts, None]:
+            while todo or waiting is not None:
                 sampled = None
-                if part is not None:  # what is sampled already only has to be stored
-                    self.stop.check()
-                    sampled = self._sample(part, encoder)
+                # Before a batch that is not full, those to be drawn again have to be known: they fill it up.
+                if todo and (len(todo) >= size or waiting is None or not self.filter.redraws):
+                    self.stop.check()  # else what is sampled already only has to be stored
+                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], encoder)
                 if waiting is not None:
-                    records += self._store(waiting, writer)
+                    again = self._store(waiting, order)
+                    replaced += again
+                    todo.extendleft(self.plan.row(r["index"], r["attempt"] + 1) for r in reversed(again))
                     guidances += self._guidances(waiting)
-                    self.bar.update(len(waiting.rows))
+                    self.bar.update(len(waiting.rows) - len(again))
                 waiting = sampled
-        return writer.publish(shard_stats(shard, records, guidances, self.config_hash))
+        filtered = replaced if self.plan.config.filter is not None else None
+        return writer.publish(shard_stats(shard, order.records, guidances, self.config_hash, filtered))
 
     def _sample(self, rows: Sequence[Row], encoder: Executor) -> _Sampled:
         """Up to ``compute_batch`` rows as images, whose files are being written by ``encoder``."""
         batch = self.sampler.sample(*sampler_arguments(rows))
         return _Sampled(rows=rows, batch=batch, files=encoder.submit(_encoded, batch.images, self.plan.config.format))
 
-    def _store(self, sampled: _Sampled, writer: ShardWriter) -> list[dict[str, Any]]:
-        """Labels and stores a sampled batch; its records."""
+    def _store(self, sampled: _Sampled, order: RowOrder) -> list[dict[str, Any]]:
+        """Labels and stores a sampled batch; the records of those rows that have to be drawn again."""
         config, rows, files = self.plan.config, sampled.rows, sampled.files.result()
         classes = [row.class_index for row in rows]
         # Labels are those of the image that a reader will see.
         stored = _decoded(files) if config.format == "jpg" else sampled.batch.images
         labels = self.labeller(stored, classes)
-        records = batch_records(rows, sampled.batch, labels, self.config_hash)
-        for place, record in enumerate(records):
+        reasons = self.filter.reasons(stored, sampled.batch.finite, classes, labels)
+        again = []
+        for place, record in enumerate(batch_records(rows, sampled.batch, labels, reasons, self.config_hash)):
+            sample = None
             if record["accepted"]:
-                writer.add(
-                    Sample(
-                        index=rows[place].index,
-                        image=files[place],
-                        extension=config.format,
-                        label=classes[place],
-                        logits=labels.logits[place],
-                        record=record,
-                    )
+                sample = Sample(
+                    index=rows[place].index,
+                    image=files[place],
+                    extension=config.format,
+                    label=classes[place],
+                    logits=labels.logits[place],
+                    record=record,
+                    top_k=config.soft_top_k,
                 )
-            else:
-                writer.add_rejected(record)
-        return records
+            elif record["attempt"] + 1 < self.filter.config.attempts:
+                again.append(record)
+                continue
+            order.settle(record, sample)
+        return again
 
     def _guidances(self, sampled: _Sampled) -> int:
         """How many guidances a batch asked for."""
@@ -236,9 +250,10 @@ class _Job:
 
     def run(self, stop: StopRequest, progress: ProgressFactory, engine: Engine) -> SynthesisReport:
         begin = time.monotonic()
-        info, gate = self._open(stop, progress)
+        info, thresholds = self._open(stop, progress)
         guidance = self.config.sampler.guidance
-        tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0)
+        chosen = self.config.filter or NO_FILTER.config
+        tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0, chosen.max_rejected)
         for shard in self.plan.shards:
             stats = read_stats(self.out, shard, info["config_hash"])
             if stats is not None:
@@ -247,7 +262,7 @@ class _Job:
         done = tally.total("rows")
         missing = [shard for shard in self.plan.shards if shard not in tally.shards]
         if missing:
-            sampler = self.models.make_sampler(self.config.sampler, gate)
+            sampler = self.models.make_sampler(self.config.sampler, thresholds.gate)
             with progress(len(self.plan), "images", "synthesize", done) as bar:
                 worker = Worker(
                     plan=self.plan,
@@ -258,6 +273,7 @@ class _Job:
                     stop=stop,
                     bar=bar,
                     tally=tally,
+                    filter=Filter(config=chosen, max_energy=thresholds.max_energy),
                 )
                 engine(worker, missing)
         images = {shard: stats["images"] for shard, stats in sorted(tally.shards.items())}
@@ -267,23 +283,21 @@ class _Job:
         seconds = time.monotonic() - begin
         return tally.report(self.out, info["config_hash"], done, seconds, self.prompts.report.get("shortened", 0))
 
-    def _open(self, stop: StopRequest, progress: ProgressFactory) -> tuple[dict[str, Any], GateThresholds | None]:
-        """``_info.json`` of the folder, which is this run's from here on, and the gate's thresholds."""
+    def _open(self, stop: StopRequest, progress: ProgressFactory) -> tuple[dict[str, Any], Thresholds]:
+        """``_info.json`` of the folder, which is this run's from here on, and what the pilot found."""
         info = folder.read_info(self.out, self.request)
         if info is not None:
-            found = info["gate"]
-            gate = None if found is None else GateThresholds(tau=found["tau"], delta=found["delta"])
+            found = Thresholds.from_facts(info)
         else:
-            gate = self._pilot(stop, progress) if self.config.needs_pilot else None
+            found = self._pilot(stop, progress) if self.config.needs_pilot else Thresholds()
         with _writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            return folder.claim_folder(self.out, self.config, self.plan, self.prompts, self.request, gate), gate
+            return folder.claim_folder(self.out, self.config, self.plan, self.prompts, self.request, found), found
 
-    def _pilot(self, stop: StopRequest, progress: ProgressFactory) -> GateThresholds:
-        gate = load_pilot(self.out, self.request.key)
-        if gate is not None:
-            return gate
-        guidance = self.config.sampler.guidance
+    def _pilot(self, stop: StopRequest, progress: ProgressFactory) -> Thresholds:
+        found = load_pilot(self.out, self.request.key)
+        if found is not None:
+            return found
         rows = self.plan.pilot_rows()
         sampler = self.models.make_sampler(replace(self.config.sampler, guidance=None), None)
         size = self.config.sampler.compute_batch
@@ -296,11 +310,11 @@ class _Job:
 
         begun = load_partial(self.out, key)
         energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress, begun, keep)
-        gate = gate_thresholds(rows, energies, len(self.plan.counts), guidance or GuidanceConfig())
+        found = learn_thresholds(self.config, rows, energies, len(self.plan.counts))
         with _writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            save_pilot(self.out, key, gate, rows, energies)
-        return gate
+            save_pilot(self.out, key, found, rows, energies)
+        return found
 
     def _labeller(self) -> Labeller:
         return Labeller(self.models.teacher, self.config.sampler.guidance, self.config.sampler.compute_batch)
@@ -311,6 +325,11 @@ def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabula
         raise UserError(
             f"teacher {config.teacher!r} knows {models.teacher.num_classes} classes, vocabulary {config.vocabulary!r} "
             f"names {len(vocabulary)}: give the vocabulary that the teacher was trained on, in its order"
+        )
+    if config.soft_top_k is not None and config.soft_top_k >= len(vocabulary):
+        raise UserError(
+            f"soft_top_k {config.soft_top_k} of {len(vocabulary)} classes: it must be below their number; leave it out "
+            "to keep all logits"
         )
 
 

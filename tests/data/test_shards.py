@@ -6,6 +6,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import encode_image
 from prism_fast.synthesis.shards import Sample, claim_shard
+from prism_fast.synthesis.soft import describe_logits, top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
 
 CLASSES = ("cat", "dog", "eel")
@@ -139,6 +141,61 @@ def test_webdataset_and_timm_read_the_set_unchanged(folder: Path) -> None:
     assert [(np.asarray(image).tolist(), target) for image, target in reader] == [
         (picture(i).tolist(), i % 3) for i in INDICES
     ]
+
+
+def of_the_largest(folder: Path, top_k: int = 2) -> None:
+    """Makes of both shards what they would be with ``soft_top_k``."""
+    change(folder / "_info.json", logits=describe_logits(3, top_k))
+    for shard, rows in enumerate(((0, 1, 2), (4, 5))):
+        writer = claim_shard(folder, shard)
+        assert writer is not None
+        with writer:
+            for row in rows:
+                writer.add(replace(sample(row), top_k=top_k))
+            writer.publish({"shard": shard, "images": len(rows), "config_hash": "x"})
+
+
+def test_of_the_largest_logits_dense_ones_are_made(folder: Path) -> None:
+    full = ShardSet(folder).arrays()[2]
+    of_the_largest(folder)
+    shards = ShardSet(folder)
+    assert shards.top_k == 2
+    _, labels, logits = shards.arrays()
+    assert logits.dtype == torch.float32 and torch.allclose(
+        logits, full.float(), atol=1e-6
+    )  # one other: nothing is lost
+    assert labels.tolist() == [i % 3 for i in INDICES]
+    of_the_largest(folder, 1)
+    one = ShardSet(folder).arrays()[2]
+    assert (
+        torch.allclose(one.softmax(1).amax(1), full.float().softmax(1).amax(1)) and (one[:, 1] == one[:, 2])[2:].all()
+    )
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [{"top_k": 2}, {"top_k": 0}, {"top_k": True}, {**describe_logits(4, 2)}, {**describe_logits(3, 2), "x": 1}],
+)
+def test_a_layout_of_logits_that_is_not_ours_is_refused(folder: Path, logits: dict[str, Any]) -> None:
+    change(folder / "_info.json", logits=logits)
+    with pytest.raises(UserError, match=r"_info\.json describes logits"):
+        ShardSet(folder)
+
+
+def test_largest_logits_of_the_wrong_size_or_class_are_refused(folder: Path) -> None:
+    change(folder / "_info.json", logits=describe_logits(3, 2))
+    with pytest.raises(UserError, match=r"000000000\.soft' has 6 bytes, expected 16"):
+        ShardSet(folder).sample(0)
+    of_the_largest(folder)
+    record = np.zeros((), top_k_dtype(2))
+    record["index"] = 3, 0
+    members = [member for index in range(3) for member in replace(sample(index), top_k=2).members()]
+    members[3] = (members[3][0], record.tobytes())
+    rewrite(folder, members)
+    with pytest.raises(
+        UserError, match=r"image number 0 has logits of classes \[3, 0\], which are not 2 of 3 in order"
+    ):
+        ShardSet(folder).sample(0)
 
 
 # Refusing

@@ -26,16 +26,21 @@ from tests.tiny import save_tiny_pipeline, save_tiny_teacher
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a teacher and a set of 20 images that it labelled."""
     folder = tmp_path_factory.mktemp("world")
-    config = SynthesisConfig(
-        pipeline=str(save_tiny_pipeline(folder / "pipeline")),
-        teacher=str(save_tiny_teacher(folder / "teacher")),
+    save_tiny_pipeline(folder / "pipeline")
+    save_tiny_teacher(folder / "teacher")
+    synthesize(_synthesis(folder), folder / "set", progress=silent)
+    return folder
+
+
+def _synthesis(world: Path) -> SynthesisConfig:
+    return SynthesisConfig(
+        pipeline=str(world / "pipeline"),
+        teacher=str(world / "teacher"),
         images=20,
         shard_size=12,
         device="cpu",
         sampler=SamplerConfig(steps=2, compute_batch=4, cfg_scale=1.0),
     )
-    synthesize(config, folder / "set", progress=silent)
-    return folder
 
 
 def _config(world: Path, out: Path, **changes: Any) -> DistillConfig:
@@ -50,6 +55,18 @@ def test_student_of_a_shard_set(targets: str, world: Path, tmp_path: Path) -> No
     student = load_teacher(str(report.student))
     assert student.label_names == ShardSet(world / "set").class_names
     assert student.outputs(torch.rand(2, 3, 32, 32)).logits.shape == (2, 10)
+
+
+def test_student_of_the_largest_logits(world: Path, tmp_path: Path) -> None:
+    """Where one class is left out nothing is lost: the student is that of all logits."""
+    students = {}
+    for name, top_k in (("set", None), ("nine", 9)):
+        if top_k is not None:
+            synthesize(dataclasses.replace(_synthesis(world), soft_top_k=top_k), tmp_path / name, progress=silent)
+        data = str((world if top_k is None else tmp_path) / name)
+        run = _config(world, tmp_path / f"run-{name}", data=data, targets="stored", augment=AugmentConfig(pad=0))
+        students[name] = distill(run).history["loss"]
+    assert students["nine"] == pytest.approx(students["set"], rel=1e-3)
 
 
 def test_large_sets_are_read_from_disk_with_the_same_result(world: Path, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from prism_fast.config import save_yaml
 from prism_fast.distill.config import DistillConfig
 from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.recipes.command_line import CommandLine, Option
 from prism_fast.recipes.fields import build
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.filter_config import FilterConfig
 
 SYNTHESIZE = CommandLine(
     program="prism-fast synthesize",
@@ -55,6 +57,17 @@ def test_a_file_can_name_the_recipe_and_a_flag_overrules_it(tmp_path: Path) -> N
     assert config.recipe == "eda" and config.sampler.guidance is not None
 
 
+def test_a_filter_is_put_on_by_any_of_its_flags(tmp_path: Path) -> None:
+    assert synthesis().filter is None and synthesis().soft_top_k is None
+    assert synthesis("--filter.max_energy", "-3").filter == FilterConfig(max_energy=-3)
+    config = synthesis("--filter.attempts=2", "--filter.doubt", "0.5", "--filter.flat", "false", "--soft-top-k", "5")
+    assert config.filter == FilterConfig(attempts=2, doubt=0.5, flat=False) and config.soft_top_k == 5
+    assert synthesis("--filter", "{}").filter == FilterConfig()
+    save_yaml(config, tmp_path / "config.yaml")
+    assert synthesis("--config", str(tmp_path / "config.yaml")) == config
+    assert synthesis("--config", str(tmp_path / "config.yaml"), "--filter", "null").filter is None
+
+
 def test_guidance_can_be_put_on_and_taken_off_by_flags() -> None:
     on = synthesis("--recipe", "plain", "--sampler.guidance.scale", "0.4").sampler.guidance
     assert on is not None and on.scale == 0.4
@@ -62,8 +75,6 @@ def test_guidance_can_be_put_on_and_taken_off_by_flags() -> None:
 
 
 def test_a_saved_configuration_is_a_configuration_file(tmp_path: Path) -> None:
-    from prism_fast.config import save_yaml
-
     config = synthesis("--recipe", "eda", "--counts", "[1,2,3]", "--sampler.guidance.every", "4")
     save_yaml(config, tmp_path / "config.yaml")
     assert synthesis("--config", str(tmp_path / "config.yaml")) == config
@@ -116,6 +127,8 @@ def test_a_recipe_can_fill_one_group() -> None:
         (["--images", "x"], "^--images takes a whole number, not 'x'$"),
         (["--format", "gif"], "^--format takes one of png, webp, jpg, not 'gif'$"),
         (["--sampler.guidance.direction", "up"], r"^--sampler\.guidance\.direction takes one of energy, random, not"),
+        (["--filter.doubts", "1"], r"did you mean --filter\.doubt"),
+        (["--filter.doubt", "much"], r"^--filter\.doubt takes a number or null, not 'much'$"),
         (["--sampler.guidance.scale", "big"], r"^--sampler\.guidance\.scale takes a number, not 'big'$"),
         (
             ["--sampler.guidance.scale", "1", "--sampler.guidance.every=2.5"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.worker import Engine, SynthesisReport, in_turn, synthesize
 
 CLASSES = ("red thing", "green thing", "blue thing")
 SIZE = 8
 STEPS = (0, 2)
+PLAIN = SamplerConfig(steps=4, compute_batch=4)
 
 
 class ColourTeacher:
@@ -125,6 +128,28 @@ def small_config(folder: Path, **changes: Any) -> SynthesisConfig:
         "sampler": SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig(scale=0.1)),
     }  # fmt: skip
     return SynthesisConfig(**{**fields, **changes})
+
+
+def darkened(share: float) -> Callable[[SampleBatch], SampleBatch]:
+    """Blackens images by their own noise alone, as a broken one would be."""
+
+    def spoil(batch: SampleBatch) -> SampleBatch:
+        images = batch.images.clone()
+        for image in images:
+            if int(image[:, 1, 1].sum()) % 100 < 100 * share:
+                image[:] = 0
+        return replace(batch, images=images)
+
+    return spoil
+
+
+def filtered(folder: Path, **changes: Any) -> SynthesisConfig:
+    """The same with a filter that asks for three draws at most, and guided without a gate."""
+    fields: dict[str, Any] = {
+        "sampler": replace(PLAIN, guidance=GuidanceConfig(gate="none")),
+        "filter": FilterConfig(attempts=3, max_rejected=1.0),
+    }
+    return small_config(folder, **{**fields, **changes})
 
 
 def run(config: SynthesisConfig, out: Path, made: Models | None = None, engine: Engine = in_turn) -> SynthesisReport:

@@ -39,8 +39,11 @@ def wait_until(true: Callable[[], bool], process: BaseProcess, wait_s: float = 2
         time.sleep(0.005)
 
 
-def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float) -> None:
-    """Synthesizes with the doubles: a pause before each guided batch, its seeds into ``log``."""
+def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: float = 0.0) -> None:
+    """Synthesizes with the doubles: a pause before each guided batch, its seeds into ``log``.
+
+    With a share of ``black`` images there is a filter, which has them drawn again.
+    """
     import torch
 
     from prism_fast.engine import local
@@ -52,7 +55,8 @@ def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float) -> None
         time.sleep(pause_s)
 
     torch.set_num_threads(1)
-    doubles.run(doubles.small_config(vocabulary), out, doubles.models(before), local.run)
+    config = doubles.filtered(vocabulary) if black else doubles.small_config(vocabulary)
+    doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
 
 
 def tiny_config(folder: Path) -> SynthesisConfig:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from prism_fast.config import content_hash
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig, identity
+from prism_fast.synthesis.filter_config import FilterConfig
 
 GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
 
@@ -23,6 +25,8 @@ GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
         {"sampler": SamplerConfig(guidance=GuidanceConfig(bn_weight=0.1))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(entropy_weight=0.1))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(student_weight=0.1, student="here"))},
+        {"filter": FilterConfig()}, {"filter": FilterConfig(attempts=5)}, {"filter": FilterConfig(max_energy=1.0)},
+        {"filter": FilterConfig(doubt=0.5)}, {"filter": FilterConfig(energy_quantile=0.5)}, {"soft_top_k": 5},
     ],
 )  # fmt: skip
 def test_what_decides_an_image_changes_the_identity(change: dict[str, Any]) -> None:
@@ -46,6 +50,17 @@ def test_terms_that_are_off_are_not_there() -> None:
     assert not {"entropy_weight", "bn_weight", "student_weight", "student"} & set(fields)
 
 
+def test_sets_from_before_filters_and_top_k_keep_their_hashes() -> None:
+    """These two were computed before either option existed."""
+    assert content_hash(identity(SynthesisConfig())) == "0f12d4ab37ffdccf"
+    assert content_hash(identity(GUIDED)) == "0b898fc12a96ee70"
+
+
+def test_how_much_a_filter_may_reject_does_not_decide_images() -> None:
+    strict, loose = (replace(GUIDED, filter=FilterConfig(max_rejected=share)) for share in (0.1, 1.0))
+    assert identity(strict) == identity(loose) != identity(GUIDED)
+
+
 def test_a_student_enters_by_content() -> None:
     """Its folder is a place; the fingerprint is in what the set was made from."""
     here, there = (
@@ -61,6 +76,10 @@ def test_the_pilot_counts_only_where_there_is_one() -> None:
     assert identity(replace(plain, pilot_images=3)) == identity(plain)
     assert GUIDED.needs_pilot
     assert not SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig(gate="none"))).needs_pilot
+    assert not replace(plain, filter=FilterConfig(max_energy=0.0)).needs_pilot
+    learned = replace(plain, filter=FilterConfig(energy_quantile=0.5))
+    assert learned.needs_pilot and not learned.has_gate
+    assert identity(replace(learned, pilot_images=3)) != identity(learned)
 
 
 def test_counts_decide_images() -> None:
@@ -78,9 +97,25 @@ def test_counts_decide_images() -> None:
         ({"shard_size": 0}, "shard_size"), ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"),
         ({"format": "gif"}, "png, webp, jpg"), ({"counts": (1, -1)}, "counts"), ({"counts": ()}, "images"),
         ({"counts": (0, 0)}, "images"), ({"pilot_images": 0}, "pilot_images"),
-        ({"images": 10**8, "shard_size": 1}, "million shards"),
+        ({"images": 10**8, "shard_size": 1}, "million shards"), ({"soft_top_k": 0}, "soft_top_k"),
+        ({"soft_top_k": True}, "soft_top_k"), ({"soft_top_k": 2.0}, "soft_top_k"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SynthesisConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attempts": 0}, "filter.attempts"), ({"attempts": True}, "filter.attempts"), ({"attempts": 2.0}, "attempts"),
+        ({"attempts": 1001}, "from 1 to 1000"), ({"max_energy": math.nan}, "filter.max_energy"),
+        ({"max_energy": math.inf}, "filter.max_energy"), ({"energy_quantile": 1.1}, "filter.energy_quantile"),
+        ({"doubt": -0.1}, "filter.doubt"), ({"doubt": math.nan}, "filter.doubt"), ({"max_rejected": 2}, "max_rejected"),
+        ({"max_energy": 1.0, "energy_quantile": 0.5}, "give one"),
+    ],
+)  # fmt: skip
+def test_a_filter_refuses_nonsense_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FilterConfig(**fields)

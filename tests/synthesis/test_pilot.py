@@ -23,6 +23,7 @@ from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.pilot import PARTIAL_FILE, PILOT_FILE, gate_thresholds, load_pilot, pilot_energies, save_pilot
 from prism_fast.synthesis.plan import Row
+from prism_fast.synthesis.thresholds import Thresholds
 from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import ColourTeacher, SeedSampler, contents, models, run, small_config
 
@@ -49,9 +50,10 @@ def test_an_image_of_nan_sets_no_threshold(tmp_path: Path) -> None:
 
     gate = gate_thresholds(rows, energies, 3, GuidanceConfig())
     assert gate.tau[0] == pytest.approx(np.quantile([energies[2], energies[3]], GuidanceConfig().gate_quantile))
-    save_pilot(tmp_path, "key", gate, rows, energies)
+    thresholds = Thresholds(gate=gate, max_energy=(0.5, -1.0, 0.0))
+    save_pilot(tmp_path, "key", thresholds, rows, energies)
     assert json.loads((tmp_path / PILOT_FILE).read_text())["energies"][0] is None
-    assert load_pilot(tmp_path, "key") == gate
+    assert load_pilot(tmp_path, "key") == thresholds
 
 
 def test_a_class_without_a_finite_energy_is_named() -> None:

@@ -55,6 +55,26 @@ def test_killed_at_random_moments_and_continued(tmp_path: Path, seed: int) -> No
     assert set(lines(log)) == {seed_of(0, index, 0) for index in range(23)}
 
 
+def test_killed_between_redraws_and_continued(tmp_path: Path, seed: int) -> None:
+    """What was drawn before the kill changes nothing: not which rows are drawn again, nor what they become."""
+    whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
+    report = doubles.run(doubles.filtered(tmp_path), whole, doubles.models(spoil=doubles.darkened(0.4)))
+    assert report.redrawn and report.rejected
+    source = random.Random(seed)
+    killed = 0
+    for _ in range(4):
+        before = len(lines(log))
+        process = start(slow_doubles, tmp_path, out, log, 0.1, 0.4)
+        wait_until(lambda before=before: len(lines(log)) > before, process)
+        time.sleep(source.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -9
+    assert killed  # the first of them at least: it has more than ten batches of 0.1 s before it
+    finish(start(slow_doubles, tmp_path, out, log, 0.0, 0.4))
+    assert contents(out) == contents(whole)
+
+
 def test_two_runs_on_one_folder_make_the_set_once(tmp_path: Path) -> None:
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     doubles.run(doubles.small_config(tmp_path), whole)

@@ -24,9 +24,11 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis import publish, worker
 from prism_fast.synthesis.images import decode_image
 from prism_fast.synthesis.plan import seed_of
+from prism_fast.synthesis.soft import top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
 from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import (
+    PLAIN,
     SIZE,
     STEPS,
     ColourTeacher,
@@ -36,8 +38,6 @@ from tests.synthesis.doubles import (
     run,
     small_config,
 )
-
-PLAIN = SamplerConfig(steps=4, compute_batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,29 @@ def test_labels_are_those_of_the_stored_image(tmp_path: Path, kind: str) -> None
         image = decode_image(found[f"{i:09d}.{kind}"], kind)
         logits = np.frombuffer(found[f"{i:09d}.soft"], "<f2")
         assert np.allclose(logits, 10 * image.mean((0, 1)) / 255, rtol=2**-10)
+
+
+def test_the_largest_logits_alone_can_be_kept(tmp_path: Path) -> None:
+    config = small_config(tmp_path, sampler=PLAIN)
+    run(config, tmp_path / "full")
+    run(replace(config, soft_top_k=2), tmp_path / "top")
+    info = json.loads((tmp_path / "top/_info.json").read_text())
+    assert info["logits"]["top_k"] == 2 and "2 largest logits" in (tmp_path / "top/README.md").read_text()
+    full, top = members(tmp_path / "full", 0), members(tmp_path / "top", 0)
+    assert {name for name in full if full[name] != top[name]} == {
+        name for name in full if name.endswith((".soft", ".json"))
+    }
+    for name in full:
+        if name.endswith(".soft"):
+            logits, record = np.frombuffer(full[name], "<f2"), np.frombuffer(top[name], top_k_dtype(2))[0]
+            assert record["logit"].tolist() == sorted(logits.tolist(), reverse=True)[:2]
+
+
+@pytest.mark.parametrize("top_k", [3, 4])
+def test_all_logits_are_not_the_largest_of_them(tmp_path: Path, top_k: int) -> None:
+    with pytest.raises(UserError, match=f"soft_top_k {top_k} of 3 classes: it must be below"):
+        run(small_config(tmp_path, soft_top_k=top_k), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_do_not_cross_shards(tmp_path: Path) -> None:

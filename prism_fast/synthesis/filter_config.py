@@ -1,0 +1,56 @@
+"""Which images of a set are not kept, and what their rows say then. Light to import: no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NOT_FINITE = "not finite"
+"""Why a row has no image: not-a-number or infinity appeared in it."""
+FLAT = "flat"
+"""It is black, or of one colour."""
+ENERGY = "energy"
+"""Its energy is above the threshold."""
+DISAGREEMENT = "disagreement"
+"""The teacher takes it for another class, and is sure of that."""
+
+OPTIONS = {FLAT: "filter.flat", ENERGY: "filter.max_energy or filter.energy_quantile", DISAGREEMENT: "filter.doubt"}
+"""Of every reason that a filter has, the options that decide it."""
+
+MAX_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Images that are rejected and drawn again from the row's next seed. Numbers that are not finite always are.
+
+    Args:
+        attempts: draws of a row, the first one included; a row whose last draw is rejected has no image.
+        max_energy: rejected above this energy E of the guidance.
+        energy_quantile: rejected above this quantile of the energies of its class's unguided pilot, in place of
+            ``max_energy``.
+        doubt: rejected where the teacher's first choice is another class with a probability above this; at 0 wherever
+            it is another class.
+        flat: black images and those of one colour are rejected.
+        max_rejected: share of rows that filters leave without an image above which a run stops.
+    """
+
+    attempts: int = 4
+    max_energy: float | None = None
+    energy_quantile: float | None = None
+    doubt: float | None = None
+    flat: bool = True
+    max_rejected: float = 0.5
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.attempts, int) and not isinstance(self.attempts, bool)
+        if not (whole and 1 <= self.attempts <= MAX_ATTEMPTS):
+            raise ValueError(f"filter.attempts must be a whole number from 1 to {MAX_ATTEMPTS}, not {self.attempts!r}")
+        if self.max_energy is not None and not math.isfinite(self.max_energy):
+            raise ValueError(f"filter.max_energy must be a finite number, not {self.max_energy}")
+        for name in ("energy_quantile", "doubt", "max_rejected"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+                raise ValueError(f"filter.{name} must be a number from 0 to 1, not {value}")
+        if self.max_energy is not None and self.energy_quantile is not None:
+            raise ValueError("filter.max_energy and filter.energy_quantile are two thresholds of one energy: give one")

@@ -1,0 +1,66 @@
+"""Which images of a batch are kept, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, FilterConfig
+from prism_fast.synthesis.flat import flat
+from prism_fast.synthesis.label import Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Judges images one by one: what it says of one does not depend on the others of its batch.
+
+    Args:
+        config: what is rejected.
+        max_energy: of each class, where ``config.energy_quantile`` is set.
+    """
+
+    config: FilterConfig
+    max_energy: tuple[float, ...] | None = None
+
+    @property
+    def redraws(self) -> bool:
+        """Whether a rejected row gets another draw."""
+        return self.config.attempts > 1
+
+    def reasons(self, images: Tensor, finite: Tensor, classes: Sequence[int], labels: Labels) -> list[str]:
+        """Why each image is rejected; empty where it is kept. The first reason counts, in the order of the code.
+
+        Args:
+            images: uint8 [n, 3, H, W], as stored.
+            finite: bool [n], of their latents.
+            classes: that were asked for.
+            labels: of the images.
+        """
+        finite_rows, flat_rows = finite.tolist(), flat(images).tolist() if self.config.flat else [False] * len(images)
+        reasons = []
+        for place, class_index in enumerate(classes):
+            if not finite_rows[place]:
+                reason = NOT_FINITE
+            elif flat_rows[place]:
+                reason = FLAT
+            elif self._too_high(labels.energy[place], class_index):
+                reason = ENERGY
+            elif self._doubted(labels.top1[place] != class_index, labels.top1_probability[place]):
+                reason = DISAGREEMENT
+            else:
+                reason = ""
+            reasons.append(reason)
+        return reasons
+
+    def _too_high(self, energy: float, class_index: int) -> bool:
+        limit = self.config.max_energy if self.max_energy is None else self.max_energy[class_index]
+        return limit is not None and energy > limit
+
+    def _doubted(self, another: bool, probability: float) -> bool:
+        return self.config.doubt is not None and another and probability > self.config.doubt
+
+
+NO_FILTER = Filter(config=FilterConfig(attempts=1, flat=False))
+"""Rejects only what is no image at all, and draws nothing again."""
