@@ -161,6 +161,12 @@ def save_tiny_pipeline(folder: str | Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
+def save_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
+    """Writes :func:`tiny_xl_pipeline` as :func:`save_tiny_pipeline` does."""
+    tiny_xl_pipeline(seed).save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
 def save_tiny_teacher(
     folder: str | Path, num_classes: int = 10, seed: int = 0, architecture: str = "resnet10t", size: int = IMAGE_SIZE
 ) -> Path:

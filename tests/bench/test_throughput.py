@@ -22,7 +22,7 @@ from prism_fast.sampling.config import LEVELS, GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.guidance import cfg_steps, guided_steps
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_xl_pipeline
+from tests.tiny import save_tiny_pipeline, save_tiny_teacher, save_tiny_xl_pipeline
 
 ROOT = Path(__file__).parents[2]
 ROWS = ["naive-batch1", "naive", "same-schedule", "diffusers", "unguided", "exact", "fast", "fast-reuse"]
@@ -71,10 +71,10 @@ def test_its_object(written: tuple[Any, Path, Path]) -> None:
 
 
 def test_an_xls_object(folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_xl_pipeline(0).save_pretrained(tmp_path / "xl", safe_serialization=True)
+    pipeline = str(save_tiny_xl_pipeline(tmp_path / "xl"))
     monkeypatch.setattr(throughput, "RESULTS", tmp_path)
     arguments = ["--pipeline", "sdxl", "--json", str(tmp_path / "run.json")]
-    throughput.main([*arguments, *_arguments((str(tmp_path / "xl"), folders[1]))])
+    throughput.main([*arguments, *_arguments((pipeline, folders[1]))])
     found = json.loads((tmp_path / "run.json").read_text())
     assert [row["name"] for row in found["rows"]] == ROWS
     assert found["environment"]["agreement"]["share_of_steps_within_1e-4"] >= 0.95
@@ -82,7 +82,7 @@ def test_an_xls_object(folders: tuple[str, str], tmp_path: Path, monkeypatch: py
     reuse = next(row for row in found["rows"] if row["name"] == "fast-reuse")
     assert {phase["name"] for phase in reuse["phases"]} == set(PHASES)
     with torch.no_grad():  # text: both encoders
-        parts = phases(FastSampler(load_pipeline(str(tmp_path / "xl")), SamplerConfig(compute_batch=1)), ["a coat"])
+        parts = phases(FastSampler(load_pipeline(pipeline), SamplerConfig(compute_batch=1)), ["a coat"])
         one = phases(FastSampler(load_pipeline(folders[0]), SamplerConfig(compute_batch=1)), ["a coat"])
     assert count_flop(parts)[0] > 1.9 * count_flop(one)[0]
 

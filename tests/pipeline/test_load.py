@@ -15,7 +15,7 @@ import torch
 from prism_fast.errors import UserError
 from prism_fast.pipeline import load
 from prism_fast.pipeline.load import is_xl, latent_shape, load_pipeline, pipeline_fingerprint
-from tests.tiny import save_tiny_pipeline, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import save_tiny_pipeline, save_tiny_xl_pipeline, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,7 @@ def test_fingerprint_changes_with_what_decides_an_image(folder: Path) -> None:
 
 
 def test_an_xl_is_loaded_and_its_second_encoder_counts(tmp_path: Path) -> None:
-    tiny_xl_pipeline(0).save_pretrained(tmp_path, safe_serialization=True)
-    pipe = load_pipeline(str(tmp_path))
+    pipe = load_pipeline(str(save_tiny_xl_pipeline(tmp_path)))
     assert is_xl(pipe) and not is_xl(tiny_pipeline(0)) and latent_shape(pipe) == (4, 8, 8)
     assert not pipe.text_encoder_2.training
     found = [pipeline_fingerprint(pipe), pipeline_fingerprint(load_pipeline(str(tmp_path)))]
