@@ -25,7 +25,7 @@ class Rows:
 
     Args:
         text: [B, L, D], embeddings of the prompts.
-        unconditional: [B, L, D], of the empty prompt or each row's negative one.
+        unconditional: [B, L, D], of the empty prompt or each row's negative one; of an SDXL it may be zeros.
         targets: int64 [B].
         seeds: B of them; empty where the noise is not drawn from seeds.
         count: how many rows were asked for; the rest is padding.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -186,8 +187,10 @@ def test_an_image_is_its_own_rows_alone(
     assert _same(FastSampler(pipe, _config({}), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)), whole)
 
 
-def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "xl"])
+def test_the_host_is_asked_nothing(request: pytest.FixtureRequest, kind: str, teacher: EagerTeacher, seed: int) -> None:
     """No operation of the loop brings a value to the host; on CUDA each would wait for the device."""
+    pipe = request.getfixturevalue(kind)
 
     class Refusing(TorchDispatchMode):
         seen = 0
@@ -205,8 +208,8 @@ def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) 
     with torch.no_grad():
         sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         with Refusing() as mode:
-            for kind in sampler._kinds:
-                sampler._advance(kind)
+            for step_kind in sampler._kinds:
+                sampler._advance(step_kind)
         assert mode.seen > 100
         with pytest.raises(AssertionError, match="local_scalar"), Refusing():
             sampler._buffers.step.item()
@@ -340,11 +343,12 @@ def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> Non
     assert torch.equal(own("a coat", generator=torch.Generator().manual_seed(seed), **arguments).images, first)
 
 
-def test_half_precision(teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
+def test_half_precision(make: Callable[[int], Any], teacher: EagerTeacher, seed: int) -> None:
     """bf16: no further from fp32 than twice the reference loop in bf16."""
-    full = tiny_pipeline(0)
-    half = tiny_pipeline(0)
-    for network in (half.unet, half.vae, half.text_encoder):
+    full = make(0)
+    half = make(0)
+    for network in (part for part in half.components.values() if isinstance(part, torch.nn.Module)):
         network.to(torch.bfloat16)
     options: dict[str, Any] = {"scheduler": "ddim", "steps": 4}
     config = _config({}, dtype="bfloat16", **options)
@@ -432,9 +436,11 @@ def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
     assert (sliced.int() - whole.int()).abs().max() <= 1
 
 
-def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -> tuple[FastSampler, Any]:
-    own = tiny_pipeline(0)
-    for network in (own.unet, own.vae, own.text_encoder):
+def _on_cuda(
+    seed: int, tmp_path: Any, dtype: str = "float32", make: Callable[[int], Any] = tiny_pipeline, **options: Any
+) -> tuple[FastSampler, Any]:
+    own = make(0)
+    for network in (part for part in own.components.values() if isinstance(part, torch.nn.Module)):
         network.to("cuda", getattr(torch, dtype) if network is not own.vae else torch.float32)
     teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
     config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, dtype=dtype, **options)
@@ -442,9 +448,12 @@ def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
 @pytest.mark.parametrize("compiled", ["off", "on"])
-def test_captured_steps_are_those_that_are_called(tmp_path: Any, seed: int, compiled: str) -> None:
-    sampler, _ = _on_cuda(seed, tmp_path, compile=compiled, cfg_stop=0.6)
+def test_captured_steps_are_those_that_are_called(
+    tmp_path: Any, seed: int, compiled: str, make: Callable[[int], Any]
+) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, make=make, compile=compiled, cfg_stop=0.6)
     captured = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert len(sampler._graphs) == len(set(sampler._kinds)) > 2
     again = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
