@@ -38,7 +38,31 @@ _TEXT_2 = {
     "num_attention_heads": 16,
     "hidden_act": "gelu",
 }
-# All of them: vae/config.json
+# stabilityai/stable-diffusion-xl-base-1.0 and, but for its size, stabilityai/sdxl-turbo: unet/config.json
+_UNET_XL = {
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+# OpenCLIP ViT-bigG, the second of an SDXL's encoders: text_encoder_2/config.json
+_TEXT_XL = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+# An SDXL's, where it differs: vae/config.json
+_VAE_XL = {"scaling_factor": 0.13025, "force_upcast": True}
+# Stable Diffusion 1 and 2: vae/config.json
 _VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -51,13 +75,15 @@ _VAE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A published Stable Diffusion.
+    """A published Stable Diffusion, SDXL among them.
 
     Args:
         hub: where its weights are.
         pixels: width and height of an image.
         unet: what differs from diffusers' default ``UNet2DConditionModel``, which is Stable Diffusion 1's otherwise.
         text: of its ``CLIPTextConfig``.
+        second_text: of an SDXL's second one; None for others.
+        vae: what differs from Stable Diffusion 1's.
         scheduler: class name, and what differs from its defaults.
         steps: that it is made for.
         cfg_scale: that it is made for; at 1 there is no unconditional half.
@@ -69,6 +95,8 @@ class Architecture:
     unet: Mapping[str, Any]
     text: Mapping[str, Any]
     scheduler: tuple[str, Mapping[str, Any]]
+    second_text: Mapping[str, Any] | None = None
+    vae: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 20
     cfg_scale: float = 7.5
     sampler: Mapping[str, Any] = field(default_factory=dict)
@@ -102,12 +130,33 @@ ARCHITECTURES = {
         cfg_scale=1.0,
         sampler={"scheduler": "euler", "spacing": "trailing"},
     ),
+    "sdxl": Architecture(
+        hub="stabilityai/stable-diffusion-xl-base-1.0",
+        pixels=1024,
+        unet={**_UNET_XL, "sample_size": 128},
+        text=_TEXT_1,
+        second_text=_TEXT_XL,
+        vae=_VAE_XL,
+        scheduler=("EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),
+        cfg_scale=5.0,
+    ),
+    "sdxl-turbo": Architecture(
+        hub="stabilityai/sdxl-turbo",
+        pixels=512,
+        unet={**_UNET_XL, "sample_size": 64},
+        text=_TEXT_1,
+        second_text=_TEXT_XL,
+        vae=_VAE_XL,
+        scheduler=("EulerAncestralDiscreteScheduler", {**_BETAS, "timestep_spacing": "trailing"}),
+        steps=4,
+        cfg_scale=1.0,
+        sampler={"scheduler": "euler", "spacing": "trailing"},
+    ),
 }
-REFUSED = {"sdxl": "the sampler does not support SDXL's UNet and two text encoders yet: take sd15, sd21 or sd-turbo"}
 
 
 def random_pipeline(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A ``StableDiffusionPipeline`` of the architecture ``name`` with weights from torch's generator, in eval mode.
+    """A pipeline of the architecture ``name`` with weights from torch's generator, in eval mode.
 
     Args:
         name: of :data:`ARCHITECTURES`.
@@ -116,40 +165,45 @@ def random_pipeline(name: str, folder: Path, device: torch.device, dtype: torch.
         dtype: of the networks; the VAE of a pipeline in fp16 stays in fp32, as ``load_pipeline`` has it.
     """
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    it = ARCHITECTURES[name]
-    tokenizer = _tokenizer()
-    text = CLIPTextConfig(
-        **it.text,
+    it, tokenizer = ARCHITECTURES[name], _tokenizer()
+    scheduler, options = it.scheduler
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "scheduler": getattr(diffusers, scheduler)(**options),
+        "feature_extractor": None,
+    }
+    with device:
+        parts["unet"] = diffusers.UNet2DConditionModel(**it.unet).to(dtype)
+        vae = diffusers.AutoencoderKL(**{**_VAE, **it.vae}, sample_size=it.pixels)
+        parts["vae"] = vae.to(torch.float32 if dtype == torch.float16 else dtype)
+        parts["text_encoder"] = CLIPTextModel(_text_config(it.text, tokenizer)).to(dtype)
+        if it.second_text is not None:
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(_text_config(it.second_text, tokenizer)).to(dtype)
+    for network in (part for part in parts.values() if isinstance(part, torch.nn.Module)):
+        network.to(device=device).eval().requires_grad_(False)
+    if it.second_text is None:
+        pipe = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    else:
+        pipe = diffusers.StableDiffusionXLPipeline(**parts, tokenizer_2=tokenizer, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    # madebyollin/taesd and madebyollin/taesdxl: config.json, all of them diffusers' defaults
+    diffusers.AutoencoderTiny().save_pretrained(folder / "vae_tiny", safe_serialization=True)
+    pipe.register_to_config(_name_or_path=str(folder))
+    return pipe
+
+
+def _text_config(values: Mapping[str, Any], tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        **values,
         max_position_embeddings=POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    with device:
-        unet = diffusers.UNet2DConditionModel(**it.unet)
-        vae = diffusers.AutoencoderKL(**_VAE, sample_size=it.pixels)
-        encoder = CLIPTextModel(text)
-    for network, own in ((unet, dtype), (encoder, dtype), (vae, vae_dtype)):
-        network.to(device=device, dtype=own).eval().requires_grad_(False)
-    scheduler, options = it.scheduler
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=getattr(diffusers, scheduler)(**options),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    # madebyollin/taesd: config.json, all of it diffusers' defaults
-    diffusers.AutoencoderTiny().save_pretrained(folder / "vae_tiny", safe_serialization=True)
-    pipe.register_to_config(_name_or_path=str(folder))
-    return pipe
 
 
 def _tokenizer() -> Any:

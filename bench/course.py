@@ -20,6 +20,7 @@ from bench.record import wait
 from prism_fast.config import peak_memory_bytes
 from prism_fast.errors import UserError
 from prism_fast.pipeline.decoder import to_uint8
+from prism_fast.pipeline.load import is_xl
 from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.fast import FastSampler
@@ -220,13 +221,15 @@ def maker(pipe: Any, one: Contender, teacher: Teacher) -> Maker:
     """The contender, ready to make images of any number of rows."""
     if one.by == "prism_fast":
         return partial(_sampled, make_sampler(pipe, one.config, teacher))
-    from diffusers import StableDiffusionPipeline
-
     config, components = one.config, dict(pipe.components)
     components["scheduler"] = build_schedule(pipe.scheduler, config, pipe.unet.device).scheduler
     if one.by == "diffusers compiled":
         components["unet"] = torch.compile(pipe.unet, dynamic=False)
-    theirs = StableDiffusionPipeline(**components, requires_safety_checker=False)
+    if is_xl(pipe):
+        zeros = pipe.config.force_zeros_for_empty_prompt
+        theirs = type(pipe)(**components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+    else:
+        theirs = type(pipe)(**components, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     return partial(_piped, theirs, config)
 

@@ -18,7 +18,6 @@ from prism_fast.ops.guided_step import guided_step
 from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.pipeline.decoder import decode, to_uint8
-from prism_fast.pipeline.load import latent_shape
 from prism_fast.pipeline.text import encode_prompts
 from prism_fast.sampling.fast import FastSampler, StepKind
 from prism_fast.sampling.noise import draw_noise
@@ -77,7 +76,7 @@ def phases(sampler: FastSampler, prompts: Sequence[str]) -> list[Phase]:
     """
     buffers, batch = sampler._buffers, len(prompts)
     rows = sampler._rows(prompts, [0] * batch, range(batch))
-    sampler._fill(rows, draw_noise(rows.seeds, latent_shape(sampler._pipe), draws=sampler.draws))
+    sampler._fill(rows, draw_noise(rows.seeds, sampler._sizes.latents, draws=sampler.draws))
     calls = Counter((kind.cfg, kind.features) for kind in sampler._kinds)
     found = [Phase(name="text", call=partial(encode_prompts, sampler._pipe, prompts, batch), uses=1, captured=False)]
     inputs = buffers.sample.clone()

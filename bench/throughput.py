@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # a script's folder is on the path, its parent is
 
 import torch
 
-from bench.architectures import ARCHITECTURES, REFUSED, random_pipeline
+from bench.architectures import ARCHITECTURES, random_pipeline
 from bench.contenders import LARGE, Contender, Schedule, contenders, rows_of
 from bench.course import Course, Measured, NotTheReferenceError, maker
 from bench.phases import matmul_peak
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     made = Parser(prog="throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
-    add("--pipeline", choices=("fashion", *ARCHITECTURES, *REFUSED), default="fashion")
+    add("--pipeline", choices=("fashion", *ARCHITECTURES), default="fashion")
     add("--weights", metavar="WHERE", help="random, a local folder or a hub id; default: the pipeline's own")
     add("--teacher", metavar="NAME", help="random:TIMM_MODEL, or as prism-fast takes it; default: fits the pipeline")
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -59,7 +59,7 @@ def parser() -> Parser:
     add("--steps", type=int, help="default: what the pipeline is made for")
     add("--dtype", choices=DTYPES, default="float32")
     add("--sampler", choices=LEVELS, action="append", help="a level to run, several times; default: all")
-    add("--scheduler", help="default: dpmsolver++; sd-turbo: euler")
+    add("--scheduler", help="default: dpmsolver++; turbo: euler")
     add("--cfg-scale", type=float, help="default: the pipeline's own")
     add("--scale", type=float, default=0.3, help="of the guidance (default: 0.3)")
     add("--backend", choices=TEACHER_BACKENDS, help="of the teacher's gradient at level fast")
@@ -86,8 +86,6 @@ def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
 
     device, dtype = resolve_device(options.device), resolve_dtype(options.dtype)
     name, weights = options.pipeline, options.weights
-    if name in REFUSED:
-        raise UserError(f"--pipeline {name}: {REFUSED[name]}")
     if name == "fashion" and weights == "random":
         raise UserError("--weights random is for the real sizes: fashion comes with its weights")
     if weights == "random":

@@ -127,7 +127,8 @@ def tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
 
 
 def tiny_xl_pipeline(seed: int = 0) -> Any:
-    """A ``StableDiffusionXLPipeline`` with random weights and two text encoders. As :func:`tiny_pipeline`."""
+    """A ``StableDiffusionXLPipeline`` with random weights, two text encoders and a UNet of three levels, the outermost
+    without attention, as the real one's. As :func:`tiny_pipeline`."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -135,10 +136,11 @@ def tiny_xl_pipeline(seed: int = 0) -> Any:
     with _seeded(seed):
         first, second = (kind(_text_config(tokenizer)) for kind in (CLIPTextModel, CLIPTextModelWithProjection))
         unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32, 32), layers_per_block=1,
             cross_attention_dim=64, attention_head_dim=8, norm_num_groups=8, use_linear_projection=True,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2),
             addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=32 + 6 * 8,
         )  # fmt: skip
@@ -156,6 +158,12 @@ def tiny_xl_pipeline(seed: int = 0) -> Any:
 def save_tiny_pipeline(folder: str | Path, seed: int = 0) -> Path:
     """Writes :func:`tiny_pipeline` in diffusers format (safetensors) and returns the folder."""
     tiny_pipeline(seed).save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+def save_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
+    """Writes :func:`tiny_xl_pipeline` as :func:`save_tiny_pipeline` does."""
+    tiny_xl_pipeline(seed).save_pretrained(folder, safe_serialization=True)
     return Path(folder)
 
 

@@ -7,22 +7,26 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from prism_fast.pipeline.denoiser import Denoiser, added_conditions
+from prism_fast.sampling.buffers import TIME_IDS, Sizes
 
 
 @torch.no_grad()
 def step_seconds(pipe: Any, batch: int, repeats: int = 5) -> float:
     """Median seconds of one call of the pipeline's UNet with classifier-free guidance, eager, for ``batch`` images."""
-    config, rows, device = pipe.unet.config, 2 * batch, pipe.unet.device
-    side = config.sample_size
-    sample = torch.randn(rows, config.in_channels, side, side, device=device, dtype=pipe.unet.dtype)
-    text = torch.randn(
-        rows, pipe.tokenizer.model_max_length, config.cross_attention_dim, device=device, dtype=pipe.unet.dtype
-    )
-    step = torch.tensor(500, device=device)
+    sizes, denoiser, device = Sizes.of(pipe), Denoiser(pipe, 1.0), pipe.unet.device
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(2 * batch, *size, device=device, dtype=pipe.unet.dtype)
+
+    sample, text, step = random(*sizes.latents), random(*sizes.text), torch.tensor(500, device=device)
+    added = added_conditions(random(sizes.pooled), random(TIME_IDS), cfg=True) if sizes.pooled else None
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        pipe.unet(sample, step, encoder_hidden_states=text, return_dict=False)
+        denoiser.predict(sample, step, text, added)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)

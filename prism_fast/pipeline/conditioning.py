@@ -6,7 +6,7 @@ and textual inversions work. ``text.encode_prompts`` is the strict one, which re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.encoded_once import EncodedOnce
+from prism_fast.pipeline.load import is_xl
 
 CACHED_PROMPTS = 1024
 """Embeddings kept: 0.5 GB of an SDXL in fp16."""
@@ -72,12 +73,19 @@ class PromptEncoder:
 
     Args:
         pipe: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        embed: (prompt, prompt_2) to embeddings (pooled ones: SDXL), in place of the pipeline's own ``encode_prompt``.
+        most: embeddings kept.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        embed: Callable[[Sequence[_Pair]], Iterable[_Embedded]] | None = None,
+        most: int = CACHED_PROMPTS,
+    ) -> None:
         self._pipe = pipe
-        self._two = hasattr(pipe, "text_encoder_2")
-        self._embedded = EncodedOnce(self._embed, CACHED_PROMPTS)
+        self._two = is_xl(pipe)
+        self._embedded = EncodedOnce(embed or self._embed, most)
 
     def forget(self) -> None:
         """Drops the cache: a text encoder has changed."""

@@ -15,6 +15,7 @@ from prism_fast.errors import UserError
 from prism_fast.ops.resample_filter import filter_matrix
 from prism_fast.pipeline.components import load_network, quiet
 from prism_fast.pipeline.linear_fit import load_linear
+from prism_fast.pipeline.load import is_xl
 from prism_fast.registry import unknown
 
 DECODERS = ("kl", "tiny", "kl@PIXELS", "tiny@PIXELS", "linear")
@@ -113,6 +114,15 @@ class LinearDecoder:
     def raw(self, latents: Tensor) -> Tensor:
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         return torch.einsum("rc,bchw->brhw", self._weight.to(wide), wide) + self._bias.to(wide).view(1, 3, 1, 1)
+
+
+def check_autoencoder(pipe: Any) -> None:
+    """
+    Raises:
+        UserError: an SDXL's autoencoder shifts its latents, channel by channel.
+    """
+    if is_xl(pipe) and getattr(pipe.vae.config, "latents_mean", None) is not None:
+        raise UserError("an autoencoder with latents_mean is not supported: take the SDXL's own")
 
 
 def load_decoder(

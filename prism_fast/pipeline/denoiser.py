@@ -8,6 +8,20 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.load import is_xl
+
+
+def added_conditions(pooled: Tensor, time_ids: Tensor, cfg: bool) -> dict[str, Tensor]:
+    """What an SDXL's UNet takes besides text: ``text_embeds`` [B, P] and ``time_ids`` [B, 6], under classifier-free
+    guidance of both halves.
+
+    Args:
+        pooled: [2B, P], unconditional half first.
+        time_ids: [2B, 6], likewise.
+        cfg: whether the unconditional half is wanted.
+    """
+    first = 0 if cfg else len(pooled) // 2
+    return {"text_embeds": pooled[first:], "time_ids": time_ids[first:]}
 
 
 class Denoiser:
@@ -18,10 +32,10 @@ class Denoiser:
         cfg_scale: c in ε_u + c·(ε_c − ε_u).
         unet: in place of the pipeline's own: a copy in another layout.
         compile: torch.compile it, for one shape.
-        pooled: pooled embeddings and sizes come with every call, as an SDXL wants them.
 
     Raises:
-        UserError: the UNet wants more than a sample, a timestep and text (inpainting, SDXL, distilled guidance).
+        UserError: the UNet wants more than a sample, a timestep and text (inpainting, distilled guidance); an SDXL's
+            more, or less, than pooled text and sizes besides.
     """
 
     def __init__(
@@ -30,24 +44,31 @@ class Denoiser:
         cfg_scale: float,
         unet: Any = None,
         compile: bool = False,  # noqa: A002
-        pooled: bool = False,
     ) -> None:
         config = pipe.unet.config
-        extras = [key for key in ("time_cond_proj_dim", "addition_embed_type", "class_embed_type") if config.get(key)]
-        if pooled and config.get("addition_embed_type") == "text_time":
-            extras.remove("addition_embed_type")
+        added = "text_time" if is_xl(pipe) else None
+        extras = [key for key in ("time_cond_proj_dim", "class_embed_type") if config.get(key)]
+        if config.get("addition_embed_type") != added:
+            extras.append(f"addition_embed_type {config.get('addition_embed_type')}")
         if extras or config.in_channels != config.out_channels:
             channels = f"{config.in_channels} to {config.out_channels} channels"
             raise UserError(
                 f"the pipeline's UNet ({channels}, wants {', '.join(extras) or 'text'}) is not a plain "
-                "text-to-image one: use a Stable Diffusion 1.x or 2.x base model"
+                "text-to-image one: use a Stable Diffusion 1.x, 2.x or SDXL base model"
             )
         network = pipe.unet if unet is None else unet
         self._dtype = network.dtype
         self._unet = torch.compile(network, dynamic=False) if compile else network
         self._cfg_scale = cfg_scale
 
-    def __call__(self, inputs: Tensor, timestep: Tensor, text: Tensor, unconditional: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        unconditional: Tensor | None,
+        added: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """The network's prediction, fp32 [B, C, h, w].
 
         Args:
@@ -55,17 +76,18 @@ class Denoiser:
             timestep: 0-d.
             text: [B, L, D].
             unconditional: [B, L, D], of the empty prompt; None: the prediction is ε_c.
+            added: of an SDXL, see :func:`added_conditions`; of both halves where ``unconditional`` is given.
         """
         if unconditional is None:
-            return self.predict(inputs, timestep, text).float()
-        both = self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text])).float()
+            return self.predict(inputs, timestep, text, added).float()
+        both = self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text]), added).float()
         without, with_text = both.chunk(2)
         return without + self._cfg_scale * (with_text - without)
 
     def predict(self, inputs: Tensor, timestep: Tensor, text: Tensor, added: dict[str, Tensor] | None = None) -> Tensor:
         """What the network says, in its own dtype: no guidance, as many rows as ``inputs`` has.
 
-        ``added``: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] of an SDXL.
+        ``added``: of an SDXL, see :func:`added_conditions`.
         """
         prediction: Tensor = self._unet(
             inputs.to(self._dtype), timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False

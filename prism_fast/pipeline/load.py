@@ -29,10 +29,8 @@ _XL_NETWORKS = (*_NETWORKS, "text_encoder_2")
 _TEXT_SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "use_attention_mask")
 
 
-def load_pipeline(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, xl: bool = False
-) -> Any:
-    """A ``StableDiffusionPipeline`` in eval mode, without gradients, on ``device`` in ``dtype``.
+def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """A ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` in eval mode, without gradients.
 
     The safety checker is never loaded (it replaces images by black ones): a notice is logged where the pipeline has
     one. In fp16 the VAE stays in fp32, because KL decoders overflow there.
@@ -41,15 +39,14 @@ def load_pipeline(
         name: ``fashion``, a local folder in diffusers format, or a hub id ``org/name``.
         device: of the networks.
         dtype: of the networks.
-        xl: a ``StableDiffusionXLPipeline`` will do too; only the drop-in entry can use one.
 
     Raises:
-        UserError: no such pipeline, not a Stable Diffusion 1.x/2.x pipeline, weights only pickled, or a component that
-            is missing, damaged, or whose weights are not exactly those of its configuration.
+        UserError: no such pipeline, not a Stable Diffusion 1.x/2.x or SDXL pipeline, weights only pickled, or a
+            component that is missing, damaged, or whose weights are not exactly those of its configuration.
     """
-    folder = _resolve(name, xl)
+    folder = _resolve(name)
     index = read_configuration(folder / _INDEX, f"pipeline {name!r}")
-    _check_index(name, index, xl)
+    _check_index(name, index)
     second = index["_class_name"] == _XL_CLASS_NAME
     pipe = _assemble(folder, load_components(folder, index, second), second)
     if (index.get("safety_checker") or (None,))[0]:
@@ -74,22 +71,33 @@ def _assemble(folder: Path, components: dict[str, Any], xl: bool) -> Any:
 
 def pipeline_fingerprint(pipe: Any) -> str:
     """16 hex digits that change with any weight, dtype or setting that decides an image; the same on every device."""
+    xl = is_xl(pipe)
     tensors = {
         f"{network}.{name}": tensor
-        for network in _NETWORKS
+        for network in (_XL_NETWORKS if xl else _NETWORKS)
         for name, tensor in getattr(pipe, network).state_dict().items()
     }
-    text = pipe.text_encoder.config
     settings = {
         "unet": _settings(pipe.unet.config),
         "vae": _settings(pipe.vae.config),
-        "text_encoder": {key: getattr(text, key, None) for key in _TEXT_SETTINGS},
+        "text_encoder": _text_settings(pipe.text_encoder),
         # Which scheduler values are only defaults decides what another scheduler takes over from this one.
         "scheduler": _settings(pipe.scheduler.config)
         | {"defaults": sorted(pipe.scheduler.config.get("_use_default_values", []))},
         "tokenizer": [pipe.tokenizer.get_vocab(), pipe.tokenizer.model_max_length],
     }
+    if xl:
+        settings |= {
+            "text_encoder_2": _text_settings(pipe.text_encoder_2),
+            "tokenizer_2": [pipe.tokenizer_2.get_vocab(), pipe.tokenizer_2.model_max_length],
+            "zeros_for_empty_prompt": pipe.config.force_zeros_for_empty_prompt,
+        }
     return fingerprint(tensors, settings)
+
+
+def is_xl(pipe: Any) -> bool:
+    """Whether a supported pipeline is an SDXL."""
+    return type(pipe).__name__ == _XL_CLASS_NAME
 
 
 def latent_shape(pipe: Any) -> tuple[int, int, int]:
@@ -103,7 +111,11 @@ def _settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in dict(config).items() if not key.startswith("_")}
 
 
-def _resolve(name: str, xl: bool) -> Path:
+def _text_settings(encoder: Any) -> dict[str, Any]:
+    return {key: getattr(encoder.config, key, None) for key in _TEXT_SETTINGS}
+
+
+def _resolve(name: str) -> Path:
     """The folder that holds a pipeline; a hub id is fetched."""
     if name in BUILT_IN:
         folder = Path(__file__).parents[1] / "zoo" / BUILT_IN[name]
@@ -121,13 +133,13 @@ def _resolve(name: str, xl: bool) -> Path:
             raise UserError(f"{folder} has no {_INDEX}: give a folder in diffusers format (save_pretrained)")
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _fetch(name, xl)
+        return _fetch(name)
     if "/" in name or name.startswith("."):
         raise UserError(f"no such pipeline folder: {name!r}")
     raise UserError(unknown("pipeline", name, BUILT_IN) + ", or a local folder, or a hub id org/name")
 
 
-def _fetch(name: str, xl: bool) -> Path:
+def _fetch(name: str) -> Path:
     """The local copy of a pipeline on the hub; only the files that are read, and no pickled weights."""
     import diffusers
     from huggingface_hub import hf_hub_download
@@ -137,7 +149,7 @@ def _fetch(name: str, xl: bool) -> Path:
     try:
         index = Path(hf_hub_download(name, _INDEX, local_files_only=local))
         # Before anything else of an unknown repository: other pipelines may bring code of their own
-        kind = _check_index(name, read_configuration(index, f"pipeline {name!r}"), xl)
+        kind = _check_index(name, read_configuration(index, f"pipeline {name!r}"))
         left_out = {} if kind == _XL_CLASS_NAME else {"safety_checker": None, "feature_extractor": None}
         return Path(getattr(diffusers, kind).download(name, use_safetensors=True, local_files_only=local, **left_out))
     except UserError:
@@ -146,14 +158,14 @@ def _fetch(name: str, xl: bool) -> Path:
         raise not_fetched("pipeline", name, reason, error) from error
 
 
-def _check_index(name: str, index: dict[str, Any], xl: bool) -> str:
+def _check_index(name: str, index: dict[str, Any]) -> str:
     """The pipeline's class."""
     found = index.get("_class_name")
-    if found == _CLASS_NAME or (xl and found == _XL_CLASS_NAME):
+    if found in (_CLASS_NAME, _XL_CLASS_NAME):
         return str(found)
-    more = f" or {_XL_CLASS_NAME} (SDXL)" if xl else ""
     raise UserError(
-        f"pipeline {name!r} is a {found}: only {_CLASS_NAME} (Stable Diffusion 1.x, 2.x){more} is supported"
+        f"pipeline {name!r} is a {found}: supported are {_CLASS_NAME} (Stable Diffusion 1.x, 2.x) and "
+        f"{_XL_CLASS_NAME} (SDXL)"
     )
 
 

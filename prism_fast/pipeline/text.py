@@ -5,18 +5,50 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.load import is_xl
+
+
+class Embedded(NamedTuple):
+    """What text encoders make of prompts.
+
+    Args:
+        text: [L, D] of one, [B, L, D] of several.
+        pooled: [P] or [B, P] of an SDXL; None for others.
+    """
+
+    text: Tensor
+    pooled: Tensor | None
+
+
+def _encoders(pipe: Any) -> list[tuple[Any, Any]]:
+    """(tokenizer, text encoder) of a pipeline; an SDXL has two."""
+    first = [(pipe.tokenizer, pipe.text_encoder)]
+    return [*first, (pipe.tokenizer_2, pipe.text_encoder_2)] if is_xl(pipe) else first
 
 
 def max_prompt_tokens(pipe: Any) -> int:
     """How many tokens a prompt may have, the two markers included."""
     # A tokenizer saved without a limit claims 1e30; the encoder's positions are the real one.
-    return int(min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings))
+    return int(
+        min(
+            limit
+            for tokenizer, encoder in _encoders(pipe)
+            for limit in (tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        )
+    )
+
+
+def embedding_sizes(pipe: Any) -> tuple[tuple[int, int], int]:
+    """(L, D) of an embedded prompt and P of its pooled embedding, 0 where there is none."""
+    width = sum(int(encoder.config.hidden_size) for _, encoder in _encoders(pipe))
+    pooled = int(pipe.text_encoder_2.config.projection_dim) if is_xl(pipe) else 0
+    return (max_prompt_tokens(pipe), width), pooled
 
 
 class PromptFits:
@@ -27,21 +59,29 @@ class PromptFits:
         self._limit = max_prompt_tokens(pipe)
 
     def __call__(self, prompt: str) -> bool:
-        return len(self._tokens(prompt)) <= self._limit
+        return self.length(prompt) <= self._limit
+
+    def length(self, prompt: str) -> int:
+        """Tokens of ``prompt``, the two markers included; of the tokenizer that needs the most."""
+        return max(len(_tokens(self._pipe, tokenizer, prompt)) for tokenizer, _ in _encoders(self._pipe))
 
     def lost(self, text: str) -> str:
-        """The letters, digits and symbols of ``text`` that the tokenizer drops, each once; case does not count.
+        """The letters, digits and symbols of ``text`` that a tokenizer drops, each once; case does not count.
 
         Punctuation does where nothing else is left. A tokenizer of bytes, as CLIP's own is, drops nothing.
         """
-        kept = Counter(_folded(self._pipe.tokenizer.decode(self._tokens(text), skip_special_tokens=True)))
-        dropped = Counter(_folded(text)) - kept
-        spoken = [character for character in dropped if unicodedata.category(character)[0] in "LMNS"]
-        return "".join(spoken if kept or spoken else dropped)
+        found: dict[str, None] = {}
+        for tokenizer, _ in _encoders(self._pipe):
+            kept = Counter(_folded(tokenizer.decode(_tokens(self._pipe, tokenizer, text), skip_special_tokens=True)))
+            dropped = Counter(_folded(text)) - kept
+            spoken = [character for character in dropped if unicodedata.category(character)[0] in "LMNS"]
+            found |= dict.fromkeys(spoken if kept or spoken else dropped)
+        return "".join(found)
 
-    def _tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self._pipe.tokenizer(self._pipe.maybe_convert_prompt(text, self._pipe.tokenizer)).input_ids
-        return tokens
+
+def _tokens(pipe: Any, tokenizer: Any, text: str) -> list[int]:
+    tokens: list[int] = tokenizer(pipe.maybe_convert_prompt(text, tokenizer)).input_ids
+    return tokens
 
 
 def prompt_fits(pipe: Any) -> PromptFits:
@@ -56,32 +96,40 @@ def _folded(text: str) -> str:
 
 
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str], compute_batch: int) -> Tensor:
-    """The text encoder's hidden states [B, L, D], as ``StableDiffusionPipeline.encode_prompt`` makes them.
+def encode_prompts(pipe: Any, prompts: Sequence[str], compute_batch: int) -> Embedded:
+    """The prompts' embeddings, as the pipeline's own ``encode_prompt`` makes them.
 
-    Every call to the encoder has ``compute_batch`` rows (the last is padded with empty prompts), so an embedding does
+    Every call to an encoder has ``compute_batch`` rows (the last is padded with empty prompts), so an embedding does
     not depend on how many prompts there are.
 
     Raises:
         UserError: a prompt is longer than the encoder takes. Nothing is cut silently.
     """
-    limit = max_prompt_tokens(pipe)
-    converted = [pipe.maybe_convert_prompt(prompt, pipe.tokenizer) for prompt in prompts]
-    for prompt, text in zip(prompts, converted, strict=True):
-        length = len(pipe.tokenizer(text).input_ids)
+    limit, fits = max_prompt_tokens(pipe), prompt_fits(pipe)
+    for prompt in prompts:
+        length = fits.length(prompt)
         if length > limit:
             raise UserError(f"prompt of {length} tokens, the text encoder takes {limit}: shorten {prompt!r}")
     parts = []
-    for start in range(0, len(converted), compute_batch):
-        chunk = converted[start : start + compute_batch]
-        parts.append(_encode(pipe, chunk + [""] * (compute_batch - len(chunk)), limit)[: len(chunk)])
-    return torch.cat(parts)
+    for start in range(0, len(prompts), compute_batch):
+        chunk = list(prompts[start : start + compute_batch])
+        parts.append(_encode(pipe, chunk + [""] * (compute_batch - len(chunk)), limit))
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    count = len(prompts)
+    return Embedded(torch.cat([part.text for part in parts])[:count], torch.cat(pooled)[:count] if pooled else None)
 
 
-def _encode(pipe: Any, prompts: list[str], length: int) -> Tensor:
-    tokens = pipe.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    device = pipe.text_encoder.device
-    masked = getattr(pipe.text_encoder.config, "use_attention_mask", False)
-    attention_mask = tokens.attention_mask.to(device) if masked else None
-    hidden: Tensor = pipe.text_encoder(tokens.input_ids.to(device), attention_mask=attention_mask)[0]
-    return hidden
+def _encode(pipe: Any, prompts: list[str], length: int) -> Embedded:
+    """Stable Diffusion 1 and 2 look at the encoder's last layer; an SDXL at the layer before it of both of its
+    encoders, side by side, and at what the second makes of the whole prompt (Podell et al. 2023, arXiv 2307.01952)."""
+    xl, layers, pooled = is_xl(pipe), [], None
+    for tokenizer, encoder in _encoders(pipe):
+        converted = [pipe.maybe_convert_prompt(prompt, tokenizer) for prompt in prompts]
+        tokens = tokenizer(converted, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        # an SDXL's encoders see the padding, whatever their configuration says
+        masked = getattr(encoder.config, "use_attention_mask", False) and not xl
+        attention_mask = tokens.attention_mask.to(encoder.device) if masked else None
+        made = encoder(tokens.input_ids.to(encoder.device), attention_mask=attention_mask, output_hidden_states=xl)
+        layers.append(made.hidden_states[-2] if xl else made[0])
+        pooled = made[0] if xl else None  # of the last encoder
+    return Embedded(torch.cat(layers, dim=-1), pooled)

@@ -8,16 +8,12 @@ from typing import Any
 
 from prism_fast.config import DTYPES, resolve_device, resolve_dtype
 from prism_fast.errors import UserError
+from prism_fast.pipeline.decoder import check_autoencoder
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.schedules import own_scheduler
 
 _CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-
-
-def is_xl(pipe: Any) -> bool:
-    """Whether a supported pipeline is an SDXL."""
-    return type(pipe).__name__ == _CLASSES[1]
 
 
 def adopt(pipe: Any, dtype: str | None) -> Any:
@@ -33,7 +29,7 @@ def adopt(pipe: Any, dtype: str | None) -> Any:
     if isinstance(pipe, str):
         from prism_fast.pipeline.load import load_pipeline
 
-        pipe = load_pipeline(pipe, resolve_device("auto"), resolve_dtype(dtype or "float32"), xl=True)
+        pipe = load_pipeline(pipe, resolve_device("auto"), resolve_dtype(dtype or "float32"))
     check_adopted(pipe)
     if dtype is not None and pipe.unet.dtype != resolve_dtype(dtype):
         raise UserError(
@@ -62,8 +58,7 @@ def check_adopted(pipe: Any) -> None:
         raise UserError(f"the pipeline is in {pipe.unet.dtype}; supported are {', '.join(DTYPES)}")
     if getattr(pipe.unet, "encoder_hid_proj", None) is not None or pipe.unet.config.get("encoder_hid_dim_type"):
         raise UserError("IP-adapters are not supported: unload it with pipe.unload_ip_adapter(); LoRA is supported")
-    if is_xl(pipe) and getattr(pipe.vae.config, "latents_mean", None) is not None:
-        raise UserError("an autoencoder with latents_mean is not supported: take the SDXL's own")
+    check_autoencoder(pipe)
     own_scheduler(pipe.scheduler)
 
 

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.feature_reuse import features_shape
 from prism_fast.pipeline.load import latent_shape
-from prism_fast.pipeline.text import max_prompt_tokens
+from prism_fast.pipeline.text import embedding_sizes
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.tables import StepTable
+
+TIME_IDS = 6
+"""Numbers of an SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +37,8 @@ class Sizes:
     @classmethod
     def of(cls, pipe: Any) -> Sizes:
         """The pipeline's own."""
-        return cls(
-            latents=latent_shape(pipe), text=(max_prompt_tokens(pipe), int(pipe.text_encoder.config.hidden_size))
-        )
+        text, pooled = embedding_sizes(pipe)
+        return cls(latents=latent_shape(pipe), text=text, pooled=pooled)
 
 
 @dataclass(kw_only=True)
@@ -81,10 +84,7 @@ class Buffers:
 
     def added(self, cfg: bool) -> dict[str, Tensor] | None:
         """What an SDXL's UNet takes besides text; None for others."""
-        if not self.pooled.shape[1]:
-            return None
-        first = 0 if cfg else len(self.pooled) // 2
-        return {"text_embeds": self.pooled[first:], "time_ids": self.time_ids[first:]}
+        return added_conditions(self.pooled, self.time_ids, cfg) if self.pooled.shape[1] else None
 
 
 def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, steps: int, draws: int) -> Buffers:
@@ -108,7 +108,7 @@ def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, s
         text=own(batch, *sizes.text),
         unconditional=own(batch, *sizes.text),
         pooled=own(2 * batch, sizes.pooled),
-        time_ids=own(2 * batch, 6 if sizes.pooled else 0),
+        time_ids=own(2 * batch, TIME_IDS if sizes.pooled else 0),
         targets=torch.zeros(batch, dtype=torch.int64, device=device),
         tau=fp32(batch),
         delta=fp32(batch) + 1,
@@ -124,8 +124,13 @@ def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, s
 def check_sizes(pipe: Any, sizes: Sizes) -> None:
     """
     Raises:
-        UserError: the UNet does not take text of that width.
+        UserError: the UNet does not take text, or an SDXL's pooled text, of that width.
     """
-    width = pipe.unet.config.cross_attention_dim
+    config = pipe.unet.config
+    width = config.cross_attention_dim
     if isinstance(width, int) and width != sizes.text[1]:
         raise UserError(f"embedded prompts of width {sizes.text[1]}, the UNet takes {width}")
+    if sizes.pooled:
+        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
+        if pooled != sizes.pooled:
+            raise UserError(f"pooled prompts of width {sizes.pooled}, the UNet takes {pooled}")

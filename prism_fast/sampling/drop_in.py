@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import Conditioning, PromptEncoder, Wording
 from prism_fast.pipeline.denoiser import Denoiser
-from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted, is_xl
+from prism_fast.pipeline.load import is_xl
+from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted
 from prism_fast.sampling.batch import Rows
 from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.call import XL_SIZES, XL_WORDING, Randomness, check_others, image_size, time_ids
@@ -113,7 +114,7 @@ class FastPipeline:
         self._samplers: OrderedDict[object, FastSampler] = OrderedDict()
         self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
-        Denoiser(pipe, 1.0, pooled=self._xl)
+        Denoiser(pipe, 1.0)
 
     @torch.no_grad()
     def __call__(

@@ -227,9 +227,7 @@ class FastSampler:
         self._split = SplitUNet(unet) if self.config.reuse_features > 1 else None
         if self._split is not None and self._compile:
             self._split = compiled(self._split)
-        self._denoiser = Denoiser(
-            self._pipe, self.config.cfg_scale, unet, compile=self._compile, pooled=self._sizes.pooled > 0
-        )
+        self._denoiser = Denoiser(self._pipe, self.config.cfg_scale, unet, compile=self._compile)
         self._gradient = self._make_gradient()
         self._graphs = Captured(self._buffers.all(), self._cuda and is_capturable(self._teacher))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from prism_fast.config import resolve_dtype
 from prism_fast.energy.terms import EnergyTerm, refuse_coupled
 from prism_fast.errors import UserError
+from prism_fast.pipeline.decoder import check_autoencoder
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.schedules import NoiseLevel
@@ -153,8 +154,10 @@ def correction(
 def check_parts(pipe: Any, config: SamplerConfig, teacher: Teacher | None) -> None:
     """
     Raises:
-        UserError: the pipeline is in another precision than ``config``, or guidance has no teacher.
+        UserError: the pipeline is in another precision than ``config``, its autoencoder is not supported, or guidance
+            has no teacher.
     """
+    check_autoencoder(pipe)
     if pipe.unet.dtype != resolve_dtype(config.dtype):
         raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
     if config.guidance is not None and teacher is None:

@@ -109,9 +109,10 @@ class ReferenceSampler:
         return build_schedule(self._pipe.scheduler, self.config, self._device)
 
     def _predict(self, schedule: Schedule, index: int, sample: Tensor, rows: Rows) -> Tensor:
-        unconditional = rows.unconditional if index in self._cfg else None
+        cfg = index in self._cfg
+        unconditional = rows.unconditional if cfg else None
         inputs = schedule.network_input(sample, index)
-        return self._denoiser(inputs, schedule.timesteps[index], rows.text, unconditional)
+        return self._denoiser(inputs, schedule.timesteps[index], rows.text, unconditional, rows.added(cfg))
 
     def _guided_prediction(
         self, guide: Guide, schedule: Schedule, index: int, sample: Tensor, rows: Rows, trace: _Trace

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import plot, throughput
-from bench.contenders import Schedule, contenders, rows_of
+from bench.contenders import LARGE, Schedule, contenders, rows_of
 from bench.course import Course
 from bench.phases import PHASES, count_flop, matmul_peak, phases
 from bench.record import percentiles
@@ -22,7 +22,7 @@ from prism_fast.sampling.config import LEVELS, GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.guidance import cfg_steps, guided_steps
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher
+from tests.tiny import save_tiny_pipeline, save_tiny_teacher, save_tiny_xl_pipeline
 
 ROOT = Path(__file__).parents[2]
 ROWS = ["naive-batch1", "naive", "same-schedule", "diffusers", "unguided", "exact", "fast", "fast-reuse"]
@@ -68,6 +68,23 @@ def test_its_object(written: tuple[Any, Path, Path]) -> None:
         assert row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
         assert row["peak_memory_bytes"] > 0 and row["tflop_per_s"] > 0 and row["peak_share"] > 0
         assert (row["guidance_overhead"] is None) == (row["name"] not in GUIDED)
+
+
+def test_an_xls_object(folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = str(save_tiny_xl_pipeline(tmp_path / "xl"))
+    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    arguments = ["--pipeline", "sdxl", "--sampler", "exact", "--sampler", "fast", "--json", str(tmp_path / "run.json")]
+    throughput.main([*arguments, *_arguments((pipeline, folders[1]))])
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ROWS[3:]
+    assert found["environment"]["agreement"]["share_of_steps_within_1e-4"] >= 0.95
+    assert found["environment"]["published"]["cfg_scale"] == 5
+    reuse = next(row for row in found["rows"] if row["name"] == "fast-reuse")
+    assert {phase["name"] for phase in reuse["phases"]} == set(PHASES)
+    with torch.no_grad():  # text: both encoders
+        parts = phases(FastSampler(load_pipeline(pipeline), SamplerConfig(compute_batch=1)), ["a coat"])
+        one = phases(FastSampler(load_pipeline(folders[0]), SamplerConfig(compute_batch=1)), ["a coat"])
+    assert count_flop(parts)[0] > 1.9 * count_flop(one)[0]
 
 
 def test_ratios_are_those_of_the_measured_numbers(written: tuple[Any, Path, Path]) -> None:
@@ -135,7 +152,6 @@ def test_it_stops_where_exact_is_not_the_reference(
     ("flags", "message"),
     [
         (["--pipeline", "sd3"], "sd3"),
-        (["--pipeline", "sdxl", "--weights", "random"], "SDXL"),
         (["--weights", "random"], "fashion comes with its weights"),
         (["--batch", "0"], "compute_batch"),
         (["--repeats", "1"], "--repeats 1"),
@@ -188,6 +204,16 @@ def test_the_schedule_of_its_defaults() -> None:
     naive = them["naive"].config
     assert naive.guidance is not None and len(guided_steps(naive.guidance, 20)) == len(cfg_steps(naive, 20)) == 20
     assert them["fast"].unguided == them["exact"].unguided
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "cfg_scale", "scheduler"), [("sdxl", 20, 5.0, "dpmsolver++"), ("sdxl-turbo", 4, 1.0, "euler")]
+)
+def test_the_schedule_of_an_xl(name: str, steps: int, cfg_scale: float, scheduler: str) -> None:
+    published, ours = throughput.configuration(throughput.parser().parse_args(["--pipeline", name]))
+    assert (published.steps, published.cfg_scale, published.scheduler) == (steps, cfg_scale, scheduler)
+    assert ours == LARGE and ours.decoder == "tiny@224"
+    assert list(contenders(published, ours, LEVELS, compiled=False)) == ROWS
 
 
 def test_rows_differ_from_turn_to_turn() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.denoiser import Denoiser
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny_pipeline, tiny_xl_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +34,12 @@ def test_other_kinds_of_unet_are_refused(change: dict[str, Any]) -> None:
     pipe.unet.register_to_config(**change)
     with pytest.raises(UserError, match="UNet"):
         Denoiser(pipe, 2.0)
+
+
+@pytest.mark.parametrize("kind", [None, "image", "text"])
+def test_an_xl_without_its_conditions_is_refused(kind: str | None) -> None:
+    xl = tiny_xl_pipeline(0)
+    Denoiser(xl, 2.0)
+    xl.unet.register_to_config(addition_embed_type=kind)
+    with pytest.raises(UserError, match=f"wants addition_embed_type {kind}"):
+        Denoiser(xl, 2.0)

@@ -14,8 +14,8 @@ import torch
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline import load
-from prism_fast.pipeline.load import latent_shape, load_pipeline, pipeline_fingerprint
-from tests.tiny import save_tiny_pipeline, tiny_pipeline
+from prism_fast.pipeline.load import is_xl, latent_shape, load_pipeline, pipeline_fingerprint
+from tests.tiny import save_tiny_pipeline, save_tiny_xl_pipeline, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_broken_folders_name_the_cure(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"component unet has no config\.json"):
         load_pipeline(str(copy))
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusion3Pipeline"}))
+    with pytest.raises(UserError, match=r"is a StableDiffusion3Pipeline: supported are .* StableDiffusionXLPipeline"):
         load_pipeline(str(copy))
     (copy / "model_index.json").write_text("{")
     with pytest.raises(UserError, match="JSON"):
@@ -186,3 +186,20 @@ def test_fingerprint_changes_with_what_decides_an_image(folder: Path) -> None:
     pipe.text_encoder.to(torch.bfloat16)
     found.append(pipeline_fingerprint(pipe))
     assert len(set(found)) == 6
+
+
+def test_an_xl_is_loaded_and_its_second_encoder_counts(tmp_path: Path) -> None:
+    pipe = load_pipeline(str(save_tiny_xl_pipeline(tmp_path)))
+    assert is_xl(pipe) and not is_xl(tiny_pipeline(0)) and latent_shape(pipe) == (4, 8, 8)
+    assert not pipe.text_encoder_2.training
+    found = [pipeline_fingerprint(pipe), pipeline_fingerprint(load_pipeline(str(tmp_path)))]
+    assert found[0] == found[1]
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    found.append(pipeline_fingerprint(pipe))
+    pipe.text_encoder_2.text_projection.weight[0, 0] += 1e-6
+    found.append(pipeline_fingerprint(pipe))
+    pipe.tokenizer_2.add_tokens(["zebra"])
+    found.append(pipeline_fingerprint(pipe))
+    assert len(set(found)) == 4
+    half = load_pipeline(str(tmp_path), dtype=torch.float16)
+    assert half.text_encoder_2.dtype == torch.float16 and half.vae.dtype == torch.float32

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.text import encode_prompts, max_prompt_tokens, prompt_fits
-from tests.tiny import tiny_pipeline
+from prism_fast.pipeline.text import embedding_sizes, encode_prompts, max_prompt_tokens, prompt_fits
+from tests.tiny import tiny_pipeline, tiny_tokenizer, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "bag", "", "a dark boot, a shoe that covers the ankle", "jumper"]
 
@@ -21,15 +21,38 @@ def pipe() -> Any:
 
 def test_embeddings_are_diffusers(pipe: Any) -> None:
     expected, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
-    assert torch.equal(encode_prompts(pipe, PROMPTS, 5), expected)
-    assert torch.equal(encode_prompts(pipe, [""] * 5, 5), negative)
+    assert torch.equal(encode_prompts(pipe, PROMPTS, 5).text, expected)
+    assert torch.equal(encode_prompts(pipe, [""] * 5, 5).text, negative)
+    assert encode_prompts(pipe, PROMPTS, 5).pooled is None
+
+
+def test_an_xls_embeddings_are_diffusers() -> None:
+    xl = tiny_xl_pipeline(0)
+    text, _, pooled, _ = xl.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
+    found = encode_prompts(xl, PROMPTS, 5)
+    assert torch.equal(found.text, text) and found.pooled is not None and torch.equal(found.pooled, pooled)
+    assert embedding_sizes(xl) == (tuple(text.shape[1:]), pooled.shape[1]) == ((24, 64), 32)
+    one_by_one = [encode_prompts(xl, [prompt], 5) for prompt in PROMPTS]
+    assert torch.equal(torch.cat([one.text for one in one_by_one]), text)
+    assert torch.equal(torch.cat([one.pooled for one in one_by_one if one.pooled is not None]), pooled)
+
+
+def test_the_shorter_of_two_tokenizers_decides() -> None:
+    xl = tiny_xl_pipeline(0)
+    xl.tokenizer_2 = tiny_tokenizer()
+    xl.tokenizer_2.add_tokens(["coatboot"])  # one token there, several in the first
+    fits, long = prompt_fits(xl), " ".join(["coatboot"] * 12)
+    assert len(xl.tokenizer_2(long).input_ids) <= 24 < fits.length(long) and not fits(long)
+    with pytest.raises(UserError, match=f"{fits.length(long)} tokens"):
+        encode_prompts(xl, [long], 1)
+    assert fits.lost("coat") == "" and fits.lost("caf\u00e9") == "\u00e9"
 
 
 def test_an_embedding_does_not_depend_on_the_others(pipe: Any) -> None:
-    together = encode_prompts(pipe, PROMPTS, 3)
+    together = encode_prompts(pipe, PROMPTS, 3).text
     assert together.shape == (5, 24, 32)
     for row, prompt in enumerate(PROMPTS):
-        assert torch.equal(encode_prompts(pipe, [prompt], 3)[0], together[row])
+        assert torch.equal(encode_prompts(pipe, [prompt], 3).text[0], together[row])
 
 
 def test_every_call_has_the_same_shape(pipe: Any) -> None:
@@ -48,7 +71,7 @@ def test_a_prompt_is_never_cut(pipe: Any) -> None:
     assert max_prompt_tokens(pipe) == 24
     longest = " ".join(["coat"] * 22)  # and the two markers
     assert fits(longest) and not fits(longest + " coat")
-    assert encode_prompts(pipe, [longest], 1).shape == (1, 24, 32)
+    assert encode_prompts(pipe, [longest], 1).text.shape == (1, 24, 32)
     with pytest.raises(UserError, match=r"25 tokens.*24"):
         encode_prompts(pipe, [longest, longest + " coat"], 2)
 
@@ -57,7 +80,7 @@ def test_a_tokenizer_without_a_limit_has_the_encoders() -> None:
     pipe = tiny_pipeline(0)
     pipe.tokenizer.model_max_length = int(1e30)
     assert max_prompt_tokens(pipe) == 24
-    assert encode_prompts(pipe, ["bag"], 2).shape == (1, 24, 32)
+    assert encode_prompts(pipe, ["bag"], 2).text.shape == (1, 24, 32)
 
 
 def test_letters_that_the_tokenizer_drops_are_told(pipe: Any) -> None:

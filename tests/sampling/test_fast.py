@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.feature_reuse import SplitUNet, features_shape
 from prism_fast.sampling.batch import SampleBatch
+from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler, step_kinds
 from prism_fast.sampling.guidance import GateThresholds
@@ -23,7 +26,7 @@ from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.sampling.schedules import Schedule
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_teacher, tiny_pipeline
+from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
 CLASSES = [4, 9, 8, 2]
@@ -44,6 +47,11 @@ GATE = GateThresholds(tau=(-1.0,) * 10, delta=(2.0,) * 10)
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     return tiny_pipeline(0)
+
+
+@pytest.fixture(scope="module")
+def xl() -> Any:
+    return tiny_xl_pipeline(0)
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +76,29 @@ def _sample(pipe: Any, config: SamplerConfig, teacher: EagerTeacher | None, seed
     return FastSampler(pipe, config, teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed))
 
 
+GUIDED: list[dict[str, Any] | None] = [
+    None,
+    {},
+    {"gate": "none", "weighting": "sigma", "start": 0.3, "every": 2},
+    {"at": "noisy"},
+    {"direction": "random"},
+]
+TURBO: dict[str, Any] = {"scheduler": "euler", "spacing": "trailing", "cfg_scale": 0.0, "steps": 4}
+STEPS: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+    *(("pipe", case, guidance) for case in SCHEDULERS for guidance in GUIDED),
+    *(("xl", case, guidance) for case in SCHEDULERS for guidance in (None, {})),
+    *(("xl", TURBO, guidance) for guidance in (None, {})),
+]
+
+
 @pytest.mark.parametrize(
-    "guidance",
-    [
-        None,
-        {},
-        {"gate": "none", "weighting": "sigma", "start": 0.3, "every": 2},
-        {"at": "noisy"},
-        {"direction": "random"},
-    ],
-    ids=str,
+    ("kind", "case", "guidance"),
+    STEPS,
+    ids=[f"{kind} {' '.join(map(str, case.values()))} {guidance}" for kind, case, guidance in STEPS],
 )
-@pytest.mark.parametrize("case", SCHEDULERS, ids=IDS)
 def test_each_step_is_the_references(
-    pipe: Any,
+    request: pytest.FixtureRequest,
+    kind: str,
     teacher: EagerTeacher,
     case: dict[str, Any],
     guidance: dict[str, Any] | None,
@@ -93,6 +110,7 @@ def test_each_step_is_the_references(
     The share is of images in general. These few show that it is lower where more of them are beyond (at a kink of the
     teacher) than chance allows once in 740 tests.
     """
+    pipe = request.getfixturevalue(kind)
     config = _config(guidance, cfg_stop=0.7, **case)
     states: list[Tensor] = []
     step = Schedule.step
@@ -108,8 +126,8 @@ def test_each_step_is_the_references(
     with torch.no_grad():
         sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         errors = []
-        for kind, state in zip(sampler._kinds, states, strict=True):
-            sampler._advance(kind)
+        for step_kind, state in zip(sampler._kinds, states, strict=True):
+            sampler._advance(step_kind)
             error = (sampler._buffers.sample - state).flatten(1).abs().amax(1)
             errors.append(error / state.abs().max())
             sampler._buffers.sample.copy_(state)
@@ -154,7 +172,11 @@ def test_level_exact_follows_what_is_watched_of_the_reference(
         assert (after - then).flatten(1).abs().amax(1).median() <= 1e-5 * then.abs().max()
 
 
-def test_an_image_is_its_own_rows_alone(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "xl"])
+def test_an_image_is_its_own_rows_alone(
+    request: pytest.FixtureRequest, kind: str, teacher: EagerTeacher, seed: int
+) -> None:
+    pipe = request.getfixturevalue(kind)
     sampler = FastSampler(pipe, _config({}), teacher, GATE)
     whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     order = [2, 0, 3, 1]
@@ -165,8 +187,10 @@ def test_an_image_is_its_own_rows_alone(pipe: Any, teacher: EagerTeacher, seed: 
     assert _same(FastSampler(pipe, _config({}), teacher, GATE).sample(PROMPTS, CLASSES, _seeds(seed)), whole)
 
 
-def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "xl"])
+def test_the_host_is_asked_nothing(request: pytest.FixtureRequest, kind: str, teacher: EagerTeacher, seed: int) -> None:
     """No operation of the loop brings a value to the host; on CUDA each would wait for the device."""
+    pipe = request.getfixturevalue(kind)
 
     class Refusing(TorchDispatchMode):
         seen = 0
@@ -184,8 +208,8 @@ def test_the_host_is_asked_nothing(pipe: Any, teacher: EagerTeacher, seed: int) 
     with torch.no_grad():
         sampler._fill(sampler._rows(PROMPTS, CLASSES, _seeds(seed)), draw_noise(_seeds(seed), (4, 8, 8), sampler.draws))
         with Refusing() as mode:
-            for kind in sampler._kinds:
-                sampler._advance(kind)
+            for step_kind in sampler._kinds:
+                sampler._advance(step_kind)
         assert mode.seen > 100
         with pytest.raises(AssertionError, match="local_scalar"), Refusing():
             sampler._buffers.step.item()
@@ -239,21 +263,32 @@ def test_a_kept_gradient_is_applied_again(pipe: Any, teacher: EagerTeacher, seed
     assert (kept.latents - sparse.latents).abs().max() > 1e-3
 
 
-def test_the_split_unet_is_the_unet(pipe: Any, seed: int) -> None:
-    split = SplitUNet(pipe.unet)
+@pytest.mark.parametrize("kind", ["pipe", "xl"])
+def test_the_split_unet_is_the_unet(request: pytest.FixtureRequest, kind: str, seed: int) -> None:
+    pipe = request.getfixturevalue(kind)
+    split, sizes = SplitUNet(pipe.unet), Sizes.of(pipe)
     generator = torch.Generator().manual_seed(seed)
-    inputs, text = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 24, 32, generator=generator)
-    expected = pipe.unet(inputs, torch.tensor(321), encoder_hidden_states=text, return_dict=False)[0]
-    prediction, features = split.whole(inputs, torch.tensor([321]), text)
+    inputs, text = (torch.randn(3, *size, generator=generator) for size in (sizes.latents, sizes.text))
+    pooled = torch.randn(6, sizes.pooled, generator=generator)
+    added = added_conditions(pooled, torch.full((6, 6), 32.0), cfg=False) if sizes.pooled else None
+    expected = pipe.unet(
+        inputs, torch.tensor(321), encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+    )[0]
+    prediction, features = split.whole(inputs, torch.tensor([321]), text, added)
     assert torch.equal(prediction, expected)
-    assert tuple(features.shape[1:]) == features_shape(pipe.unet, (4, 8, 8))
-    assert torch.equal(split.outer(inputs, torch.tensor([321]), text, features), expected)  # its own step's features
-    other = split.outer(inputs, torch.tensor([321]), text, torch.zeros_like(features))
+    assert tuple(features.shape[1:]) == features_shape(pipe.unet, sizes.latents)
+    again = split.outer(inputs, torch.tensor([321]), text, features, added)  # its own step's features
+    assert torch.equal(again, expected)
+    other = split.outer(inputs, torch.tensor([321]), text, torch.zeros_like(features), added)
     assert (other - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("cfg", [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0)])
-def test_feature_reuse_runs_and_stays_near(pipe: Any, cfg: tuple[float, float], seed: int) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "xl"])
+def test_feature_reuse_runs_and_stays_near(
+    request: pytest.FixtureRequest, kind: str, cfg: tuple[float, float], seed: int
+) -> None:
+    pipe = request.getfixturevalue(kind)
     options = {"steps": 20, "scheduler": "ddim", "cfg_start": cfg[0], "cfg_stop": cfg[1]}
     exact = _sample(pipe, _config(**options), None, seed).latents
     reused = _sample(pipe, _config(level="fast", reuse_features=2, **options), None, seed).latents
@@ -271,6 +306,15 @@ def test_changed_weights_are_noticed(pipe: Any, seed: int) -> None:
     own.vae.load_state_dict(pipe.vae.state_dict())
     after = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert _same(after, _sample(pipe, _config(), None, seed))
+
+
+def test_changed_weights_of_the_second_encoder_are_noticed(seed: int) -> None:
+    own = tiny_xl_pipeline(3)
+    sampler = FastSampler(own, _config())
+    before = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    own.text_encoder_2.load_state_dict(tiny_xl_pipeline(0).text_encoder_2.state_dict())
+    after = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    assert not _same(after, before) and _same(after, _sample(own, _config(), None, seed))
 
 
 def test_the_users_attention_stays_and_xformers_is_refused_where_it_is_not(pipe: Any) -> None:
@@ -299,11 +343,12 @@ def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> Non
     assert torch.equal(own("a coat", generator=torch.Generator().manual_seed(seed), **arguments).images, first)
 
 
-def test_half_precision(teacher: EagerTeacher, seed: int) -> None:
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
+def test_half_precision(make: Callable[[int], Any], teacher: EagerTeacher, seed: int) -> None:
     """bf16: no further from fp32 than twice the reference loop in bf16."""
-    full = tiny_pipeline(0)
-    half = tiny_pipeline(0)
-    for network in (half.unet, half.vae, half.text_encoder):
+    full = make(0)
+    half = make(0)
+    for network in (part for part in half.components.values() if isinstance(part, torch.nn.Module)):
         network.to(torch.bfloat16)
     options: dict[str, Any] = {"scheduler": "ddim", "steps": 4}
     config = _config({}, dtype="bfloat16", **options)
@@ -372,6 +417,17 @@ def test_refusals(pipe: Any, teacher: EagerTeacher) -> None:
         ReferenceSampler(pipe, _config(level="fast"))
 
 
+def test_an_xl_of_parts_that_do_not_fit_is_refused() -> None:
+    own = tiny_xl_pipeline(0)
+    own.text_encoder_2.config.projection_dim = 16
+    with pytest.raises(UserError, match="pooled prompts of width 16, the UNet takes 32"):
+        FastSampler(own, _config())
+    own.vae.register_to_config(latents_mean=[0.0] * 4)
+    for sampler in (FastSampler, ReferenceSampler):
+        with pytest.raises(UserError, match="latents_mean is not supported"):
+            sampler(own, _config())
+
+
 def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
     sampler = FastSampler(pipe, _config())
     whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
@@ -380,9 +436,11 @@ def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
     assert (sliced.int() - whole.int()).abs().max() <= 1
 
 
-def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -> tuple[FastSampler, Any]:
-    own = tiny_pipeline(0)
-    for network in (own.unet, own.vae, own.text_encoder):
+def _on_cuda(
+    seed: int, tmp_path: Any, dtype: str = "float32", make: Callable[[int], Any] = tiny_pipeline, **options: Any
+) -> tuple[FastSampler, Any]:
+    own = make(0)
+    for network in (part for part in own.components.values() if isinstance(part, torch.nn.Module)):
         network.to("cuda", getattr(torch, dtype) if network is not own.vae else torch.float32)
     teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
     config = _config({"every": 2, "reuse_gradient": True}, level="fast", reuse_features=2, dtype=dtype, **options)
@@ -390,9 +448,12 @@ def _on_cuda(seed: int, tmp_path: Any, dtype: str = "float32", **options: Any) -
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
 @pytest.mark.parametrize("compiled", ["off", "on"])
-def test_captured_steps_are_those_that_are_called(tmp_path: Any, seed: int, compiled: str) -> None:
-    sampler, _ = _on_cuda(seed, tmp_path, compile=compiled, cfg_stop=0.6)
+def test_captured_steps_are_those_that_are_called(
+    tmp_path: Any, seed: int, compiled: str, make: Callable[[int], Any]
+) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, make=make, compile=compiled, cfg_stop=0.6)
     captured = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert len(sampler._graphs) == len(set(sampler._kinds)) > 2
     again = sampler.sample(PROMPTS, CLASSES, _seeds(seed))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
 from prism_fast.pipeline.decoder import LinearDecoder
-from prism_fast.pipeline.load import latent_shape
+from prism_fast.pipeline.load import is_xl, latent_shape
 from prism_fast.sampling import reference
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -20,7 +21,7 @@ from prism_fast.sampling.reference import ReferenceSampler, _Trace
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_teacher, tiny_pipeline
+from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
 CLASSES = [4, 9, 8, 2]
@@ -52,6 +53,11 @@ def pipe() -> Any:
 
 
 @pytest.fixture(scope="module")
+def xl() -> Any:
+    return tiny_xl_pipeline(0)
+
+
+@pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> EagerTeacher:
     return load_teacher(str(save_tiny_teacher(tmp_path_factory.mktemp("teacher"))))
 
@@ -75,11 +81,14 @@ def _diffusers(pipe: Any, config: SamplerConfig, seeds: Sequence[int]) -> tuple[
     import diffusers
 
     options: dict[str, Any] = {"skip_prk_steps": True} if config.scheduler == "pndm" else {}
+    if config.scheduler in ("ddim", "ddpm"):
+        options["clip_sample"] = False
+    extras = {"add_watermarker": False} if is_xl(pipe) else {"requires_safety_checker": False}
     if config.karras:
         options["use_karras_sigmas"] = True
     if config.spacing:
         options["timestep_spacing"] = config.spacing
-    own = type(pipe)(**pipe.components, requires_safety_checker=False)
+    own = type(pipe)(**pipe.components, **extras)
     own.set_progress_bar_config(disable=True)
     own.scheduler = getattr(diffusers, _CLASS_NAMES[config.scheduler]).from_config(pipe.scheduler.config, **options)
     common = {"num_inference_steps": config.steps, "guidance_scale": config.cfg_scale, "eta": config.eta}
@@ -99,6 +108,46 @@ def test_unguided_equals_diffusers_own_pipeline(pipe: Any, case: dict[str, Any],
     batch = ReferenceSampler(pipe, config).sample(PROMPTS, CLASSES, _seeds(seed))
     assert torch.equal(batch.latents, latents)
     assert torch.equal(batch.images, pixels)
+
+
+@pytest.mark.parametrize("case", SCHEDULERS, ids=IDS)
+def test_an_xl_equals_diffusers_own_pipeline(xl: Any, case: dict[str, Any], seed: int) -> None:
+    config = _config(**case)
+    latents, pixels = _diffusers(xl, config, _seeds(seed))
+    batch = ReferenceSampler(xl, config).sample(PROMPTS, CLASSES, _seeds(seed))
+    assert torch.equal(batch.latents, latents) and torch.equal(batch.images, pixels)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("scheduler", ["euler", "euler_a"])
+def test_an_xl_turbo_equals_diffusers_own_pipeline(xl: Any, scheduler: Any, steps: int, seed: int) -> None:
+    """Few steps, trailing, without classifier-free guidance."""
+    config = _config(scheduler=scheduler, steps=steps, cfg_scale=0.0, spacing="trailing")
+    latents, pixels = _diffusers(xl, config, _seeds(seed))
+    batch = ReferenceSampler(xl, config).sample(PROMPTS, CLASSES, _seeds(seed))
+    assert torch.equal(batch.latents, latents) and torch.equal(batch.images, pixels)
+
+
+def test_of_what_an_xl_is_told_everything_counts(xl: Any, seed: int) -> None:
+    """Pooled text, sizes, and, where the pipeline says so, the empty prompt in place of zeros."""
+    config = _config(scheduler="ddim")
+    plain = ReferenceSampler(xl, config).sample(PROMPTS, CLASSES, _seeds(seed)).latents
+    for change in ({"pooled": True}, {"time_ids": True}):
+        sampler = ReferenceSampler(xl, config)
+        rows = sampler._rows(PROMPTS, CLASSES, _seeds(seed))
+        assert rows.pooled is not None and rows.time_ids is not None
+        assert not rows.unconditional.any() and not rows.pooled[:4].any() and rows.pooled[4:].any()
+        assert rows.time_ids.tolist() == [[32, 32, 0, 0, 32, 32]] * 8
+        changed = replace(rows, **{name: getattr(rows, name) + 5 for name in change})
+        sampler._rows = lambda *_, changed=changed: changed  # type: ignore[method-assign, assignment, misc]
+        assert (sampler.sample(PROMPTS, CLASSES, _seeds(seed)).latents - plain).abs().max() > 1e-4
+    own = tiny_xl_pipeline(0)
+    own.register_to_config(force_zeros_for_empty_prompt=False)
+    told = ReferenceSampler(own, config)._rows(PROMPTS, CLASSES, _seeds(seed))
+    _, empty, _, pooled = own.encode_prompt([""], negative_prompt=[""])
+    assert told.pooled is not None
+    torch.testing.assert_close(told.unconditional, empty.expand(4, -1, -1))
+    torch.testing.assert_close(told.pooled[:4], pooled.expand(4, -1))
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
@@ -134,11 +183,14 @@ GUIDED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("guidance", GUIDED, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [*(("pipe", guidance) for guidance in GUIDED), ("xl", {}), ("xl", {"at": "latent"})], ids=str
+)
 def test_an_image_depends_on_its_own_row_only(
-    pipe: Any, teacher: EagerTeacher, guidance: dict[str, Any], seed: int
+    request: pytest.FixtureRequest, kind: str, teacher: EagerTeacher, guidance: dict[str, Any], seed: int
 ) -> None:
     """Bit-identical alone, elsewhere in the batch, and beside other rows."""
+    pipe = request.getfixturevalue(kind)
     gate = GateThresholds(tau=(0.0,) * 10, delta=(0.5,) * 10)
     config = _config({"scale": 0.3} | guidance, scheduler="euler_a" if guidance else "dpmsolver++")
     sampler = ReferenceSampler(pipe, config, teacher, gate)
