@@ -35,7 +35,13 @@ def test_check_fails_where_a_gradient_is_wrong(
 ) -> None:
     rule = RULES["aten::relu"]
     monkeypatch.setitem(RULES, "aten::relu", lambda x: (rule(x)[0], lambda g: (0.9 * g,)))
-    assert main(["teacher", "check", NAME, "--images", "4", "--size", "48", "--backends", "eager,onnx"]) == 2
+    command = ["teacher", "check", NAME, "--images", "4", "--size", "48", "--backends", "eager,onnx"]
+    assert main(command) == 2
+    assert "another gradient than autograd" in capsys.readouterr().err
+    # and where nothing warns of it, as if the runtime were wrong
+    monkeypatch.setattr("prism_fast.teachers.choice.why_unprovable", lambda *_: None)
+    monkeypatch.setattr("prism_fast.teachers.export.prove", lambda *_: None)
+    assert main(command) == 2
     said = capsys.readouterr()
     assert "OUT OF TOLERANCE" in said.out and "out of tolerance: onnx" in said.err
 
