@@ -95,12 +95,16 @@ def _folded(text: str) -> str:
     return "".join(folded.split())
 
 
+_XL_ROWS = 8
+
+
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str], compute_batch: int) -> Embedded:
     """The prompts' embeddings, as the pipeline's own ``encode_prompt`` makes them.
 
     Every call to an encoder has ``compute_batch`` rows (the last is padded with empty prompts), so an embedding does
-    not depend on how many prompts there are.
+    not depend on how many prompts there are. An SDXL's have the next multiple of 8: its pooled embedding is a product
+    of one row a prompt, and with other counts a threaded product gives a prompt other last bits in another row.
 
     Raises:
         UserError: a prompt is longer than the encoder takes. Nothing is cut silently.
@@ -111,9 +115,10 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], compute_batch: int) -> Emb
         if length > limit:
             raise UserError(f"prompt of {length} tokens, the text encoder takes {limit}: shorten {prompt!r}")
     parts = []
-    for start in range(0, len(prompts), compute_batch):
-        chunk = list(prompts[start : start + compute_batch])
-        parts.append(_encode(pipe, chunk + [""] * (compute_batch - len(chunk)), limit))
+    rows = -(-compute_batch // _XL_ROWS) * _XL_ROWS if is_xl(pipe) else compute_batch
+    for start in range(0, len(prompts), rows):
+        chunk = list(prompts[start : start + rows])
+        parts.append(_encode(pipe, chunk + [""] * (rows - len(chunk)), limit))
     pooled = [part.pooled for part in parts if part.pooled is not None]
     count = len(prompts)
     return Embedded(torch.cat([part.text for part in parts])[:count], torch.cat(pooled)[:count] if pooled else None)

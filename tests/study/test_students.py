@@ -16,10 +16,10 @@ def test_the_two_ways_differ_in_the_schedule_alone() -> None:
         assert (config.sampler.steps, config.sampler.compute_batch) == (demo.steps, demo.batch)
     published, fast = made[PUBLISHED].sampler, made[FAST].sampler
     assert published.guidance is not None and fast.guidance is not None
-    assert published.guidance.every == fast.guidance.every == 1
-    assert (published.level, published.guidance.decoder, published.guidance.start) == ("exact", "kl", 0.0)
-    assert (fast.level, fast.guidance.decoder, fast.guidance.start) == ("fast", "tiny", 0.6)
-    assert fast.reuse_features == 2 and fast.cfg_stop == 0.6
+    assert (published.guidance.every, published.guidance.start) == (1, 0.0)
+    assert (fast.guidance.every, fast.guidance.start, fast.guidance.reuse_gradient) == (5, 0.5, True)
+    assert published.guidance.decoder == fast.guidance.decoder == "kl"
+    assert (published.level, fast.level, fast.reuse_features, fast.cfg_stop) == ("exact", "fast", 3, 0.6)
 
 
 def test_the_verdict_of_known_numbers() -> None:

@@ -42,7 +42,7 @@ def test_auto_is_kept_by_the_name_that_it_found(
 def test_a_back_end_that_is_not_usable_is_refused_before_anything_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx, "why_unusable", lambda device: "No module named 'onnxruntime': pip install it")
+    monkeypatch.setattr(onnx, "why_unusable", lambda *_: "No module named 'onnxruntime': pip install it")
     assert _run(tmp_path / "set", "--sampler.guidance.backend", "onnx") == 2
     assert "No module named 'onnxruntime'" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
