@@ -9,7 +9,7 @@ from prism_fast.energy.ensemble import EnsembleEnergy
 from prism_fast.energy.terms import EnergyTerm
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig, TeacherBackend
-from prism_fast.sampling.energy import guidance_term, load_student
+from prism_fast.sampling.energy import guidance_term
 from prism_fast.teachers.asked import asked_of
 from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.base import Teacher
@@ -33,9 +33,9 @@ def resolve_backend(guidance: GuidanceConfig, teacher: Teacher) -> GuidanceConfi
         return guidance
     plain = _plain(teacher)
     if plain:
-        student = load_student(guidance.student, plain[0].device) if guidance.student else None
-        parts = [asked_of(guidance_term(guidance, one, student)).further for one in plain]
-        chosen = {choose(one, guidance.backend, further) for one, further in zip(plain, parts, strict=True)}
+        term = guidance_term(guidance, teacher)
+        terms = term.terms if isinstance(term, EnsembleEnergy) else (term,)
+        chosen = {choose(one, guidance.backend, asked_of(own).further) for one, own in zip(plain, terms, strict=True)}
         name = chosen.pop() if len(chosen) == 1 else "eager"
         return replace(guidance, backend=cast("TeacherBackend", name))
     if guidance.backend == "auto":

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor
+
 from prism_fast.energy.batch_norm import BatchNormStatistics
 from prism_fast.energy.student import StudentDivergence, student_tap
 from prism_fast.energy.terms import CrossEntropy, EnergyTerm, Entropy, FreeEnergy, JointEnergy, WeightedSum
@@ -80,6 +83,11 @@ class Asked:
     temperature: float
     weights: tuple[float, ...]
     further: Further
+
+    def inputs(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a graph takes, in the images' dtype; ``targets`` are class indices int64 [B]."""
+        one_hot = torch.nn.functional.one_hot(targets, num_classes).to(images)
+        return images, one_hot, images.new_tensor(self.temperature), images.new_tensor(self.weights)
 
 
 def asked_of(term: EnergyTerm) -> Asked:

@@ -101,9 +101,8 @@ def switched_gradient(teacher: EagerTeacher, size: tuple[int, int], term: Energy
             switches = Switches()
             for module, at in ((exact, switches.noted), (narrow, switches.imposed)):
                 x = image.to(module.wide)
-                inputs = torch.nn.functional.one_hot(target, teacher.num_classes).to(x), x.new_tensor(asked.temperature)
                 with at():
-                    _, gradient, _ = module(x, *inputs, x.new_tensor(asked.weights))
+                    _, gradient, _ = module(*asked.inputs(x, target, teacher.num_classes))
             found.append(gradient.double())
         return torch.cat(found)
 

@@ -33,8 +33,11 @@ def why_not(teacher: EagerTeacher, name: str, further: Further = NOTHING) -> str
     """
     if name == "eager" or (name == "compiled" and not further.kinds):
         return None
-    reasons = {"onnx": lambda: onnx.why_unusable(teacher.device, teacher.dtype), "compiled": lambda: None}
-    reason = reasons.get(name, lambda: tensorrt.why_unusable(teacher.device))()
+    reason = None
+    if name == "onnx":
+        reason = onnx.why_unusable(teacher.device, teacher.dtype)
+    elif name == "tensorrt":
+        reason = tensorrt.why_unusable(teacher.device)
     # seconds, against minutes of sampling with a teacher whose graph turns out to be wrong
     return why_unprovable(teacher, further) if reason is None else reason
 

@@ -11,10 +11,9 @@ from torch.export.passes import move_to_device_pass
 from prism_fast.teachers.asked import Further
 from prism_fast.teachers.backend import Runner
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.export import example
-from prism_fast.teachers.joint import cotangent_scale, joint_module, logit_terms, preprocess_of
+from prism_fast.teachers.export import joint_program
+from prism_fast.teachers.joint import cotangent_scale, logit_terms, preprocess_of
 from prism_fast.teachers.preprocess import Preprocess
-from prism_fast.teachers.proof import prove
 
 
 def joint_function(model: Any, preprocess: Preprocess, dtype: torch.dtype) -> Runner:
@@ -43,12 +42,7 @@ def make_runner(teacher: EagerTeacher, size: tuple[int, int], further: Further) 
     if not further.kinds:
         preprocess = preprocess_of(teacher).to(teacher.device)
         return cast("Runner", torch.compile(joint_function(teacher.model, preprocess, teacher.dtype), dynamic=False))
-    prove(teacher, further)
-    rows = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
-    module = joint_module(teacher, size, teacher.dtype, further)
-    program = torch.export.export(
-        module, example(teacher, size, further), dynamic_shapes=(rows, rows, None, None), strict=False
-    )
+    program = joint_program(teacher, size, teacher.dtype, further)
     if teacher.device.type != "cpu":  # constants and conversions inside are of the CPU, where it was traced
         program = move_to_device_pass(program, teacher.device)
     return cast("Runner", torch.compile(program.module(), dynamic=False))

@@ -111,7 +111,7 @@ class EagerTeacher:
         # fp16 flushes small cotangents to zero: each image's largest is brought to [1, 2), exactly (a power of two).
         scale = common_scale(along) if self.dtype == torch.float16 else None
         said = [outputs.logits, *(outputs.taps[name] for name in cotangents.taps)]
-        pulled = [_scaled(each, scale).to(output) for each, output in zip(along, said, strict=True)]
+        pulled = [scaled(each, scale).to(output) for each, output in zip(along, said, strict=True)]
         (gradient,) = torch.autograd.grad(said, images, pulled)
         if scale is not None:
             gradient = gradient / scale.view(-1, 1, 1, 1).to(gradient)
@@ -142,5 +142,6 @@ def common_scale(cotangents: Sequence[Tensor]) -> Tensor:
     return scale * TAP_HEADROOM if len(cotangents) > 1 else scale
 
 
-def _scaled(cotangent: Tensor, scale: Tensor | None) -> Tensor:
+def scaled(cotangent: Tensor, scale: Tensor | None) -> Tensor:
+    """Each row of [B, ...] times ``scale`` [B]; None: as it is."""
     return cotangent if scale is None else cotangent * scale.view(-1, *[1] * (cotangent.dim() - 1)).to(cotangent)

@@ -70,17 +70,10 @@ def export(
     Raises:
         UserError: it cannot be exported; the message names the operator, or what in it stops gradients.
     """
-    prove(teacher, further)
     size = size or teacher.input_size
-    module = joint_module(teacher, size, resolve_dtype(dtype), further)
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    rows = {0: batch}
     with torch.no_grad(), _quiet():
-        program = torch.export.export(
-            module, example(teacher, size, further), dynamic_shapes=(rows, rows, None, None), strict=False
-        )
         made = torch.onnx.export(
-            program,
+            joint_program(teacher, size, resolve_dtype(dtype), further),
             (),
             dynamo=True,
             verify=False,
@@ -118,9 +111,26 @@ def _metadata(teacher: EagerTeacher, size: tuple[int, int], dtype: str, further:
     }
 
 
-def example(
-    teacher: EagerTeacher, size: tuple[int, int], further: Further = NOTHING
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.no_grad()
+def joint_program(
+    teacher: EagerTeacher, size: tuple[int, int], dtype: torch.dtype, further: Further = NOTHING
+) -> torch.export.ExportedProgram:
+    """The teacher's energy and gradient as one graph on the CPU, batch free; proven first.
+
+    Raises:
+        UserError: there is none, or none that can be trusted.
+    """
+    prove(teacher, further)
+    rows = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
+    return torch.export.export(
+        joint_module(teacher, size, dtype, further),
+        _example(teacher, size, further),
+        dynamic_shapes=(rows, rows, None, None),
+        strict=False,
+    )
+
+
+def _example(teacher: EagerTeacher, size: tuple[int, int], further: Further) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Inputs of the shapes that a graph takes."""
     weights = torch.zeros(len(TERMS) + len(further.kinds))
     return torch.zeros(2, 3, *size), torch.zeros(2, teacher.num_classes), torch.tensor(1.0), weights

@@ -13,7 +13,7 @@ from prism_fast.energy.batch_norm import BatchNormStatistics
 from prism_fast.energy.student import StudentDivergence, student_tap
 from prism_fast.energy.terms import Outputs
 from prism_fast.teachers.asked import NOTHING, TERMS, Further
-from prism_fast.teachers.eager import TAP_HEADROOM, EagerTeacher
+from prism_fast.teachers.eager import TAP_HEADROOM, EagerTeacher, scaled
 from prism_fast.teachers.preprocess import Preprocess, resize_matrix
 from prism_fast.teachers.traced import Forward, Network, trace
 
@@ -158,13 +158,12 @@ def _pulled(pairs: Sequence[tuple[Callable[[Outputs], Tensor], Outputs]], body: 
     if body != torch.float16:
         return [back(cotangents) for back, cotangents in pairs]
     scale = cotangent_scale([each for _, along in pairs for each in (along.logits, *along.taps.values())])
-    return [back(scaled(cotangents, scale)) / scale[:, None, None, None] for back, cotangents in pairs]
-
-
-def scaled(cotangents: Outputs, scale: Tensor) -> Outputs:
-    """Each row times ``scale`` [B]."""
-    taps = {name: tap * scale[:, None, None, None] for name, tap in cotangents.taps.items()}
-    return Outputs(logits=cotangents.logits * scale[:, None], taps=taps)
+    found = []
+    for back, along in pairs:
+        taps = {name: scaled(tap, scale) for name, tap in along.taps.items()}
+        gradient = back(Outputs(logits=scaled(along.logits, scale), taps=taps))
+        found.append(gradient / scale[:, None, None, None])
+    return found
 
 
 def _in(statistics: BatchNormStatistics, dtype: torch.dtype) -> BatchNormStatistics:
@@ -199,22 +198,20 @@ def joint_modules(
 ) -> list[JointEnergy]:
     """As :func:`joint_module`, in several precisions from one trace."""
     statistics, student = further.statistics, further.student
-    taps = () if statistics is None else statistics.needed_taps
-    own = _trace(teacher, taps)
-    others = None if student is None else _trace(student)
-    found = []
-    for dtype in dtypes:
-        eye = Eye(own, preprocess_of(teacher), size, dtype)
-        other = None
-        if student is not None and others is not None:
-            # one in a wider dtype keeps it, as on the eager teacher
-            other = Eye(others, preprocess_of(student), size, torch.promote_types(dtype, student.dtype))
-        found.append(JointEnergy(eye, other, statistics).eval())
-    return found
+    teachers = _eyes(teacher, size, dtypes, () if statistics is None else statistics.needed_taps)
+    students: Sequence[Eye | None] = [None] * len(dtypes)
+    if student is not None:
+        # one in a wider dtype keeps it, as on the eager teacher
+        students = _eyes(student, size, [torch.promote_types(dtype, student.dtype) for dtype in dtypes])
+    return [JointEnergy(*eyes, statistics).eval() for eyes in zip(teachers, students, strict=True)]
 
 
-def _trace(network: EagerTeacher, taps: Sequence[str] = ()) -> Forward:
-    return trace(copy.deepcopy(network.model).cpu().float(), network.input_size, taps)
+def _eyes(
+    network: EagerTeacher, size: tuple[int, int], dtypes: Sequence[torch.dtype], taps: Sequence[str] = ()
+) -> list[Eye]:
+    """The network in several precisions from one trace."""
+    forward = trace(copy.deepcopy(network.model).cpu().float(), network.input_size, taps)
+    return [Eye(forward, preprocess_of(network), size, dtype) for dtype in dtypes]
 
 
 def preprocess_of(network: EagerTeacher) -> Preprocess:

@@ -13,6 +13,7 @@ import torch
 from prism_fast.energy.student import StudentDivergence
 from prism_fast.energy.terms import CrossEntropy, EnergyTerm, FreeEnergy, WeightedSum
 from prism_fast.errors import UserError
+from prism_fast.pipeline.weights import in_short, load_errors
 from prism_fast.teachers.asked import NOTHING, Further, asked_of
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.joint import joint_module
@@ -22,7 +23,6 @@ TOLERANCE = 1e-6
 """Of the relative difference. Rules are exact to 1e-12; some of torch's slopes are single-precision constants."""
 
 _CURE = "take the eager back-end"
-_FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AssertionError, NotImplementedError)
 
 _ASKED: WeakKeyDictionary[EagerTeacher, dict[tuple[str, ...], str | None]] = WeakKeyDictionary()
 
@@ -59,21 +59,17 @@ def _prove(teacher: EagerTeacher, further: Further) -> None:
     images = sample_images(2, teacher.input_size, 0).double()
     targets = torch.arange(2) % teacher.num_classes
     module = joint_module(teacher, teacher.input_size, torch.float64, further)
-    asked = asked_of(term)
     try:
         with torch.no_grad():
-            _, gradient, _ = module(
-                images,
-                torch.nn.functional.one_hot(targets, teacher.num_classes).double(),
-                images.new_tensor(asked.temperature),
-                images.new_tensor(asked.weights),
-            )
-    except _FAILURES as error:
-        raise UserError(f"no gradient rule for how {name} uses an operator ({_first(error)}): {_CURE}") from error
+            _, gradient, _ = module(*asked_of(term).inputs(images, targets, teacher.num_classes))
+    except load_errors() as error:
+        raise UserError(f"no gradient rule for how {name} uses an operator ({in_short(error)}): {_CURE}") from error
     try:
         _, right = in_batches(wide(teacher).energy_and_grad, images, targets, term, 2)
-    except _FAILURES as error:
-        raise UserError(f"{name} does not run in fp64, where graphs are checked ({_first(error)}): {_CURE}") from error
+    except load_errors() as error:
+        raise UserError(
+            f"{name} does not run in fp64, where graphs are checked ({in_short(error)}): {_CURE}"
+        ) from error
     away = float(relative(gradient, right).max())
     if not away <= TOLERANCE:
         raise UserError(
@@ -90,7 +86,3 @@ def _term(further: Further) -> EnergyTerm:
     if further.student is not None:
         parts.append((0.3, StudentDivergence(fingerprint=further.student.fingerprint, network=further.student)))
     return WeightedSum(terms=tuple(term for _, term in parts), weights=tuple(weight for weight, _ in parts))
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

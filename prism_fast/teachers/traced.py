@@ -110,6 +110,7 @@ def _fold_constants(graph: torch.fx.Graph, weights: dict[str, Tensor], example: 
 
 
 def _known(argument: Any, values: Mapping[torch.fx.Node, Any]) -> Any:
+    """An operator's argument with the values of its nodes."""
     return torch.fx.node.map_arg(argument, values.__getitem__)
 
 
@@ -235,7 +236,7 @@ class _Run:
         self.outputs = Outputs(logits=self._values[self._result], taps=taps)
 
     def _value(self, argument: Any) -> Any:
-        return torch.fx.node.map_arg(argument, self._values.__getitem__)
+        return _known(argument, self._values)
 
     def _differentiably(self, node: torch.fx.Node) -> None:
         if node.target is operator.getitem:

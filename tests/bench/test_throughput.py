@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from bench.contenders import LARGE, Schedule, contenders, rows_of
 from bench.course import Course
 from bench.phases import PHASES, count_flop, matmul_peak, phases
 from bench.record import percentiles
+from prism_fast.config import canonical
 from prism_fast.pipeline.load import load_pipeline
+from prism_fast.recipes import load_recipe
+from prism_fast.recipes.fields import build, lay_over
 from prism_fast.sampling.config import LEVELS, GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.guidance import cfg_steps, guided_steps
+from prism_fast.study.fidelity import SETTINGS
+from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.load import load_teacher
 from tests.tiny import save_tiny_pipeline, save_tiny_teacher, save_tiny_xl_pipeline
 
@@ -201,6 +207,14 @@ def test_the_schedule_of_its_defaults() -> None:
         config = them[name].config
         assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == 10
         assert len(cfg_steps(config, 20)) == 12
+    recipe = build(
+        SynthesisConfig,
+        lay_over(SynthesisConfig, canonical(SynthesisConfig()), load_recipe("prism-fast"), "prism-fast"),
+    ).sampler
+    for raced in (them["fast-reuse"].config, SETTINGS["and reused features: fast-reuse"]):
+        assert raced.guidance is not None and recipe.guidance is not None
+        same = replace(raced, compute_batch=recipe.compute_batch, guidance=replace(raced.guidance, gate="pilot"))
+        assert same == recipe
     naive = them["naive"].config
     assert naive.guidance is not None and len(guided_steps(naive.guidance, 20)) == len(cfg_steps(naive, 20)) == 20
     assert them["fast"].unguided == them["exact"].unguided
