@@ -21,13 +21,14 @@ from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.plan import Row, sampler_arguments
-from prism_fast.synthesis.publish import create_file, replace_file
+from prism_fast.synthesis.publish import Claim, claim, create_file, replace_file
 from prism_fast.synthesis.record import json_number
 
 PILOT_FILE = "pilot.json"
 PARTIAL_FILE = ".pilot-partial.json"
 """What an interrupted pilot leaves; gone when the pilot is done."""
 KEEP_S = 30.0
+_TURN_FILE = "pilot"
 
 
 def pilot_energies(
@@ -83,6 +84,11 @@ def gate_thresholds(
     for class_index, number in place.items():
         tau[class_index], delta[class_index] = found.tau[number], found.delta[number]
     return GateThresholds(tau=tuple(tau), delta=tuple(delta))
+
+
+def pilot_turn(folder: Path) -> Claim | None:
+    """The right to draw the folder's pilot, or None while another live run does."""
+    return claim(folder / _TURN_FILE)
 
 
 def save_pilot(folder: Path, key: str, gate: GateThresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:

@@ -14,6 +14,9 @@ from prism_fast.errors import UserError
 MAX_REJECTED = 0.01
 """Largest share of rows without an image. More means that the pipeline does not work in its dtype."""
 
+_CHECKED = ("guidances", "skipped", "rows", "images")
+"""Figures that decide whether a run goes on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisReport:
@@ -92,10 +95,13 @@ class Tally:
     def __init__(self, max_bad_rate: float) -> None:
         self.shards: dict[int, Mapping[str, Any]] = {}
         self._max_bad_rate = max_bad_rate
+        self._sums: Counter[str] = Counter()  # kept up to date: every shard asks for them
 
     def add(self, shard: int, stats: Mapping[str, Any]) -> None:
         """Counts a shard, once."""
+        self._sums.subtract({key: self.shards.get(shard, {}).get(key, 0) for key in _CHECKED})
         self.shards[shard] = {key: value for key, value in stats.items() if key != "files"}
+        self._sums.update({key: stats[key] for key in _CHECKED})
 
     def check(self) -> None:
         """Stops a run whose guidance or pipeline does not work. What is published stays.
@@ -120,11 +126,13 @@ class Tally:
 
     def total(self, key: str) -> Any:
         """Sum of one figure."""
+        if key in _CHECKED:
+            return self._sums[key]
         values = [stats[key] for stats in self.shards.values()]
         return math.fsum(values) if key.endswith("_sum") else sum(values)
 
-    def report(self, out: Path, config_hash: str, before: int, seconds: float, shortened: int) -> SynthesisReport:
-        """The report of a run that found ``before`` rows done and took ``seconds``."""
+    def report(self, out: Path, config_hash: str, made: int, seconds: float, shortened: int) -> SynthesisReport:
+        """The report of a run that made ``made`` rows in ``seconds``."""
         rejected: Counter[str] = Counter()
         for stats in self.shards.values():
             rejected.update(stats["rejected"])
@@ -140,7 +148,7 @@ class Tally:
             rows=self.total("rows"),
             rejected=dict(rejected),
             shards=len(self.shards),
-            made=self.total("rows") - before,
+            made=made,
             seconds=seconds,
             prompts_shortened=shortened,
             guidances=self.total("guidances"),

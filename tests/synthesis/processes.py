@@ -68,7 +68,7 @@ def tiny_models(folder: Path, out: Path) -> None:
     import torch
 
     from prism_fast.progress import silent
-    from prism_fast.synthesis.worker import synthesize
+    from prism_fast.synthesis.job import synthesize
 
     os.environ["PRISM_FAST_DATA"] = os.environ["PRISM_FAST_CACHE"] = str(folder / "nowhere")
     sys.modules["prism_fast.data.fashion_mnist"] = None  # type: ignore[assignment]  # importing it raises
