@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError("synthesize needs --out DIR, the folder for the shards")
     for name in ("images_per_s", "price_per_hour"):
         if name in parsed.given and not options["dry_run"]:
-            raise UserError(f"--{name} is for --dry-run alone: leave it out, or add --dry-run")
+            raise UserError(f"--{name.replace('_', '-')} is for --dry-run alone: leave it out, or add --dry-run")
     part = None if options["part"] is None else Part.parse(options["part"])
     config = build(SynthesisConfig, parsed.fields)
     if config.sampler.guidance is not None and load_recipe(config.recipe)["sampler"]["guidance"] is None:

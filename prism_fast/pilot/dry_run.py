@@ -20,6 +20,7 @@ from prism_fast.synthesis.tar import member_bytes
 
 if TYPE_CHECKING:
     from prism_fast.synthesis.job import Job
+    from prism_fast.synthesis.models import Models
 
 ASSUMED_SIDE = 512
 """Height and width of an image that was not measured."""
@@ -32,6 +33,9 @@ ASSUMED_RECORD_BYTES = 1200
 
 BESIDE_BYTES = 350
 """Of a row in the index and the table; those of a set of tiny images were counted."""
+
+_HASH = 16 * "0"
+"""As long as a set's."""
 
 _BATCHES = 2
 """That are timed, after one that is not."""
@@ -86,9 +90,7 @@ def dry_run(
             measured=False,
         )
     else:
-        from prism_fast.synthesis.job import prepare
-
-        job = prepare(config, Path())
+        job = prepare_job(config)
         plan, rates = job.plan, _measure(job)
     own = [shard for shard in plan.shards if shard in (part or Part())]
     images = sum(len(plan.shard_rows(shard)) for shard in own)
@@ -102,6 +104,13 @@ def dry_run(
         **cost(images, pilot_images, rates.unguided_s, rates.guided_s, price_per_hour, workers),
         **asdict(rates),
     }
+
+
+def prepare_job(config: SynthesisConfig, models: Models | None = None) -> Job:
+    """Models and plan; the folder is not looked at."""
+    from prism_fast.synthesis.job import prepare
+
+    return prepare(config, Path(), models)
 
 
 def _assumed_bytes(config: SynthesisConfig, num_classes: int) -> float:
@@ -121,14 +130,14 @@ def _measure(job: Job) -> Rates:
     classes = len(job.plan.counts)
     # where the gate stands changes no work
     gate = GateThresholds(tau=(0.0,) * classes, delta=(1.0,) * classes) if config.needs_pilot else None
-    worker = job.worker(gate, "", StopRequest(), _NoBar())
+    worker = job.worker(gate, _HASH, StopRequest(), _NoBar())
     seconds, sizes = [], []
     for _ in range(1 + _BATCHES):
         begin = time.perf_counter()
         batch = worker.sampler.sample(*sampler_arguments(rows))
         files = worker.encode(batch.images, config.format)
         labels = worker.labeller(batch.images, [row.class_index for row in rows])
-        records = batch_records(rows, batch, labels, "")
+        records = batch_records(rows, batch, labels, _HASH)
         sizes = [
             sum(
                 member_bytes(len(data))
