@@ -7,7 +7,9 @@ is Ray's to give: an actor sees the one that it was given. Nothing of an existin
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ _CONTROL = "control"
 """The actor's thread for what it is asked while it works."""
 
 _POLL_S = 0.5
+_KNOCK_S = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -91,11 +94,15 @@ def _connected(engine: Cluster, work: Work) -> Iterator[None]:
                 **own,
             )
         else:
+            _knock(engine.address)
             ray.init(address=engine.address, logging_level="WARNING")
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = "start Ray here" if engine.address is None else f"reach the Ray cluster {engine.address!r}"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot {where} ({first}): see `ray status`, or leave --address out to start one") from error
+        raise UserError(
+            f"cannot {where} ({first}): see `ray status` (a cluster with tokens needs RAY_AUTH_MODE=token here too), "
+            "or leave --address out to start one"
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray puts its own in their place
@@ -104,6 +111,21 @@ def _connected(engine: Cluster, work: Work) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Finds in seconds that nobody listens: Ray itself takes minutes.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    found = re.fullmatch(r"([^:/]+):(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _KNOCK_S).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody listens there: {error.strerror or error}") from error
 
 
 def _resources(work: Work) -> dict[str, float]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -36,7 +40,13 @@ def cluster() -> Iterator[None]:
     from prism_fast.config import without_usage_statistics
 
     without_usage_statistics()
-    ray.init(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level="ERROR",
+    )
     yield
     ray.shutdown()
 
@@ -79,6 +89,7 @@ def test_a_worker_process_killed_in_a_shard_is_replaced(tmp_path: Path, whole: d
     assert sum(len(seeds) for _, seeds in logged(log)) > 23  # the killed one's batch was made twice
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_actor_killed_in_a_shard_is_replaced(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -103,6 +114,7 @@ def test_an_actor_killed_in_a_shard_is_replaced(
     assert bar.rows == 23 and crews[-1].hired == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_signal_ends_every_actors_batch(tmp_path: Path) -> None:
     log, hold = tmp_path / "log", tmp_path / "hold"
@@ -130,3 +142,67 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     load = partial(doubles.load, pipeline="other")
     with pytest.raises(UserError, match=r"another configuration: pipeline is pipeline there, other here.*worker on"):
         run(config_in(tmp_path), tmp_path / "out", engine=Cluster(workers=1), load=load)
+
+
+COMMAND = "from ray.scripts.scripts import main; main()"
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of a cluster that ``ray start --head`` made; ended by itself, and no other with it."""
+    if ray.is_initialized():
+        ray.shutdown()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+    ]
+    flags += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--node-ip-address=127.0.0.1"]
+    log = (tmp_path / "ray.log").open("w")
+    # Ray finds a token of this user and asks for it, but gives it only where this process has been told to
+    own = tempfile.TemporaryDirectory(prefix="ray")  # else it stays known as this machine's cluster when it has ended
+    env = {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"), "RAY_TMPDIR": own.name}
+    start = [sys.executable, "-c", COMMAND, "start", *flags]
+    head = subprocess.Popen(start, stdout=log, stderr=subprocess.STDOUT, env=env)
+    try:
+        until(lambda: "--address=" in (tmp_path / "ray.log").read_text() or head.poll() is not None)
+        assert head.poll() is None, (tmp_path / "ray.log").read_text()
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.wait(60)
+        log.close()
+        own.cleanup()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there(tmp_path: Path, whole: dict[str, bytes], address: str) -> None:
+    run(config_in(tmp_path), tmp_path / "out", engine=Cluster(address=address))
+    assert same(contents(tmp_path / "out"), whole)
+    assert not ray.is_initialized()
+    run(config_in(tmp_path), tmp_path / "again", engine=Cluster(address=address, workers=1))  # it is still there
+    assert same(contents(tmp_path / "again"), whole)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run(config_in(tmp_path), tmp_path / "out", engine=Cluster(workers=2))
+    assert same(contents(tmp_path / "out"), whole)
+    assert not ray.is_initialized()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_no_cluster_is_named(tmp_path: Path) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(UserError, match=r"cannot reach the Ray cluster '127.0.0.1:9' \(nobody listens there"):
+        run(config_in(tmp_path), tmp_path / "out", engine=Cluster(address="127.0.0.1:9"))
