@@ -34,7 +34,7 @@ from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 

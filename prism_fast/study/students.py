@@ -30,7 +30,7 @@ from prism_fast.study.gates import made_from
 from prism_fast.study.measure import Reference, measure_accuracy
 from prism_fast.study.real import real_images
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
 
 PUBLISHED, FAST = "published", "fast"

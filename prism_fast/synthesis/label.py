@@ -13,6 +13,7 @@ from prism_fast.energy.terms import CrossEntropy, FreeEnergy, Outputs
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
+from prism_fast.synthesis.record import significant
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.taps import outputs_for
 
@@ -100,8 +101,3 @@ class Labeller:
         if not outputs.taps:
             return self._energy.value(wide, targets)
         return self._energy.value(outputs, targets.to(outputs.logits.device)).cpu()
-
-
-def significant(value: float) -> float:
-    """Six significant digits: what fp32 arithmetic is worth, and half the text in a shard's ``.json``."""
-    return float(f"{value:.6g}")

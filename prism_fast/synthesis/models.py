@@ -37,6 +37,10 @@ class Models:
     device: torch.device
 
 
+ModelsLoader = Callable[[SynthesisConfig], Models]
+"""The models of a configuration."""
+
+
 def load_models(config: SynthesisConfig) -> Models:
     """The pipeline and the teacher that ``config`` names.
 

@@ -23,7 +23,7 @@ from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.plan import Row, sampler_arguments
-from prism_fast.synthesis.publish import create_file, replace_file
+from prism_fast.synthesis.publish import Claim, claim, create_file, replace_file
 from prism_fast.synthesis.record import json_number
 from prism_fast.synthesis.thresholds import Thresholds
 
@@ -31,6 +31,7 @@ PILOT_FILE = "pilot.json"
 PARTIAL_FILE = ".pilot-partial.json"
 """What an interrupted pilot leaves; gone when the pilot is done."""
 KEEP_S = 30.0
+_TURN_FILE = "pilot"
 
 
 def pilot_energies(
@@ -99,6 +100,11 @@ def learn_thresholds(
         quantile = replace(guidance, gate_quantile=config.filter.energy_quantile)
         max_energy = gate_thresholds(rows, energies, num_classes, quantile).tau
     return Thresholds(gate=gate, max_energy=max_energy)
+
+
+def pilot_turn(folder: Path) -> Claim | None:
+    """The right to draw the folder's pilot, or None while another live run does."""
+    return claim(folder / _TURN_FILE)
 
 
 def save_pilot(folder: Path, key: str, thresholds: Thresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:

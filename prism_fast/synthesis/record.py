@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.synthesis.label import Labels, significant
 from prism_fast.synthesis.plan import Row
 
 if TYPE_CHECKING:
     from prism_fast.sampling.batch import SampleBatch
+    from prism_fast.synthesis.label import Labels
 
 
 def batch_records(
@@ -59,3 +59,8 @@ def batch_records(
 def json_number(value: float) -> float | None:
     """JSON has no NaN: what was dropped for one leaves null."""
     return significant(value) if math.isfinite(value) else None
+
+
+def significant(value: float) -> float:
+    """Six significant digits: what fp32 arithmetic is worth, and half the text in a shard's ``.json``."""
+    return float(f"{value:.6g}")

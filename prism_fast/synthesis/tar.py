@@ -39,6 +39,11 @@ class Member:
     size: int
 
 
+def member_bytes(size: int) -> int:
+    """What a member of ``size`` bytes takes in an archive: header, content, padding."""
+    return BLOCK + size + -size % BLOCK
+
+
 class TarWriter:
     """Streams members into a binary file and hashes what it writes.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,10 @@ def test_shards_that_others_make_come_last(tmp_path: Path, monkeypatch: pytest.M
     order: list[tuple[int, bool]] = []
     real = Worker.make
 
-    def make(self: Worker, shard: int, wait: bool = True) -> bool:
-        done = real(self, shard, wait)
-        order.append((shard, done))
-        return done
+    def make(self: Worker, shard: int, wait: bool = True) -> dict[str, Any] | None:
+        stats = real(self, shard, wait)
+        order.append((shard, stats is not None))
+        return stats
 
     def sleep(_seconds: float) -> None:
         held[0].close()  # the other run dies

@@ -7,12 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.part import Part
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.synthesis.preload"])
@@ -59,6 +61,25 @@ def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: 
     doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
 
 
+def part_of_doubles(vocabulary: Path, out: Path, log: Path, part: Part) -> None:
+    """Synthesizes one part with the doubles; a word into ``log`` for each batch."""
+    import torch
+
+    from tests.synthesis import doubles
+
+    def make(config: SamplerConfig, gate: Any) -> doubles.SeedSampler:
+        def before(_seeds: Sequence[int]) -> None:
+            with log.open("a") as file:
+                file.write("pilot\n" if config.guidance is None else "guided\n")
+            time.sleep(0.1)
+
+        return doubles.SeedSampler(config, gate, before)
+
+    torch.set_num_threads(1)
+    models = replace(doubles.models(), make_sampler=make)
+    doubles.run(doubles.small_config(vocabulary), out, models, part=part)
+
+
 def tiny_config(folder: Path) -> SynthesisConfig:
     """20 guided images in five shards, from the tiny pipeline and teacher that lie in ``folder``."""
     return SynthesisConfig(
@@ -72,7 +93,7 @@ def tiny_models(folder: Path, out: Path) -> None:
     import torch
 
     from prism_fast.progress import silent
-    from prism_fast.synthesis.worker import synthesize
+    from prism_fast.synthesis.job import synthesize
 
     os.environ["PRISM_FAST_DATA"] = os.environ["PRISM_FAST_CACHE"] = str(folder / "nowhere")
     sys.modules["prism_fast.data.fashion_mnist"] = None  # type: ignore[assignment]  # importing it raises

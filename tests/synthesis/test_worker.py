@@ -21,12 +21,12 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.synthesis import publish, worker
+from prism_fast.synthesis import job, publish
 from prism_fast.synthesis.images import decode_image
+from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.soft import top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
-from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import (
     PLAIN,
     SIZE,
@@ -238,7 +238,7 @@ def test_no_pilot_where_nothing_needs_one(tmp_path: Path, sampler: SamplerConfig
 def test_a_pilot_made_before_is_used(tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/pilot.json").write_bytes(whole["pilot.json"])
-    monkeypatch.setattr(worker, "pilot_energies", None)
+    monkeypatch.setattr(job, "pilot_energies", None)
     run(small_config(tmp_path), tmp_path / "out")
     assert contents(tmp_path / "out") == {**whole, "config.yaml": (tmp_path / "out/config.yaml").read_bytes()}
 
@@ -428,8 +428,8 @@ def test_another_environment_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     config = small_config(tmp_path)
     run(config, tmp_path / "out")
     before = contents(tmp_path / "out")
-    real = worker.environment
-    monkeypatch.setattr(worker, "environment", lambda *a: {**real(*a), "torch": "9.9"})
+    real = job.environment
+    monkeypatch.setattr(job, "environment", lambda *a: {**real(*a), "torch": "9.9"})
     with pytest.raises(UserError, match=r"another environment: torch is .* there, 9\.9 here"):
         run(config, tmp_path / "out")
     assert contents(tmp_path / "out") == before
