@@ -26,7 +26,9 @@ def run(arguments: Sequence[str]) -> None:
         kind=SynthesisConfig,
         recipe="prism",
         options=[
-            Option(name="--out", description="folder to write to; the same command continues an interrupted run"),
+            Option(
+                name="--out", description="folder or s3://BUCKET/PREFIX; the same command continues an interrupted run"
+            ),
             BATCH,
             WEIGHTS,
         ],

@@ -29,6 +29,7 @@ from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Models, load_models
+from prism_fast.synthesis.object_store import ObjectPath, answering
 from prism_fast.synthesis.pilot import (
     learn_thresholds,
     load_partial,
@@ -37,10 +38,11 @@ from prism_fast.synthesis.pilot import (
     save_partial,
     save_pilot,
 )
+from prism_fast.synthesis.place import Place, as_place
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import batch_records
 from prism_fast.synthesis.row_order import RowOrder
-from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
+from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_all_stats, read_stats
 from prism_fast.synthesis.tally import SynthesisReport, Tally, shard_stats
 from prism_fast.synthesis.thresholds import Thresholds
 
@@ -68,7 +70,7 @@ class Worker:
     plan: Plan
     sampler: Sampler
     labeller: Labeller
-    out: Path
+    out: Place
     config_hash: str
     stop: StopRequest
     bar: Bar
@@ -198,7 +200,7 @@ def in_turn(worker: Worker, shards: Sequence[int]) -> None:
 
 def synthesize(
     config: SynthesisConfig,
-    out: str | Path,
+    out: str | Path | ObjectPath,
     *,
     progress: ProgressFactory = show_progress,
     models: Models | None = None,
@@ -211,7 +213,7 @@ def synthesize(
 
     Args:
         config: what to make.
-        out: folder of the set; made where it is missing.
+        out: folder of the set, made where it is missing; or of an object store, as ``s3://bucket/prefix``.
         progress: how progress is shown.
         models: in place of those that ``config`` names.
         engine: what runs the shards.
@@ -221,8 +223,8 @@ def synthesize(
             written then. Or the run cannot go on (disk full, too many dropped guidances); what is published stays.
         Interrupted: a signal stopped it.
     """
-    out = Path(out)
-    with stop_on_signals() as stop:
+    out = as_place(out)
+    with answering(), stop_on_signals() as stop:
         folder.check_place(out)
         vocabulary = load_vocabulary(config.vocabulary)
         models = models or load_models(config)
@@ -246,7 +248,7 @@ class _Job:
     prompts: PromptList
     models: Models
     request: folder.Request
-    out: Path
+    out: Place
 
     def run(self, stop: StopRequest, progress: ProgressFactory, engine: Engine) -> SynthesisReport:
         begin = time.monotonic()
@@ -254,10 +256,8 @@ class _Job:
         guidance = self.config.sampler.guidance
         chosen = self.config.filter or NO_FILTER.config
         tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0, chosen.max_rejected)
-        for shard in self.plan.shards:
-            stats = read_stats(self.out, shard, info["config_hash"])
-            if stats is not None:
-                tally.add(shard, stats)
+        for shard, stats in read_all_stats(self.out, self.plan.shards, info["config_hash"]).items():
+            tally.add(shard, stats)
         tally.check()
         done = tally.total("rows")
         missing = [shard for shard in self.plan.shards if shard not in tally.shards]
@@ -344,7 +344,7 @@ def _decoded(files: Sequence[bytes]) -> Tensor:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _writing(out: Place) -> Iterator[None]:
     """A disk that is full or read-only is the user's to mend, not a bug."""
     try:
         yield
