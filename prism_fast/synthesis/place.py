@@ -11,7 +11,7 @@ from prism_fast.synthesis.object_store import STORES, ObjectPath
 Place = Path | ObjectPath
 """A folder, or a file in one."""
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)\Z", re.DOTALL)
+_URL = re.compile(r"(.*?)://(.*)\Z", re.DOTALL)
 _FLATTENED = re.compile(rf"({'|'.join(STORES)}):/(?!/)")
 """What :class:`pathlib.Path` makes of a URL."""
 

@@ -152,7 +152,9 @@ def filtered(folder: Path, **changes: Any) -> SynthesisConfig:
     return small_config(folder, **{**fields, **changes})
 
 
-def run(config: SynthesisConfig, out: Path, made: Models | None = None, engine: Engine = in_turn) -> SynthesisReport:
+def run(
+    config: SynthesisConfig, out: Path | str, made: Models | None = None, engine: Engine = in_turn
+) -> SynthesisReport:
     """``synthesize`` with the doubles, in silence."""
     return synthesize(config, out, progress=silent, models=made or models(), engine=engine)
 
