@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 from prism_fast.errors import UserError
 
 _log = logging.getLogger(__name__)
+_BUSY = (errno.EBUSY, errno.EIO)
+"""How s3fs tells that another one writes the same object at this moment: of the two codes of S3 it knows one."""
 _TRIES = 5
 _WAIT_S = 0.2
 
@@ -200,7 +202,7 @@ class ObjectPath:
                         break
                     if self.exists():
                         return False
-                    if error.errno != errno.EBUSY or attempt == _TRIES - 1:  # busy: another one writes it just now
+                    if error.errno not in _BUSY or attempt == _TRIES - 1:
                         raise
                 time.sleep(_WAIT_S)
             system.pipe_file(path, data)
