@@ -25,6 +25,7 @@ ENGINE = (
     Option(name="--workers", description="how many; left out: one a GPU, on the CPU one", kind=int, metavar="N"),
     Option(name="--address", description="of a running Ray cluster, or auto; started here where left out"),
     Option(name="--part", description="i/n: only shards whose number is i modulo n, i from 0", metavar="I/N"),
+    Option(name="--pilot_only", description="draw the pilot, and make no shard", kind=bool, default=False),
 )
 
 DRY_RUN = (
@@ -42,7 +43,7 @@ DRY_RUN = (
 def run(arguments: Sequence[str]) -> None:
     """Runs the command."""
     from prism_fast.synthesis.config import SynthesisConfig
-    from prism_fast.synthesis.part import Part
+    from prism_fast.synthesis.part import NO_SHARDS, Part
 
     line = CommandLine(
         program="prism-fast synthesize",
@@ -50,7 +51,9 @@ def run(arguments: Sequence[str]) -> None:
         kind=SynthesisConfig,
         recipe="prism",
         options=[
-            Option(name="--out", description="folder to write to; the same command continues an interrupted run"),
+            Option(
+                name="--out", description="folder or s3://BUCKET/PREFIX; the same command continues an interrupted run"
+            ),
             BATCH,
             WEIGHTS,
             *ENGINE,
@@ -67,6 +70,10 @@ def run(arguments: Sequence[str]) -> None:
         if name in parsed.given and not options["dry_run"]:
             raise UserError(f"--{name.replace('_', '-')} is for --dry-run alone: leave it out, or add --dry-run")
     part = None if options["part"] is None else Part.parse(options["part"])
+    if options["pilot_only"]:
+        if part is not None:
+            raise UserError("--pilot-only makes no shard, --part some of them: give one of the two")
+        part = NO_SHARDS
     config = build(SynthesisConfig, parsed.fields)
     if config.sampler.guidance is not None and load_recipe(config.recipe)["sampler"]["guidance"] is None:
         _log.info(
@@ -81,7 +88,11 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.synthesis.job import synthesize
 
     engine = choose_engine(options["engine"], config.device, options["workers"], options["address"])
-    print(synthesis_summary(synthesize(config, options["out"], progress=progress, engine=engine, part=part)))
+    report = synthesize(config, options["out"], progress=progress, engine=engine, part=part)
+    if options["pilot_only"]:
+        print(f"{report.out} has its pilot: the same command without --pilot-only makes the shards")
+        return
+    print(synthesis_summary(report))
 
 
 def _dry_run(config: SynthesisConfig, part: Part | None, options: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from prism_fast.data.manifest import Published, read_manifest
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import decode_image
+from prism_fast.synthesis.place import local_folder
 from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, shard_name
 from prism_fast.synthesis.soft import soft_size, unpack_logits
 from prism_fast.synthesis.tar import scan_tar
@@ -56,7 +57,7 @@ class ShardSet:
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False) -> None:
-        self.path = Path(path)
+        self.path = local_folder(path)
         manifest = read_manifest(self.path)
         self.info, self.shards = manifest.info, manifest.shards
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names

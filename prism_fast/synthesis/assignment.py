@@ -11,6 +11,8 @@ from prism_fast.errors import UserError
 from prism_fast.progress import Bar
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.object_store import answering
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.worker import Worker
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class Assignment:
 
     Args:
         config: of the set, with its back-end resolved and a device that every worker has.
-        out: the set's folder, absolute.
+        out: the set's folder, absolute, or place in an object store.
         config_hash: of the set.
         base: the folder that names in ``config`` are relative to.
         threads: that a worker computes with on the CPU: they decide last bits.
@@ -31,7 +33,7 @@ class Assignment:
     """
 
     config: SynthesisConfig
-    out: Path
+    out: Place
     config_hash: str
     base: Path
     threads: int
@@ -46,7 +48,7 @@ class Assignment:
         """
         import torch
 
-        from prism_fast.synthesis.folder import read_info
+        from prism_fast.synthesis.folder import check_place, read_info
         from prism_fast.synthesis.job import prepare
         from prism_fast.synthesis.thresholds import Thresholds
 
@@ -54,10 +56,12 @@ class Assignment:
             os.chdir(self.base)
         if self.config.device == "cpu":
             torch.set_num_threads(self.threads)
-        job = prepare(self.config, self.out, load=self.load)
-        info = read_info(self.out, job.request)
+        with answering():
+            check_place(self.out)
+            job = prepare(self.config, self.out, load=self.load)
+            info = read_info(self.out, job.request)
         if info is None:
-            raise UserError(f"a worker cannot see {self.out}: it must be a folder that all machines see by this name")
+            raise UserError(f"a worker cannot see {self.out}: it must be a place that all machines see by this name")
         if info["config_hash"] != self.config_hash:
             raise UserError(f"{self.out} became another set while this one was made: choose another output folder")
         return job.worker(Thresholds.from_facts(info), self.config_hash, stop, bar)

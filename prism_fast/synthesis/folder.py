@@ -22,6 +22,8 @@ from prism_fast.prompts.prompt_list import PromptList
 from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.models import Models
+from prism_fast.synthesis.object_store import ObjectPath
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
@@ -87,13 +89,23 @@ def _runtime(config: SynthesisConfig) -> dict[str, str]:
     return {} if version is None else {"teacher_runtime": version}
 
 
-def check_place(out: Path) -> None:
+def check_place(out: Place) -> None:
     """Refuses a place that cannot be a set's folder, before any work is done.
 
     Raises:
-        UserError: it is a file, nothing can be written there, or it holds shards or a ``config.yaml`` without an
-            ``_info.json``.
+        UserError: it is a file, nothing can be written there, a store does not answer, or it holds shards or a
+            ``config.yaml`` without an ``_info.json``.
     """
+    is_folder = out.check() if isinstance(out, ObjectPath) else _check_folder(out)
+    if not is_folder or (out / INFO_FILE).exists():
+        return
+    foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
+    if foreign:
+        raise UserError(f"{out} holds {foreign[0]} of something else (no {INFO_FILE}): choose another output folder")
+
+
+def _check_folder(out: Path) -> bool:
+    """Whether there is such a folder already."""
     try:
         there = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
         problem = None if there.is_dir() else f"{there} is a file or leads nowhere"
@@ -104,14 +116,10 @@ def check_place(out: Path) -> None:
         problem = str(error.strerror)
     if problem is not None:
         raise UserError(f"{out} cannot be the folder of the images ({problem}): choose another output folder")
-    if not is_folder or (out / INFO_FILE).exists():
-        return
-    foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
-    if foreign:
-        raise UserError(f"{out} holds {foreign[0]} of something else (no {INFO_FILE}): choose another output folder")
+    return is_folder
 
 
-def read_info(out: Path, request: Request) -> dict[str, Any] | None:
+def read_info(out: Place, request: Request) -> dict[str, Any] | None:
     """The folder's ``_info.json`` if it has one and it is this request's.
 
     Raises:
@@ -134,7 +142,7 @@ def read_info(out: Path, request: Request) -> dict[str, Any] | None:
 
 
 def claim_folder(
-    out: Path, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, thresholds: Thresholds
+    out: Place, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, thresholds: Thresholds
 ) -> dict[str, Any]:
     """Makes the folder this set's: writes ``_info.json`` and ``config.yaml``, or finds them there.
 
@@ -171,7 +179,7 @@ def claim_folder(
     return found
 
 
-def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
+def finish_folder(out: Place, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
     """Names the archives in ``_info.json``, now that all are published, and adds a ``README.md`` where there is none.
 
     Does nothing when they are named already.
@@ -214,7 +222,7 @@ def _pretty(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _refuse_differences(out: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _refuse_differences(out: Place, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     old, new = dict(_flat(there)), dict(_flat(here))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:

@@ -26,6 +26,7 @@ from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.models import Models, ModelsLoader, load_models
+from prism_fast.synthesis.object_store import ObjectPath, answering
 from prism_fast.synthesis.part import Part
 from prism_fast.synthesis.pilot import (
     learn_thresholds,
@@ -36,8 +37,9 @@ from prism_fast.synthesis.pilot import (
     save_partial,
     save_pilot,
 )
+from prism_fast.synthesis.place import Place, as_place
 from prism_fast.synthesis.plan import Plan
-from prism_fast.synthesis.shards import read_stats
+from prism_fast.synthesis.shards import read_all_stats
 from prism_fast.synthesis.tally import SynthesisReport, Tally
 from prism_fast.synthesis.thresholds import Thresholds
 from prism_fast.synthesis.work import Engine, Work, in_turn
@@ -50,7 +52,7 @@ _WAIT_S = 0.2
 
 def synthesize(
     config: SynthesisConfig,
-    out: str | Path,
+    out: str | Path | ObjectPath,
     *,
     progress: ProgressFactory = show_progress,
     models: Models | None = None,
@@ -65,7 +67,7 @@ def synthesize(
 
     Args:
         config: what to make.
-        out: folder of the set; made where it is missing.
+        out: folder of the set, made where it is missing; or of an object store, as ``s3://bucket/prefix``.
         progress: how progress is shown.
         models: in place of those that ``config`` names, in this process.
         engine: what runs the shards.
@@ -77,14 +79,14 @@ def synthesize(
             written then. Or the run cannot go on (disk full, too many dropped guidances); what is published stays.
         Interrupted: a signal stopped it.
     """
-    out = Path(out)
-    with stop_on_signals() as stop:
-        folder.check_place(out)
-        job = prepare(config, out, models, load)
+    place = as_place(out)
+    with answering(), stop_on_signals() as stop:
+        folder.check_place(place)
+        job = prepare(config, place, models, load)
         return job.run(stop, progress, engine, part or Part(), load)
 
 
-def prepare(config: SynthesisConfig, out: Path, models: Models | None = None, load: ModelsLoader = load_models) -> Job:
+def prepare(config: SynthesisConfig, out: Place, models: Models | None = None, load: ModelsLoader = load_models) -> Job:
     """Models, prompts and plan of a configuration, the same wherever it is called; writes nothing.
 
     Raises:
@@ -110,7 +112,7 @@ class Job:
         plan, prompts: of it.
         models: None once they were let go.
         request: what the folder is asked for.
-        out: the set's folder.
+        out: the set's folder, or place in an object store.
     """
 
     config: SynthesisConfig
@@ -118,7 +120,7 @@ class Job:
     prompts: PromptList
     models: Models | None
     request: folder.Request
-    out: Path
+    out: Place
 
     @property
     def loaded(self) -> Models:
@@ -201,10 +203,9 @@ class Job:
 
     def _count(self, tally: Tally, config_hash: str) -> None:
         """Takes in the published shards that are not counted yet."""
-        for shard in self.plan.shards:
-            stats = None if shard in tally.shards else read_stats(self.out, shard, config_hash)
-            if stats is not None:
-                tally.add(shard, stats)
+        others = [shard for shard in self.plan.shards if shard not in tally.shards]
+        for shard, stats in read_all_stats(self.out, others, config_hash).items():
+            tally.add(shard, stats)
 
     def _rows(self, shards: Sequence[int]) -> int:
         return sum(len(self.plan.shard_rows(shard)) for shard in shards)

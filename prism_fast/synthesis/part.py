@@ -35,3 +35,7 @@ class Part:
 
     def __contains__(self, shard: int) -> bool:
         return shard % self.of == self.number
+
+
+NO_SHARDS = Part(number=-1)
+"""Of a run that draws the pilot and claims the folder, and nothing else."""

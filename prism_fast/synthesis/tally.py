@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.synthesis.filter_config import NOT_FINITE, OPTIONS
+from prism_fast.synthesis.place import Place
 
 MAX_REJECTED = 0.01
 """Largest share of rows that are not finite. More means that the pipeline does not work in its dtype."""
@@ -41,7 +41,7 @@ class SynthesisReport:
         energy: mean guidance energy.
     """
 
-    out: Path
+    out: Place
     config_hash: str
     images: int
     rows: int
@@ -169,7 +169,7 @@ class Tally:
         values = [stats[key] for stats in self.shards.values()]
         return math.fsum(values) if key.endswith("_sum") else sum(values)
 
-    def report(self, out: Path, config_hash: str, made: int, seconds: float, shortened: int) -> SynthesisReport:
+    def report(self, out: Place, config_hash: str, made: int, seconds: float, shortened: int) -> SynthesisReport:
         """The report of a run that made ``made`` rows in ``seconds``."""
         images = self.total("images")
         mean = {

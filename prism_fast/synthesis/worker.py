@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_fast.errors import UserError
@@ -19,6 +18,7 @@ from prism_fast.progress import Bar
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import batch_records
 from prism_fast.synthesis.row_order import RowOrder
@@ -59,7 +59,7 @@ class Worker:
     plan: Plan
     sampler: Sampler
     labeller: Labelling
-    out: Path
+    out: Place
     config_hash: str
     stop: StopRequest
     bar: Bar
@@ -188,7 +188,7 @@ def _decoded(files: Sequence[bytes]) -> Tensor:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing(out: Place) -> Iterator[None]:
     """A disk that is full or read-only is the user's to mend, not a bug."""
     try:
         yield

@@ -48,6 +48,15 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return contents(out)
 
 
+def test_the_pilot_first_then_parts(world: World, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    out = tmp_path / "out"
+    assert "has its pilot: the same command without --pilot-only" in end(begin(world, out, "--pilot-only"))
+    assert sorted(contents(out)) == ["_info.json", "config.yaml", "pilot.json"]
+    for run in [begin(world, out, "--part", f"{number}/2") for number in range(2)]:
+        end(run)
+    assert same(contents(out), whole)
+
+
 def test_two_workers_are_stopped_by_ctrl_c_and_continue(world: World, tmp_path: Path, whole: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     run = begin(world, out, "--workers", "2")

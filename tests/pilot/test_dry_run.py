@@ -113,6 +113,7 @@ def test_the_command_measures_and_writes_nothing(tmp_path: Path, capsys: pytest.
         (["--dry-run", "--workers", "0"], "--workers is 0"),
         (["--out", "x", "--price-per-hour", "3"], "--price-per-hour is for --dry-run alone"),
         (["--out", "x", "--part", "4/4"], "the first of eight is 0/8"),
+        (["--out", "x", "--part", "1/4", "--pilot-only"], "give one of the two"),
         ([], "synthesize needs --out"),
     ],
 )

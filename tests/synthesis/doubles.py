@@ -184,7 +184,7 @@ def filtered(folder: Path, **changes: Any) -> SynthesisConfig:
 
 
 def run(
-    config: SynthesisConfig, out: Path, made: Models | None = None, engine: Engine = in_turn, **more: Any
+    config: SynthesisConfig, out: Path | str, made: Models | None = None, engine: Engine = in_turn, **more: Any
 ) -> SynthesisReport:
     """``synthesize`` with the doubles, in silence."""
     return synthesize(config, out, models=made or models(), engine=engine, **{"progress": silent, "load": load, **more})

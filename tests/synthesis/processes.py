@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,7 +41,7 @@ def wait_until(true: Callable[[], bool], process: BaseProcess, wait_s: float = 2
         time.sleep(0.005)
 
 
-def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: float = 0.0) -> None:
+def slow_doubles(vocabulary: Path, out: Path | str, log: Path, pause_s: float, black: float = 0.0) -> None:
     """Synthesizes with the doubles: a pause before each guided batch, its seeds into ``log``.
 
     With a share of ``black`` images there is a filter, which has them drawn again.
@@ -59,6 +59,12 @@ def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: 
     torch.set_num_threads(1)
     config = doubles.filtered(vocabulary) if black else doubles.small_config(vocabulary)
     doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
+
+
+def slow_doubles_in_store(variables: Mapping[str, str], vocabulary: Path, out: str, log: Path, pause_s: float) -> None:
+    """The same with output at a URL; ``variables`` of the environment say where that is, and let us in."""
+    os.environ.update(variables)
+    slow_doubles(vocabulary, out, log, pause_s)
 
 
 def part_of_doubles(vocabulary: Path, out: Path, log: Path, part: Part) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prism_fast.errors import UserError
-from prism_fast.synthesis.part import Part
+from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.synthesis.part import NO_SHARDS, Part
 from tests.engine.runs import BLACK, filtered_in, filtered_set
 from tests.synthesis.doubles import contents, darkened, models, run, small_config
 from tests.synthesis.processes import finish, part_of_doubles, start
@@ -44,6 +48,23 @@ def test_rows_are_drawn_again_in_parts_too(tmp_path: Path) -> None:
     for number in (2, 0, 1):
         run(filtered_in(tmp_path), tmp_path / "out", models(spoil=darkened(BLACK)), part=Part(number=number, of=3))
     assert contents(tmp_path / "out") == alone
+
+
+def test_the_pilot_can_be_drawn_first_by_itself(tmp_path: Path) -> None:
+    alone = filtered_set(tmp_path)
+    never = models(before=lambda seeds: pytest.fail("a shard was begun"))
+    assert run(filtered_in(tmp_path), tmp_path / "out", never, part=NO_SHARDS).rows == 0
+    assert sorted(contents(tmp_path / "out")) == ["_info.json", "config.yaml", "pilot.json"]
+    with_pilot = models(spoil=darkened(BLACK))
+    made = []  # samplers without guidance are the pilot's
+
+    def make(config: SamplerConfig, gate: GateThresholds | None) -> Any:
+        made.append(config.guidance)
+        return with_pilot.make_sampler(config, gate)
+
+    run(filtered_in(tmp_path), tmp_path / "out", replace(with_pilot, make_sampler=make))
+    assert contents(tmp_path / "out") == alone
+    assert len(made) == 1 and made[0] is not None
 
 
 def test_a_part_without_shards_is_done_at_once(tmp_path: Path) -> None:
