@@ -28,6 +28,7 @@ from prism_fast.commands import (
     prompts,
     synthesize,
     teacher,
+    verify,
 )
 from prism_fast.errors import UserError
 from prism_fast.recipes.output import OutputLost, telling_output
@@ -157,6 +158,7 @@ COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", demo.run),
     "prompts": Command("write a prompt list", prompts.run),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
+    "verify": Command("check a shard set, and make damaged shards again", verify.run),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
     "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),

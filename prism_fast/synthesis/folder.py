@@ -25,11 +25,9 @@ from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
-from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.shards import CARD_FILE, CONFIG_FILE, INFO_FILE, LABEL_MEMBERS, shard_name
 from prism_fast.teachers.choice import runtime_version
 
-CONFIG_FILE = "config.yaml"
-CARD_FILE = "README.md"
 FORMAT_VERSION = 1
 """Of the shards; part of the hash."""
 

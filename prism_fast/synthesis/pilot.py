@@ -23,10 +23,8 @@ from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.synthesis.publish import create_file, replace_file
 from prism_fast.synthesis.record import json_number
+from prism_fast.synthesis.shards import PARTIAL_FILE, PILOT_FILE
 
-PILOT_FILE = "pilot.json"
-PARTIAL_FILE = ".pilot-partial.json"
-"""What an interrupted pilot leaves; gone when the pilot is done."""
 KEEP_S = 30.0
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,20 @@ from prism_fast.synthesis.images import ImageFormat
 from prism_fast.synthesis.publish import Claim, claim, sync_folder, temporary_name
 from prism_fast.synthesis.tar import TarWriter, index_text
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 INFO_FILE = "_info.json"
 """What a set says about itself; claims its folder."""
+
+CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
+PILOT_FILE = "pilot.json"
+PARTIAL_FILE = ".pilot-partial.json"
+"""What an interrupted pilot leaves; gone when the pilot is done."""
+
+SET_FILES = (INFO_FILE, CONFIG_FILE, CARD_FILE, PILOT_FILE, PARTIAL_FILE)
+"""Files of a set that are no shard's."""
 
 LABEL_MEMBERS = ("cls", "label", "soft", "json")
 """Members of a row behind the image, in order."""
@@ -45,6 +57,9 @@ _COLUMNS = {
     "teacher_top1": "int32", "skipped": "int32", "compute_batch": "int32", "accepted": "bool_", "reason": "string",
 }  # fmt: skip
 """Columns of the ``.parquet``, with pyarrow's names of their types."""
+
+TABLE_COMPRESSION = "SNAPPY"
+"""Of the ``.parquet``: no page of it can grow to more than some twenty times its size."""
 
 _log = logging.getLogger(__name__)
 
@@ -215,12 +230,18 @@ def _facts(path: Path, size_bytes: int, sha256: str) -> dict[str, Any]:
     return {"name": path.name, "bytes": size_bytes, "sha256": sha256}
 
 
+def table_schema() -> pa.Schema:
+    """Names and types of the ``.parquet``'s columns."""
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
+
+
 def _parquet(columns: Mapping[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink)
+    pq.write_table(pa.table(columns, schema=table_schema()), sink, compression=TABLE_COMPRESSION)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +60,7 @@ class Worker:
         stop: looked at between batches.
         bar: progress in rows.
         tally: counts; the shards that were published before are in it.
+        remake: shards that are made although they are published.
     """
 
     plan: Plan
@@ -70,6 +71,7 @@ class Worker:
     stop: StopRequest
     bar: Bar
     tally: Tally
+    remake: frozenset[int] = frozenset()
 
     def make(self, shard: int, wait: bool = True) -> bool:
         """Publishes a shard, or finds it published: the same bytes, whoever makes them.
@@ -101,7 +103,9 @@ class Worker:
             if writer is None:
                 return None
             with writer:
-                found = read_stats(self.out, shard, self.config_hash)  # another run was faster
+                found = None
+                if shard not in self.remake:
+                    found = read_stats(self.out, shard, self.config_hash)  # another run was faster
                 if found is None:
                     return self._fill(shard, writer)
         self.bar.update(found["rows"])
@@ -189,6 +193,7 @@ def synthesize(
     progress: ProgressFactory = show_progress,
     models: Models | None = None,
     engine: Engine = in_turn,
+    remake: Collection[int] | None = None,
 ) -> SynthesisReport:
     """Makes a set of labelled images, or what is still missing of it.
 
@@ -201,6 +206,8 @@ def synthesize(
         progress: how progress is shown.
         models: in place of those that ``config`` names.
         engine: what runs the shards.
+        remake: make these shards, published or not, and no others. A shard's files stay until the new ones are ready
+            to take their place.
 
     Raises:
         UserError: something in ``config`` does not fit or cannot be loaded, or ``out`` holds another set; nothing was
@@ -219,7 +226,10 @@ def synthesize(
         request = folder.describe_request(
             config, plan, prompts, models, environment(models.device, config.sampler.dtype)
         )
-        job = _Job(config=config, plan=plan, prompts=prompts, models=models, request=request, out=out)
+        job = _Job(
+            config=config, plan=plan, prompts=prompts, models=models, request=request, out=out,
+            remake=None if remake is None else frozenset(remake),
+        )  # fmt: skip
         return job.run(stop, progress, engine)
 
 
@@ -233,19 +243,22 @@ class _Job:
     models: Models
     request: folder.Request
     out: Path
+    remake: frozenset[int] | None
 
     def run(self, stop: StopRequest, progress: ProgressFactory, engine: Engine) -> SynthesisReport:
         begin = time.monotonic()
         info, gate = self._open(stop, progress)
         guidance = self.config.sampler.guidance
         tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0)
+        again = self.remake or frozenset()
         for shard in self.plan.shards:
-            stats = read_stats(self.out, shard, info["config_hash"])
+            stats = None if shard in again else read_stats(self.out, shard, info["config_hash"])
             if stats is not None:
                 tally.add(shard, stats)
         tally.check()
         done = tally.total("rows")
-        missing = [shard for shard in self.plan.shards if shard not in tally.shards]
+        wanted = self.plan.shards if self.remake is None else sorted(self.remake)
+        missing = [shard for shard in wanted if shard not in tally.shards]
         if missing:
             sampler = self.models.make_sampler(self.config.sampler, gate)
             with progress(len(self.plan), "images", "synthesize", done) as bar:
@@ -258,6 +271,7 @@ class _Job:
                     stop=stop,
                     bar=bar,
                     tally=tally,
+                    remake=again,
                 )
                 engine(worker, missing)
         images = {shard: stats["images"] for shard, stats in sorted(tally.shards.items())}

@@ -1,0 +1,100 @@
+"""Makes the damaged shards of a set again, to the bytes that they had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prism_fast.errors import UserError
+from prism_fast.progress import ProgressFactory
+from prism_fast.progress import progress as show_progress
+from prism_fast.recipes.fields import build, read_fields
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.regular_file import read_regular
+from prism_fast.synthesis.shards import CONFIG_FILE, INFO_FILE
+from prism_fast.verification.run import VerifyReport, verify
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """What a repair did.
+
+    Args:
+        remade: shards that were made again.
+        changed: of them those whose archive is not the one that the old statistics named: they were damaged too, or
+            the images are encoded by other versions now.
+        after: what was found in the set afterwards.
+    """
+
+    remade: tuple[int, ...]
+    changed: tuple[int, ...]
+    after: VerifyReport
+
+
+def repair(
+    found: VerifyReport,
+    *,
+    trust_code: bool = False,
+    workers: int | None = None,
+    progress: ProgressFactory = show_progress,
+) -> RepairReport:
+    """Makes exactly the damaged shards again, from the set's ``config.yaml``, and verifies the set once more.
+
+    A damaged file stays until the new one takes its place. Shards that are still to be made are left to the command
+    that began the set.
+
+    Args:
+        found: what :func:`verify` found.
+        trust_code: run the code that ``config.yaml`` names (a teacher or student ``module:factory``).
+        workers: of the verification.
+        progress: how progress is shown.
+
+    Raises:
+        UserError: it cannot be repaired: ``config.yaml`` or ``_info.json`` is damaged or names code that nobody
+            trusted, or the models, the versions or the machine are not those of the set. Nothing was touched then.
+        Interrupted: a signal stopped it.
+    """
+    remade: tuple[int, ...] = ()
+    if not found.sound:
+        config = _config(found, trust_code)
+        from prism_fast.engine import local
+        from prism_fast.synthesis.worker import synthesize
+
+        synthesize(config, found.folder, progress=progress, engine=local.run, remake=found.damaged)
+        remade = found.damaged
+    after = verify(found.folder, deep=found.deep, workers=workers, progress=progress)
+    changed = [shard for shard in remade if found.archives.get(shard, "") not in ("", after.archives.get(shard))]
+    return RepairReport(remade=remade, changed=tuple(changed), after=after)
+
+
+def _config(found: VerifyReport, trust_code: bool) -> SynthesisConfig:
+    if not found.planned:
+        raise UserError(
+            f"{found.folder / INFO_FILE} is damaged, and it says what the set is: nothing can be repaired without it; "
+            "synthesize into another folder"
+        )
+    path = found.folder / CONFIG_FILE
+    _check_file(path)
+    config = build(SynthesisConfig, read_fields(path))
+    code = [name for name in _networks(config) if ":" in name.removeprefix("worst:").replace("hf-hub:", "")]
+    if code and not trust_code:
+        raise UserError(
+            f"{path} names {code[0]!r}, whose code a repair would run: where you trust it, add --trust-code"
+        )
+    return config
+
+
+def _networks(config: SynthesisConfig) -> list[str]:
+    student = config.sampler.guidance.student if config.sampler.guidance is not None else None
+    return [config.teacher, *([student] if student is not None else [])]
+
+
+def _check_file(path: Path) -> None:
+    try:
+        read_regular(path, MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}), which says how the set is made: run the command that began it"
+        ) from error

@@ -1,0 +1,174 @@
+"""The rows of a shard: what their members say, beside what the table and the plan say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prism_fast.data.manifest import parse_object
+from prism_fast.synthesis.images import ImageFormat, decode_image
+from prism_fast.synthesis.plan import seed_of
+from prism_fast.synthesis.shards import SOFT_DTYPE
+from prism_fast.synthesis.tar import Member
+from prism_fast.verification.archive import StoredRow
+from prism_fast.verification.claims import PlannedRows
+from prism_fast.verification.fault import Faults
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Record = dict[str, Any]
+
+_TRACE = ("guidance", "config_hash")
+"""Keys of a record that are no columns of the table."""
+
+_NOT_FINITE = np.uint16(0x7C00)
+"""Exponent bits of fp16; all are set in infinities and NaN."""
+
+
+def table_records(table: pa.Table) -> list[Record]:
+    """The rows of a table as records."""
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    names = tuple(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def check_table(
+    records: Sequence[Record], name: str, rows: range | None, plan: PlannedRows | None, faults: Faults
+) -> None:
+    """Whether a table has every row of its shard once, as the plan has it.
+
+    Args:
+        records: its rows.
+        name: of its file.
+        rows: numbers of the shard's rows; None where they are not known.
+        plan: of the set.
+        faults: where faults are noted.
+    """
+    indices = [record["index"] for record in records]
+    if rows is not None and indices != list(rows):
+        _name_rows(indices, rows, name, faults)
+    for record in records:
+        problem = _contradiction(record, plan)
+        if problem:
+            faults.add(name, problem, "row", record["index"])
+
+
+def _name_rows(indices: Sequence[int | None], rows: range, name: str, faults: Faults) -> None:
+    there = set(indices)
+    for index in sorted(set(rows) - there):
+        faults.add(name, "the row is missing", "row", index)
+    seen: set[int | None] = set()
+    for line, found in enumerate(indices, 1):
+        if found in seen or found is None or found not in rows:
+            what = "is there twice" if found in seen else "is not of this shard"
+            faults.add(name, f"row {found}, number {line} of the table, {what}")
+        seen.add(found)
+    if not faults.count(name):
+        faults.add(name, "its rows are out of order")
+
+
+def _contradiction(record: Record, plan: PlannedRows | None) -> str:
+    """What of a row of the table cannot be; empty where all can."""
+    if any(value is None for value in record.values()):
+        return f"it has no {next(key for key, value in record.items() if value is None)}"
+    if record["accepted"] == bool(record["reason"]):
+        return f"accepted is {record['accepted']} with the reason {record['reason'][:80]!r}"
+    index, attempt = record["index"], record["attempt"]
+    if plan is None or not 0 <= index < plan.images:
+        return ""
+    wanted = plan.order(index)[0]
+    if record["class_index"] != wanted:
+        return f"class_index is {record['class_index']}, the plan has {wanted}"
+    if attempt < 0 or record["seed"] != seed_of(plan.seed, index, attempt):
+        return f"seed {record['seed']} is not that of attempt {attempt}"
+    return ""
+
+
+class Contents:
+    """Checks the contents of an archive's rows; notes what is wrong.
+
+    Args:
+        name: of the archive's file.
+        num_classes: K.
+        config_hash: of the set; None where it is not known.
+        records: of the table, by row; None where the table could not be read.
+        image_format: of the images, to decode them; None leaves them alone.
+        faults: where faults are noted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        config_hash: str | None,
+        records: Mapping[int, Record] | None,
+        image_format: ImageFormat | None,
+        faults: Faults,
+    ) -> None:
+        self._name, self._classes, self._hash = name, num_classes, config_hash
+        self._records, self._format, self._faults = records, image_format, faults
+
+    def __call__(self, row: StoredRow) -> None:
+        """Checks one row."""
+        text, label, soft, json_text = row.contents
+        image, _, _, soft_member, json_member = row.members
+        class_index = self._check_label(row, text, label)
+        if (np.frombuffer(soft, "<u2") & _NOT_FINITE == _NOT_FINITE).any():
+            place = int(np.flatnonzero(~np.isfinite(np.frombuffer(soft, SOFT_DTYPE)))[0])
+            self._fault(soft_member, f"logit {place} is not finite", SOFT_DTYPE.itemsize * place)
+        self._check_record(json_member, row.index, class_index, json_text)
+        if self._format is not None and row.image is not None:
+            try:
+                decode_image(row.image, self._format)
+            except ValueError as error:
+                self._fault(image, str(error))
+
+    def _check_label(self, row: StoredRow, text: bytes, label: bytes) -> int:
+        _, text_member, label_member, _, _ = row.members
+        class_index = int.from_bytes(label, "little", signed=True)
+        if not 0 <= class_index < self._classes:
+            self._fault(label_member, f"class {class_index} of {self._classes} classes")
+        if text != b"%d" % class_index:
+            self._fault(text_member, f"it says {text!r} where .label says {class_index}")
+        return class_index
+
+    def _check_record(self, member: Member, index: int, class_index: int, text: bytes) -> None:
+        try:
+            record = parse_object(text)
+        except ValueError as error:
+            return self._fault(member, f"no readable JSON: {error}")
+        told: Record = {"index": index, "class_index": class_index, "accepted": True}
+        if self._hash is not None:
+            told["config_hash"] = self._hash
+        for key, value in told.items():
+            if record.get(key) != value:
+                return self._fault(member, f"{key} is not {value!r}")
+        for key in _TRACE:
+            record.pop(key, None)
+        if self._records is None:
+            return None
+        line = self._records.get(index)
+        if line is None or not line["accepted"]:
+            return self._fault(member, f"the table has no accepted row {index}")
+        if record != line:
+            keys = [key for key in {**line, **record} if record.get(key, _TRACE) != line.get(key, _TRACE)]
+            return self._fault(member, f"{', '.join(map(repr, keys[:3]))} differs from the table")
+        return None
+
+    def _fault(self, member: Member, what: str, within: int = 0) -> None:
+        self._faults.add(self._name, f"member {member.name!r}: {what}", "byte", member.offset + within)
+
+
+def sums_differ(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Keys of ``wanted`` that ``told`` has otherwise."""
+    return [key for key, value in wanted.items() if not _same(told.get(key), value)]
+
+
+def _same(told: object, wanted: object) -> bool:
+    if isinstance(wanted, float) and math.isnan(wanted):
+        return False
+    return type(told) in (type(wanted), int) and told == wanted
