@@ -114,7 +114,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         ValueError: it is none, nested too deeply, or has a number of too many digits.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = _DECODER.decode(data.decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
@@ -124,6 +124,9 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _class_names(path: Path, info: dict[str, Any]) -> tuple[str, ...]:

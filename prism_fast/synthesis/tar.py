@@ -14,9 +14,8 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from prism_fast.errors import UserError
 from prism_fast.synthesis.regular_file import open_regular
@@ -39,8 +38,7 @@ _FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) + 8 * ord(" ")
 """Of the bytes that every header has; the checksum counts as spaces in its own sum."""
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One file in an archive: its name, where its bytes begin, how many they are."""
 
     name: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prism_fast.data.members import MEMBER, wrong_size
 from prism_fast.synthesis.shards import row_name
@@ -24,18 +23,17 @@ from prism_fast.verification.fault import Faults
 from prism_fast.verification.stream import HashedStream
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredRow:
+class StoredRow(NamedTuple):
     """A row whose members are all there, with names and sizes as they should be.
 
-    Args:
-        index: number of the row.
+    Attributes:
+        number: of the row.
         members: in order.
         image: the image file; None where it was not asked for.
         contents: of the other members, in order.
     """
 
-    index: int
+    number: int
     members: tuple[Member, ...]
     image: bytes | None
     contents: tuple[bytes, ...]
@@ -84,8 +82,8 @@ class ArchiveWalk:
         self._parts: list[tuple[Member, bytes | None]] = []
         self._seen: set[str] = set()
 
-    def run(self, check: RowCheck) -> None:
-        """Goes through all of it; ``check`` gets each whole row."""
+    def run(self, check: RowCheck) -> bool:
+        """Goes through all of it, whatever it meets; ``check`` gets each whole row."""
         width = len(self._extensions)
         for member in self._headers():
             if self._take(member) and len(self._parts) == width:
@@ -93,8 +91,9 @@ class ArchiveWalk:
                 self.rows.append(self._index)
                 members = tuple(part[0] for part in parts)
                 contents = tuple(part[1] or b"" for part in parts[1:])
-                check(StoredRow(index=self._index, members=members, image=parts[0][1], contents=contents))
+                check(StoredRow(number=self._index, members=members, image=parts[0][1], contents=contents))
         self._drop_started()
+        return True
 
     def _headers(self) -> Iterator[Member]:
         """Members, also behind places where the archive is damaged."""

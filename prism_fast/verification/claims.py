@@ -129,8 +129,7 @@ def _planned(said: Manifest, faults: Faults) -> PlannedRows | None:
     for name, value in told.items():
         if made_from.get(name) != value:
             found.add(INFO_FILE, f"{name} is {value}, in made_from {_shown(made_from.get(name))}")
-    for fault in found.all():
-        faults.add(fault.file, fault.what)
+    faults.take(found)
     if found.all():
         return None
     return PlannedRows(images=images, shard_size=size, seed=seed, order=ClassOrder(counts))

@@ -53,6 +53,13 @@ class Faults:
         if self._counts[file] <= MAX_FAULTS:
             self._found.append(Fault(file=file, what=what, shard=self._shard, unit=unit, place=place))
 
+    def take(self, others: Faults) -> None:
+        """Notes those of another list behind these."""
+        for fault in others._found:
+            self.add(fault.file, fault.what, fault.unit, fault.place)
+        for file, count in others._counts.items():
+            self._counts[file] += max(0, count - MAX_FAULTS)
+
     def count(self, file: str) -> int:
         """Faults of one file."""
         return self._counts[file]

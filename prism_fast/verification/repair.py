@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
@@ -14,7 +15,12 @@ from prism_fast.synthesis.regular_file import read_regular
 from prism_fast.synthesis.shards import CONFIG_FILE, INFO_FILE
 from prism_fast.verification.run import VerifyReport, verify
 
+if TYPE_CHECKING:
+    from prism_fast.synthesis.models import Models
+
 MAX_CONFIG_BYTES = 1 << 20
+_MAX_DEPTH = 20
+_CURE = "run the command that began the set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ def repair(
     trust_code: bool = False,
     workers: int | None = None,
     progress: ProgressFactory = show_progress,
+    models: Models | None = None,
 ) -> RepairReport:
     """Makes exactly the damaged shards again, from the set's ``config.yaml``, and verifies the set once more.
 
@@ -50,6 +57,7 @@ def repair(
         trust_code: run the code that ``config.yaml`` names (a teacher or student ``module:factory``).
         workers: of the verification.
         progress: how progress is shown.
+        models: in place of those that ``config.yaml`` names.
 
     Raises:
         UserError: it cannot be repaired: ``config.yaml`` or ``_info.json`` is damaged or names code that nobody
@@ -62,7 +70,7 @@ def repair(
         from prism_fast.engine import local
         from prism_fast.synthesis.worker import synthesize
 
-        synthesize(config, found.folder, progress=progress, engine=local.run, remake=found.damaged)
+        synthesize(config, found.folder, progress=progress, models=models, engine=local.run, remake=found.damaged)
         remade = found.damaged
     after = verify(found.folder, deep=found.deep, workers=workers, progress=progress)
     changed = [shard for shard in remade if found.archives.get(shard, "") not in ("", after.archives.get(shard))]
@@ -76,7 +84,7 @@ def _config(found: VerifyReport, trust_code: bool) -> SynthesisConfig:
             "synthesize into another folder"
         )
     path = found.folder / CONFIG_FILE
-    _check_file(path)
+    _check_settings(path)
     config = build(SynthesisConfig, read_fields(path))
     code = [name for name in _networks(config) if ":" in name.removeprefix("worst:").replace("hf-hub:", "")]
     if code and not trust_code:
@@ -91,10 +99,18 @@ def _networks(config: SynthesisConfig) -> list[str]:
     return [config.teacher, *([student] if student is not None else [])]
 
 
-def _check_file(path: Path) -> None:
+def _check_settings(path: Path) -> None:
+    """Refuses a file that grows when it is read: one of these settings has no aliases and no deep nesting."""
+    import yaml
+
     try:
-        read_regular(path, MAX_CONFIG_BYTES)
+        text = read_regular(path, MAX_CONFIG_BYTES).decode()
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+                raise UserError(f"{path} is not as synthesis writes it (aliases or deep nesting): {_CURE}")
     except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}), which says how the set is made: run the command that began it"
-        ) from error
+        raise UserError(f"cannot read {path} ({error.strerror}), which says how the set is made: {_CURE}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"damaged {path}, which says how the set is made: {error}; {_CURE}") from error

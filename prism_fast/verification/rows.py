@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_TRACE = ("guidance", "config_hash")
-"""Keys of a record that are no columns of the table."""
+_ABSENT = object()
+
+_AT_ONCE = 256
+"""Rows whose logits are looked at together."""
 
 _NOT_FINITE = np.uint16(0x7C00)
 """Exponent bits of fp16; all are set in infinities and NaN."""
@@ -73,7 +75,7 @@ def _name_rows(indices: Sequence[int | None], rows: range, name: str, faults: Fa
 
 def _contradiction(record: Record, plan: PlannedRows | None) -> str:
     """What of a row of the table cannot be; empty where all can."""
-    if any(value is None for value in record.values()):
+    if None in record.values():
         return f"it has no {next(key for key, value in record.items() if value is None)}"
     if record["accepted"] == bool(record["reason"]):
         return f"accepted is {record['accepted']} with the reason {record['reason'][:80]!r}"
@@ -111,21 +113,31 @@ class Contents:
     ) -> None:
         self._name, self._classes, self._hash = name, num_classes, config_hash
         self._records, self._format, self._faults = records, image_format, faults
+        self._logits: list[tuple[Member, bytes]] = []
 
     def __call__(self, row: StoredRow) -> None:
         """Checks one row."""
         text, label, soft, json_text = row.contents
         image, _, _, soft_member, json_member = row.members
         class_index = self._check_label(row, text, label)
-        if (np.frombuffer(soft, "<u2") & _NOT_FINITE == _NOT_FINITE).any():
-            place = int(np.flatnonzero(~np.isfinite(np.frombuffer(soft, SOFT_DTYPE)))[0])
-            self._fault(soft_member, f"logit {place} is not finite", SOFT_DTYPE.itemsize * place)
-        self._check_record(json_member, row.index, class_index, json_text)
+        self._logits.append((soft_member, soft))
+        if len(self._logits) == _AT_ONCE:
+            self.check_logits()
+        self._check_record(json_member, row.number, class_index, json_text)
         if self._format is not None and row.image is not None:
             try:
                 decode_image(row.image, self._format)
             except ValueError as error:
                 self._fault(image, str(error))
+
+    def check_logits(self) -> None:
+        """Checks the logits of the rows that were given since the last time; to be called after the last row."""
+        gathered, self._logits = self._logits, []
+        bits = np.frombuffer(b"".join(soft for _, soft in gathered), "<u2")
+        for place in np.flatnonzero(bits & _NOT_FINITE == _NOT_FINITE).tolist():
+            row, logit = divmod(place, self._classes)
+            member = gathered[row][0]
+            self._fault(member, f"logit {logit} is not finite", SOFT_DTYPE.itemsize * logit)
 
     def _check_label(self, row: StoredRow, text: bytes, label: bytes) -> int:
         _, text_member, label_member, _, _ = row.members
@@ -141,21 +153,21 @@ class Contents:
             record = parse_object(text)
         except ValueError as error:
             return self._fault(member, f"no readable JSON: {error}")
-        told: Record = {"index": index, "class_index": class_index, "accepted": True}
-        if self._hash is not None:
-            told["config_hash"] = self._hash
-        for key, value in told.items():
+        told = record.pop("config_hash", None)
+        if self._hash is not None and told != self._hash:
+            return self._fault(member, f"config_hash is not {self._hash!r}")
+        for key, value in (("index", index), ("class_index", class_index), ("accepted", True)):
             if record.get(key) != value:
                 return self._fault(member, f"{key} is not {value!r}")
-        for key in _TRACE:
-            record.pop(key, None)
         if self._records is None:
             return None
         line = self._records.get(index)
         if line is None or not line["accepted"]:
             return self._fault(member, f"the table has no accepted row {index}")
+        if not isinstance(record.pop("guidance", None), dict):
+            return self._fault(member, "it has no guidance trace")
         if record != line:
-            keys = [key for key in {**line, **record} if record.get(key, _TRACE) != line.get(key, _TRACE)]
+            keys = [key for key in {**line, **record} if record.get(key, _ABSENT) != line.get(key, _ABSENT)]
             return self._fault(member, f"{', '.join(map(repr, keys[:3]))} differs from the table")
         return None
 

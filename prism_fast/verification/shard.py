@@ -20,6 +20,7 @@ from prism_fast.synthesis.tar import Member, index_text
 from prism_fast.verification.archive import ArchiveWalk
 from prism_fast.verification.claims import Claims
 from prism_fast.verification.fault import Fault, Faults
+from prism_fast.verification.plain import PlainWalk
 from prism_fast.verification.rows import Contents, Record, check_table, sums_differ, table_records
 from prism_fast.verification.stream import HashedStream
 
@@ -126,20 +127,13 @@ class _Check:
 
     def _archive(self, stats: Mapping[str, Any], records: Sequence[Record] | None) -> list[Member] | None:
         """The members of the ``.tar``; None where it cannot be opened."""
-        name, claims = self._name("tar"), self._claims
+        name = self._name("tar")
         lines = None if records is None else {record["index"]: record for record in records}
-        image_format = cast("ImageFormat", claims.extensions[0]) if self._deep else None
-        contents = Contents(name, claims.num_classes, claims.config_hash, lines, image_format, self._faults)
         try:
-            with open_regular(self._path("tar")) as file:
-                stream, size = HashedStream(file), os.fstat(file.fileno()).st_size
-                walk = ArchiveWalk(stream, name, size, claims.extensions, claims.num_classes, self._deep, self._faults)
-                walk.run(contents)
-                digest = stream.finish()
+            walk, size, digest = self._walk(name, lines)
         except (OSError, UserError) as error:
             self._unreadable("tar", error)
             return None
-        self._read_bytes += stream.size
         if records is not None:
             there = set(walk.rows)
             for record in records:
@@ -149,8 +143,38 @@ class _Check:
             for row in walk.rows:
                 if row not in self._rows:
                     self._faults.add(name, f"row {row} is not of this shard")
-        self._facts(stats, "tar", stream.size, digest)
+        self._facts(stats, "tar", size, digest)
         return walk.members
+
+    def _walk(self, name: str, lines: Mapping[int, Record] | None) -> tuple[PlainWalk | ArchiveWalk, int, str]:
+        """Reads the archive the fast way, or where it is not plain the one that finds all faults; its size and hash."""
+        claims = self._claims
+        image_format = cast("ImageFormat", claims.extensions[0])
+        with open_regular(self._path("tar")) as file:
+            size = os.fstat(file.fileno()).st_size
+            for plain in (True, False):
+                file.seek(0)
+                stream, faults = HashedStream(file), Faults(self._shard)
+                contents = Contents(
+                    name=name,
+                    num_classes=claims.num_classes,
+                    config_hash=claims.config_hash,
+                    records=lines,
+                    image_format=image_format if self._deep else None,
+                    faults=faults,
+                )
+                walk: PlainWalk | ArchiveWalk
+                if plain:
+                    walk = PlainWalk(stream, size, image_format, claims.num_classes, self._deep)
+                else:
+                    walk = ArchiveWalk(stream, name, size, claims.extensions, claims.num_classes, self._deep, faults)
+                if walk.run(contents):
+                    break
+            contents.check_logits()
+            digest = stream.finish()
+        self._read_bytes += stream.size
+        self._faults.take(faults)
+        return walk, stream.size, digest
 
     def _index(self, stats: Mapping[str, Any], members: Sequence[Member] | None) -> None:
         """The ``.idx``, beside the archive's real offsets."""
