@@ -44,12 +44,12 @@ def parse_table(data: bytes) -> pa.Table:
     schema = table_schema()
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     try:
+        footer = pq.ParquetFile(pa.BufferReader(data))
+        _check_footer(footer.metadata, len(data))
+        if not footer.schema_arrow.equals(schema):
+            raise ValueError(f"its columns are not those of a shard: {_differences(footer.schema_arrow, schema)}")
         # Dictionaries stay what they are: a text that a million rows share is one text.
-        file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
-        _check_footer(file.metadata, len(data))
-        found = pa.schema([(field.name, _plain(field.type)) for field in file.schema_arrow])
-        if not found.equals(schema):
-            raise ValueError(f"its columns are not those of a shard: {_differences(found, schema)}")
+        file = pq.ParquetFile(pa.BufferReader(data), metadata=footer.metadata, read_dictionary=texts)
         table = file.read()
         if table.num_rows != file.metadata.num_rows:
             raise ValueError(f"{table.num_rows} rows where its footer says {file.metadata.num_rows}")
@@ -57,12 +57,6 @@ def parse_table(data: bytes) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())) from error
     return table
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    import pyarrow as pa
-
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _check_footer(footer: pa.FileMetaData, size: int) -> None:

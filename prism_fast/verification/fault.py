@@ -47,16 +47,20 @@ class Faults:
         self._found: list[Fault] = []
         self._counts: Counter[str] = Counter()
 
-    def add(self, file: str, what: str, unit: Unit | None = None, place: int | None = None) -> None:
-        """Notes one; beyond :data:`MAX_FAULTS` of a file they are only counted."""
+    def add(
+        self, file: str, what: str, unit: Unit | None = None, place: int | None = None, shard: int | None = None
+    ) -> None:
+        """Notes one, of the list's shard unless another is given; beyond :data:`MAX_FAULTS` of a file it is counted."""
         self._counts[file] += 1
         if self._counts[file] <= MAX_FAULTS:
-            self._found.append(Fault(file=file, what=what, shard=self._shard, unit=unit, place=place))
+            self._found.append(
+                Fault(file=file, what=what, shard=self._shard if shard is None else shard, unit=unit, place=place)
+            )
 
     def take(self, others: Faults) -> None:
         """Notes those of another list behind these."""
         for fault in others._found:
-            self.add(fault.file, fault.what, fault.unit, fault.place)
+            self.add(fault.file, fault.what, fault.unit, fault.place, fault.shard)
         for file, count in others._counts.items():
             self._counts[file] += max(0, count - MAX_FAULTS)
 

@@ -72,7 +72,7 @@ class PlainWalk:
         image = self._stream.at(begin, image_size) if self._with_images else None
         padding = -image_size % BLOCK
         after = begin + image_size + padding
-        tail = self._stream.at(begin + image_size, padding + self._json_at + BLOCK)[padding:]
+        gap, tail = _parted(self._stream.at(begin + image_size, padding + self._json_at + BLOCK), padding)
         json_size = _size_in(tail[self._json_at :])
         if not 0 < json_size <= MAX_RECORD_BYTES:
             return None
@@ -82,7 +82,7 @@ class PlainWalk:
         soft = tail[self._soft_at : self._soft_at + self._soft]
         text = b"%d" % int.from_bytes(label, "little", signed=True)
         framed = self._framed(stem, text, label, soft, json_size)
-        if tail != framed or len(record) != _padded(json_size) or record[json_size:].strip(b"\0"):
+        if gap.strip(b"\0") or tail != framed or len(record) != _padded(json_size) or record[json_size:].strip(b"\0"):
             return None
         offsets = (after + BLOCK, after + 3 * BLOCK, after + self._soft_at, record_at)
         sizes = (len(text), len(label), len(soft), json_size)
@@ -126,6 +126,10 @@ def _size_in(header: bytes) -> int:
         return int(header[124:135], 8)
     except ValueError:
         return 0
+
+
+def _parted(data: bytes, place: int) -> tuple[bytes, bytes]:
+    return data[:place], data[place:]
 
 
 def _padded(size: int) -> int:

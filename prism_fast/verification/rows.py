@@ -33,9 +33,23 @@ _NOT_FINITE = np.uint16(0x7C00)
 
 def table_records(table: pa.Table) -> list[Record]:
     """The rows of a table as records."""
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    columns = {name: _values(table.column(name)) for name in table.column_names}
     names = tuple(columns)
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Values of a column; rows that share a text share one object."""
+    import pyarrow as pa
+
+    values: list[Any] = []
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            words = chunk.dictionary.to_pylist()
+            values += [None if place is None else words[place] for place in chunk.indices.to_pylist()]
+        else:
+            values += chunk.to_pylist()
+    return values
 
 
 def check_table(

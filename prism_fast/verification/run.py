@@ -164,7 +164,7 @@ def _lost(said: Manifest, listing: _Listing, faults: Faults) -> list[int]:
     if said.info.get("complete") is not True:
         return []
     for shard in listing.absent:
-        faults.add(shard_name(shard, "json"), "the shard is missing from a set that was complete")
+        faults.add(shard_name(shard, "json"), "the shard is missing from a set that was complete", shard=shard)
     return listing.absent
 
 

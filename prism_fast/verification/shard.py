@@ -19,7 +19,7 @@ from prism_fast.synthesis.tally import shard_stats
 from prism_fast.synthesis.tar import Member, index_text
 from prism_fast.verification.archive import ArchiveWalk
 from prism_fast.verification.claims import Claims
-from prism_fast.verification.fault import Fault, Faults
+from prism_fast.verification.fault import MAX_FAULTS, Fault, Faults
 from prism_fast.verification.plain import PlainWalk
 from prism_fast.verification.rows import Contents, Record, check_table, sums_differ, table_records
 from prism_fast.verification.stream import HashedStream
@@ -118,7 +118,10 @@ class _Check:
             return None
         self._facts(stats, "parquet", len(data), hashlib.sha256(data).hexdigest())
         try:
-            records = table_records(parse_table(data))
+            table = parse_table(data)
+            if self._rows is not None and table.num_rows > len(self._rows) + MAX_FAULTS:
+                raise ValueError(f"{table.num_rows} rows, of {len(self._rows)} that the shard has")
+            records = table_records(table)
         except ValueError as error:
             self._faults.add(self._name("parquet"), f"no readable table: {error}")
             return None
