@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
             Option(name="--deep", description="also decode every image", kind=bool, default=False),
             Option(name="--workers", description="processes; default: by size and cores", kind=int, metavar="N"),
             Option(
-                name="--trust-code", description="a repair may run code named in config.yaml", kind=bool, default=False
+                name="--trust_code", description="a repair may run code named in config.yaml", kind=bool, default=False
             ),
             Option(name="--json", description="print JSON", kind=bool, default=False),
         ],
@@ -37,22 +37,24 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.progress import progress
     from prism_fast.verification.repair import repair
     from prism_fast.verification.run import verify
-    from prism_fast.verification.text import repair_text, report_json, report_text
+    from prism_fast.verification.text import counted, repair_text, report_json, report_text
 
     found = verify(options["folder"], deep=options["deep"], workers=options["workers"], progress=progress)
-    if not options["json"]:
-        print(report_text(found))
     repaired = None
-    if options["repair"]:
-        repaired = repair(found, trust_code=options["trust_code"], workers=options["workers"], progress=progress)
+    try:
         if not options["json"]:
-            print(f"{repair_text(repaired)}\n{report_text(repaired.after)}")
-    if options["json"]:
-        print(json.dumps(report_json(found, repaired), indent=1))
+            print(report_text(found))
+        if options["repair"]:
+            repaired = repair(found, trust_code=options["trust_code"], workers=options["workers"], progress=progress)
+            if not options["json"]:
+                print(f"{repair_text(repaired)}\n{report_text(repaired.after)}")
+    finally:  # what was found is told even where it cannot be repaired
+        if options["json"]:
+            print(json.dumps(report_json(found, repaired), indent=1))
     now = found if repaired is None else repaired.after
     if now.sound:
         return
-    count = f"{len(now.faults)} faults in {now.folder}, the first: {now.faults[0]}"
+    what = f"{counted(len(now.faults), 'fault')} in {now.folder}, the first: {now.faults[0]}"
     if repaired is not None:
-        raise UserError(f"{count}; a repair does not mend that: synthesize into another folder")
-    raise UserError(f"{count}; `prism-fast verify {now.folder} --repair` makes damaged shards again")
+        raise UserError(f"{what}; a repair does not mend that: synthesize into another folder")
+    raise UserError(f"{what}; `prism-fast verify {now.folder} --repair` makes damaged shards again")

@@ -26,12 +26,14 @@ class PlannedRows:
         shard_size: rows of a shard.
         seed: of the set.
         order: the class of each row.
+        repeats: guidances of a guided step; None where ``_info.json`` does not say it.
     """
 
     images: int
     shard_size: int
     seed: int
     order: ClassOrder
+    repeats: int | None
 
     def of_shard(self, shard: int) -> range:
         """Numbers of a shard's rows."""
@@ -132,7 +134,14 @@ def _planned(said: Manifest, faults: Faults) -> PlannedRows | None:
     faults.take(found)
     if found.all():
         return None
-    return PlannedRows(images=images, shard_size=size, seed=seed, order=ClassOrder(counts))
+    return PlannedRows(images=images, shard_size=size, seed=seed, order=ClassOrder(counts), repeats=_repeats(made_from))
+
+
+def _repeats(made_from: Mapping[str, Any]) -> int | None:
+    sampler = made_from.get("sampler")
+    guidance = sampler.get("guidance") if isinstance(sampler, dict) else None
+    repeats = guidance.get("repeats") if isinstance(guidance, dict) else None
+    return repeats if is_whole(repeats, 1, 1 << 20) else None
 
 
 def _hash_fits(info: Mapping[str, Any]) -> bool:

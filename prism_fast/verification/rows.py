@@ -114,6 +114,9 @@ class Contents:
         records: of the table, by row; None where the table could not be read.
         image_format: of the images, to decode them; None leaves them alone.
         faults: where faults are noted.
+
+    Attributes:
+        guided_steps: how many guided steps the rows' traces have; one number in a sound shard.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class Contents:
         self._name, self._classes, self._hash = name, num_classes, config_hash
         self._records, self._format, self._faults = records, image_format, faults
         self._logits: list[tuple[Member, bytes]] = []
+        self.guided_steps: set[int] = set()
 
     def __call__(self, row: StoredRow) -> None:
         """Checks one row."""
@@ -178,8 +182,10 @@ class Contents:
         line = self._records.get(index)
         if line is None or not line["accepted"]:
             return self._fault(member, f"the table has no accepted row {index}")
-        if not isinstance(record.pop("guidance", None), dict):
+        trace = record.pop("guidance", None)
+        if not isinstance(trace, dict) or not isinstance(trace.get("steps"), list):
             return self._fault(member, "it has no guidance trace")
+        self.guided_steps.add(len(trace["steps"]))
         if record != line:
             keys = [key for key in {**line, **record} if record.get(key, _ABSENT) != line.get(key, _ABSENT)]
             return self._fault(member, f"{', '.join(map(repr, keys[:3]))} differs from the table")

@@ -71,6 +71,7 @@ class _Check:
         self._faults = Faults(shard)
         self._rows = None if claims.plan is None else claims.plan.of_shard(shard)
         self._read_bytes = 0
+        self._guided_steps: set[int] = set()
 
     def run(self) -> ShardVerdict:
         stats = self._stats()
@@ -174,6 +175,7 @@ class _Check:
                 if walk.run(contents):
                     break
             contents.check_logits()
+            self._guided_steps = contents.guided_steps
             digest = stream.finish()
         self._read_bytes += stream.size
         self._faults.take(faults)
@@ -205,6 +207,11 @@ class _Check:
         guidances = stats.get("guidances")
         if not is_whole(guidances, 0, 1 << 62):
             return self._faults.add(name, "guidances is no count")
+        plan = self._claims.plan
+        if plan is not None and plan.repeats is not None and len(self._guided_steps) == 1:
+            draws = sum(record["attempt"] + 1 for record in records)
+            if guidances != draws * plan.repeats * min(self._guided_steps):
+                self._faults.add(name, "guidances is not that of the rows' traces")
         wanted = shard_stats(self._shard, records, guidances, str(self._claims.config_hash))
         for key in sums_differ(stats, wanted):
             if key != "config_hash":

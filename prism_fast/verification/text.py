@@ -22,7 +22,11 @@ def report_text(report: VerifyReport) -> str:
         shown = ", ".join(repr(name) for name in report.foreign[:_NAMED])
         more = f" and {len(report.foreign) - _NAMED} more" if len(report.foreign) > _NAMED else ""
         lines.append(f"no files of the set, left alone: {shown}{more}")
-    state = "sound" if report.sound else f"{len(report.faults)} faults in {len(report.damaged)} shards"
+    state = (
+        "sound"
+        if report.sound
+        else f"{counted(len(report.faults), 'fault')}, {counted(len(report.damaged), 'damaged shard')}"
+    )
     if report.sound and report.missing:
         state = "sound as far as it goes, not complete"
     size, rate = report.size_bytes / 1e6, report.size_bytes / 1e6 / max(report.seconds, 1e-9)
@@ -31,6 +35,11 @@ def report_text(report: VerifyReport) -> str:
         f"{', images decoded' if report.deep else ''}: {state} ({report.seconds:.1f} s, {rate:.0f} MB/s)"
     )
     return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 fault``, ``2 faults``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def repair_text(report: RepairReport) -> str:

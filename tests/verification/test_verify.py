@@ -247,6 +247,7 @@ def test_an_info_that_is_no_json_is_told(folder: Path, text: bytes) -> None:
         ({"rejected": {"x": 1}}, "do not add up"), ({"files": {}}, "it does not say sha256 of shard-000000.tar"),
         ({"files": []}, "it does not say bytes of shard-000000.idx"), ({"energy_sum": 1.0}, "energy_sum is not that"),
         ({"teacher_agreed": 99}, "teacher_agreed is not that"), ({"guidances": -1}, "guidances is no count"),
+        ({"guidances": 21}, "guidances is not that of the rows"),
     ],
 )  # fmt: skip
 def test_statistics_that_do_not_fit_are_told(folder: Path, fields: dict[str, Any], message: str) -> None:
