@@ -30,6 +30,7 @@ class Assignment:
         base: the folder that names in ``config`` are relative to.
         threads: that a worker computes with on the CPU: they decide last bits.
         load: loads the models that ``config`` names; a function of a module, which other processes can import.
+        remake: shards that are made although they are published.
     """
 
     config: SynthesisConfig
@@ -38,6 +39,7 @@ class Assignment:
     base: Path
     threads: int
     load: ModelsLoader
+    remake: frozenset[int] = frozenset()
 
     def __call__(self, stop: StopRequest, bar: Bar) -> Worker:
         """Loads models and makes the plan again.
@@ -64,4 +66,5 @@ class Assignment:
             raise UserError(f"a worker cannot see {self.out}: it must be a place that all machines see by this name")
         if info["config_hash"] != self.config_hash:
             raise UserError(f"{self.out} became another set while this one was made: choose another output folder")
+        job.remake = self.remake
         return job.worker(Thresholds.from_facts(info), self.config_hash, stop, bar)

@@ -26,15 +26,17 @@ from prism_fast.synthesis.object_store import ObjectPath
 from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
-from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.shards import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    INFO_FILE,
+    LABEL_MEMBERS,
+    describe_splits,
+)
 from prism_fast.synthesis.soft import describe_logits
 from prism_fast.synthesis.thresholds import Thresholds, saved_facts
 from prism_fast.teachers.choice import runtime_version
-
-CONFIG_FILE = "config.yaml"
-CARD_FILE = "README.md"
-FORMAT_VERSION = 1
-"""Of the shards; part of the hash."""
 
 _SHARD_FILE = re.compile(r"shard-\d+\.(tar|idx|parquet|json)\Z")
 _NAMED = 4
@@ -188,13 +190,7 @@ def finish_folder(out: Place, info: Mapping[str, Any], images: Mapping[int, int]
         info: as it is there.
         images: images of each shard.
     """
-    train = {
-        "name": "train",
-        "num_samples": sum(images.values()),
-        "filenames": [shard_name(shard, "tar") for shard in sorted(images)],
-        "shard_lengths": [images[shard] for shard in sorted(images)],
-    }
-    finished = {**info, "complete": True, "splits": {"train": train}}
+    finished = {**info, "complete": True, "splits": describe_splits(images)}
     if finished != info:
         create_file(out / CARD_FILE, _card(info, sum(images.values())).encode())
         replace_file(out / INFO_FILE, _pretty(finished))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def synthesize(
     engine: Engine = in_turn,
     part: Part | None = None,
     load: ModelsLoader = load_models,
+    remake: Collection[int] | None = None,
 ) -> SynthesisReport:
     """Makes a set of labelled images, or what is still missing of it.
 
@@ -73,6 +74,8 @@ def synthesize(
         engine: what runs the shards.
         part: the shards to make; all of them where it is None.
         load: loads the models that ``config`` names, here and wherever an engine has workers; a function of a module.
+        remake: make these shards, published or not, and no others. A shard's files stay until the new ones are ready
+            to take their place.
 
     Raises:
         UserError: something in ``config`` does not fit or cannot be loaded, or ``out`` holds another set; nothing was
@@ -83,7 +86,12 @@ def synthesize(
     with answering(), stop_on_signals() as stop:
         folder.check_place(place)
         job = prepare(config, place, models, load)
-        return job.run(stop, progress, engine, part or Part(), load)
+        if remake is not None:
+            job.remake = frozenset(remake)
+            shards = sorted(job.remake)
+        else:
+            shards = [shard for shard in job.plan.shards if shard in (part or Part())]
+        return job.run(stop, progress, engine, shards, load)
 
 
 def prepare(config: SynthesisConfig, out: Place, models: Models | None = None, load: ModelsLoader = load_models) -> Job:
@@ -113,6 +121,7 @@ class Job:
         models: None once they were let go.
         request: what the folder is asked for.
         out: the set's folder, or place in an object store.
+        remake: shards that are made although they are published.
     """
 
     config: SynthesisConfig
@@ -121,6 +130,7 @@ class Job:
     models: Models | None
     request: folder.Request
     out: Place
+    remake: frozenset[int] = frozenset()
 
     @property
     def loaded(self) -> Models:
@@ -152,21 +162,22 @@ class Job:
             stop=stop,
             bar=bar,
             filter=Filter(config=self.filter, max_energy=found.max_energy),
+            remake=self.remake,
         )
 
     def run(
-        self, stop: StopRequest, progress: ProgressFactory, engine: Engine, part: Part, load: ModelsLoader
+        self, stop: StopRequest, progress: ProgressFactory, engine: Engine, own: Sequence[int], load: ModelsLoader
     ) -> SynthesisReport:
+        """Makes those of the shards ``own`` that are missing; see :func:`synthesize`."""
         begin = time.monotonic()
         info = self._open(stop, progress)
         found = Thresholds.from_facts(info)
         config_hash = info["config_hash"]
         guidance = self.config.sampler.guidance
         tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0, self.filter.max_rejected)
-        self._count(tally, config_hash)
+        self._count(tally, [shard for shard in self.plan.shards if shard not in self.remake], config_hash)
         tally.check()
         before = tally.total("rows")
-        own = [shard for shard in self.plan.shards if shard in part]
         missing = [shard for shard in own if shard not in tally.shards]
         if missing:
             device = self.loaded.device.type
@@ -177,6 +188,7 @@ class Job:
                 base=Path.cwd(),
                 threads=torch.get_num_threads(),
                 load=load,
+                remake=self.remake,
             )
             with progress(self._rows(own), "images", "synthesize", self._rows(own) - self._rows(missing)) as bar:
                 engine(
@@ -193,7 +205,7 @@ class Job:
                     )
                 )
         made = tally.total("rows") - before
-        self._count(tally, config_hash)  # what other runs published meanwhile
+        self._count(tally, self.plan.shards, config_hash)  # what other runs published meanwhile
         images = {shard: stats["images"] for shard, stats in sorted(tally.shards.items())}
         if len(images) == len(self.plan.shards):
             with writing(self.out):
@@ -201,9 +213,9 @@ class Job:
         seconds = time.monotonic() - begin
         return tally.report(self.out, config_hash, made, seconds, self.prompts.report.get("shortened", 0))
 
-    def _count(self, tally: Tally, config_hash: str) -> None:
-        """Takes in the published shards that are not counted yet."""
-        others = [shard for shard in self.plan.shards if shard not in tally.shards]
+    def _count(self, tally: Tally, shards: Sequence[int], config_hash: str) -> None:
+        """Takes in those of ``shards`` that are published and not counted yet."""
+        others = [shard for shard in shards if shard not in tally.shards]
         for shard, stats in read_all_stats(self.out, others, config_hash).items():
             tally.add(shard, stats)
 

@@ -25,11 +25,9 @@ from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Row, sampler_arguments
 from prism_fast.synthesis.publish import Claim, ObjectClaim, claim, create_file, replace_file
 from prism_fast.synthesis.record import json_number
+from prism_fast.synthesis.shards import PARTIAL_FILE, PILOT_FILE
 from prism_fast.synthesis.thresholds import Thresholds
 
-PILOT_FILE = "pilot.json"
-PARTIAL_FILE = ".pilot-partial.json"
-"""What an interrupted pilot leaves; gone when the pilot is done."""
 KEEP_S = 30.0
 _TURN_FILE = "pilot"
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,23 @@ from prism_fast.synthesis.publish import Claim, Draft, ObjectClaim, ObjectDraft,
 from prism_fast.synthesis.soft import pack_logits
 from prism_fast.synthesis.tar import TarWriter, index_text
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Of the shards; part of a set's hash."""
+
 INFO_FILE = "_info.json"
 """What a set says about itself; claims its folder."""
+
+CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
+PILOT_FILE = "pilot.json"
+PARTIAL_FILE = ".pilot-partial.json"
+"""What an interrupted pilot leaves; gone when the pilot is done."""
+
+SET_FILES = (INFO_FILE, CONFIG_FILE, CARD_FILE, PILOT_FILE, PARTIAL_FILE)
+"""Files of a set that are no shard's."""
 
 LABEL_MEMBERS = ("cls", "label", "soft", "json")
 """Members of a row behind the image, in order."""
@@ -46,6 +61,9 @@ _COLUMNS = {
 }  # fmt: skip
 """Columns of the ``.parquet``, with pyarrow's names of their types."""
 
+TABLE_COMPRESSION = "SNAPPY"
+"""Of the ``.parquet``: no page of it can grow to more than some twenty times its size."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +75,21 @@ def shard_name(shard: int, kind: str) -> str:
 def row_name(index: int, extension: str) -> str:
     """``000001234.png``: a member's name from its row's number in the plan."""
     return f"{index:09d}.{extension}"
+
+
+def describe_splits(images: Mapping[int, int]) -> dict[str, Any]:
+    """What ``_info.json`` says of the archives once all are there, as timm's reader takes it.
+
+    Args:
+        images: images of each shard.
+    """
+    train = {
+        "name": "train",
+        "num_samples": sum(images.values()),
+        "filenames": [shard_name(shard, "tar") for shard in sorted(images)],
+        "shard_lengths": [images[shard] for shard in sorted(images)],
+    }
+    return {"train": train}
 
 
 def json_bytes(value: Any) -> bytes:
@@ -235,12 +268,18 @@ def _facts(path: Place, size_bytes: int, sha256: str) -> dict[str, Any]:
     return {"name": path.name, "bytes": size_bytes, "sha256": sha256}
 
 
+def table_schema() -> pa.Schema:
+    """Names and types of the ``.parquet``'s columns."""
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
+
+
 def _parquet(columns: Mapping[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink)
+    pq.write_table(pa.table(columns, schema=table_schema()), sink, compression=TABLE_COMPRESSION)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -54,6 +54,7 @@ class Worker:
         bar: progress in rows.
         encode: images to files.
         filter: which images are rejected.
+        remake: shards that are made although they are published.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class Worker:
     bar: Bar
     encode: Encoder = field(default_factory=lambda: encode_images)
     filter: Filter = NO_FILTER
+    remake: frozenset[int] = frozenset()
 
     def make(self, shard: int, wait: bool = True) -> dict[str, Any] | None:
         """Publishes a shard, or finds it published: the same bytes, whoever makes them.
@@ -92,7 +94,9 @@ class Worker:
             if writer is None:
                 return None
             with writer:
-                found = read_stats(self.out, shard, self.config_hash)  # another run was faster
+                found = None
+                if shard not in self.remake:
+                    found = read_stats(self.out, shard, self.config_hash)  # another run was faster
                 if found is None:
                     return self._fill(shard, writer)
         self.bar.update(found["rows"])
