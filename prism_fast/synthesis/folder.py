@@ -21,6 +21,7 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_list import PromptList
 from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.synthesis.config import SynthesisConfig, identity
+from prism_fast.synthesis.encoders import ENCODERS
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.object_store import ObjectPath
 from prism_fast.synthesis.place import Place
@@ -49,7 +50,7 @@ class Request:
 
     Args:
         made_from: everything that decides the set's bytes, but for what the pilot finds.
-        environment: what else can change the last bits.
+        environment: what else can change the last bits, of images or of their files.
     """
 
     made_from: Mapping[str, Any]
@@ -139,7 +140,8 @@ def read_info(out: Place, request: Request) -> dict[str, Any] | None:
     if not sound:
         raise UserError(f"{path} was changed (its hash does not fit): choose another output folder")
     _refuse_differences(out, "configuration", there, canonical(request.made_from))
-    _refuse_differences(out, "environment", environment, canonical(request.environment))
+    here = {name: it for name, it in request.environment.items() if name in environment or name not in ENCODERS}
+    _refuse_differences(out, "environment", environment, canonical(here))
     return info
 
 

@@ -21,6 +21,7 @@ from prism_fast.sampling.serving import resolved
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.assignment import Assignment
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
@@ -106,7 +107,7 @@ def prepare(config: SynthesisConfig, out: Place, models: Models | None = None, l
     _check_classes(config, models, vocabulary)
     prompts = build_prompts(vocabulary, config.prompts, models.fits)
     plan = Plan(config, vocabulary, prompts)
-    here = environment(models.device, config.sampler.dtype)
+    here = {**environment(models.device, config.sampler.dtype), **encoder_versions(config.format)}
     request = folder.describe_request(config, plan, prompts, models, here)
     return Job(config=config, plan=plan, prompts=prompts, models=models, request=request, out=out)
 

@@ -30,7 +30,7 @@ class RepairReport:
     Args:
         remade: shards that were made again.
         changed: of them those whose archive is not the one that the old statistics named: they were damaged too, or
-            the images are encoded by other versions now.
+            the set does not say which versions encoded it.
         after: what was found in the set afterwards.
     """
 

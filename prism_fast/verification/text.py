@@ -49,8 +49,8 @@ def repair_text(report: RepairReport) -> str:
     lines = [f"made again: shard {_ranges(report.remade)}"]
     if report.changed:
         lines.append(
-            f"not the archive that the old statistics named: shard {_ranges(report.changed)} (they were damaged, or "
-            "another version of Pillow writes other files for the same pixels)"
+            f"not the archive that the old statistics named: shard {_ranges(report.changed)} (they were damaged "
+            "too, or the set does not say by which versions of Pillow and pyarrow it was written)"
         )
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis import job, publish
+from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.images import decode_image
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.plan import seed_of
@@ -129,7 +130,7 @@ def test_info_names_what_other_readers_need(whole: dict[str, bytes]) -> None:
     }
     assert (info["complete"], info["num_classes"], info["counts"]) == (True, 3, [8, 8, 7])
     assert info["class_names"] == ["red thing", "green thing", "blue thing"]
-    assert info["environment"] == environment(torch.device("cpu"), "float32")
+    assert info["environment"] == {**environment(torch.device("cpu"), "float32"), **encoder_versions("png")}
 
 
 def test_a_card_tells_which_files_are_the_data(whole: dict[str, bytes], tmp_path: Path) -> None:
