@@ -41,10 +41,13 @@ def wait_until(true: Callable[[], bool], process: BaseProcess, wait_s: float = 2
         time.sleep(0.005)
 
 
-def slow_doubles(vocabulary: Path, out: Path | str, log: Path, pause_s: float, black: float = 0.0) -> None:
+def slow_doubles(
+    vocabulary: Path, out: Path | str, log: Path, pause_s: float, black: float = 0.0, **sizes: int
+) -> None:
     """Synthesizes with the doubles: a pause before each guided batch, its seeds into ``log``.
 
-    With a share of ``black`` images there is a filter, which has them drawn again.
+    With a share of ``black`` images there is a filter, which has them drawn again. ``sizes`` are fields of the
+    configuration.
     """
     import torch
 
@@ -57,7 +60,7 @@ def slow_doubles(vocabulary: Path, out: Path | str, log: Path, pause_s: float, b
         time.sleep(pause_s)
 
     torch.set_num_threads(1)
-    config = doubles.filtered(vocabulary) if black else doubles.small_config(vocabulary)
+    config = (doubles.filtered if black else doubles.small_config)(vocabulary, **sizes)
     doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
 
 

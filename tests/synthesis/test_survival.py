@@ -7,11 +7,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from prism_fast.progress import silent
 from prism_fast.synthesis.plan import seed_of
+from prism_fast.verification.run import verify
 from tests import tiny
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
@@ -72,6 +75,33 @@ def test_killed_between_redraws_and_continued(tmp_path: Path, seed: int) -> None
         killed += process.exitcode == -9
     assert killed  # the first of them at least: it has more than ten batches of 0.1 s before it
     finish(start(slow_doubles, tmp_path, out, log, 0.0, 0.4))
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_in_twenty_shards(tmp_path: Path, seed: int) -> None:
+    """Of three lives one publishes a shard and dies soon after, two die at their first batches."""
+    whole, out, log, sizes = tmp_path / "whole", tmp_path / "out", tmp_path / "log", {"images": 160, "shard_size": 8}
+    config = doubles.filtered(tmp_path, **sizes)
+    assert doubles.run(config, whole, doubles.models(spoil=doubles.darkened(0.4))).shards == 20
+    source = random.Random(seed)
+    life = partial(slow_doubles, **sizes)
+
+    def published() -> int:
+        return len(list(out.glob("shard-*.json")))
+
+    for _ in range(50):
+        before, shards = len(lines(log)), published()
+        process = start(life, tmp_path, out, log, 0.05, 0.4)
+        further = source.random() < 1 / 3 and shards < 18
+        wait_until(lambda b=before, s=shards, f=further: published() > s if f else len(lines(log)) > b, process)
+        time.sleep(source.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert verify(out, progress=silent).sound  # what is published is whole
+    assert published() > 5
+    finish(start(life, tmp_path, out, log, 0.0, 0.4))
     assert contents(out) == contents(whole)
 
 
