@@ -19,12 +19,13 @@ from prism_fast.sampling.batch import Rows
 from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.call import XL_SIZES, XL_WORDING, Randomness, check_others, image_size, time_ids
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.copies import Copies, state_of
+from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.delivery import Delivery, FastPipelineOutput, FastXLPipelineOutput
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.noise import Noise
 from prism_fast.sampling.schedules import own_scheduler
 from prism_fast.sampling.serving import resolve_backend, serving
+from prism_fast.sampling.state import text_state
 from prism_fast.teachers.base import Teacher
 
 SAMPLERS = 4
@@ -109,7 +110,7 @@ class FastPipeline:
         self._options = {"dtype": str(pipe.unet.dtype).removeprefix("torch.")} | dict(options)
         self._copies = Copies(pipe.unet.device.type == "cuda")
         self._encoder = PromptEncoder(pipe)
-        self._text_state = self._state_of_text()
+        self._text_state = text_state(pipe)
         self._samplers: OrderedDict[object, FastSampler] = OrderedDict()
         self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
@@ -224,15 +225,11 @@ class FastPipeline:
     # -- parts of a call ----------------------------------------------------------------------------------------------
 
     def _encoded(self, wording: Wording, cfg: bool) -> Conditioning:
-        state = self._state_of_text()
+        state = text_state(self.pipe)
         if state != self._text_state:
             self._encoder.forget()
             self._text_state = state
         return self._encoder(wording, cfg)
-
-    def _state_of_text(self) -> list[object]:
-        encoders = (self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None))
-        return [*map(id, encoders), *state_of(*encoders)]
 
     def _config(self, *, steps: int, scale: float, eta: float, count: int) -> SamplerConfig:
         own = own_scheduler(self.pipe.scheduler)

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 
 import prism_fast
@@ -16,7 +17,7 @@ from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
 from prism_fast.sampling import drop_in
 from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.sampling.copies import state_of
+from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.drop_in import FastPipeline
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
@@ -253,13 +254,67 @@ def test_changes_of_the_pipeline_are_noticed(pipe: Any, seed: int) -> None:
     assert_near(found.images, expected.images)
 
 
-def test_an_adapters_scale_counts() -> None:
-    layer = torch.nn.Linear(2, 2)
-    layer.scaling = {"style": 1.0}  # type: ignore[assignment]  # as a layer of peft has it
-    before = state_of(torch.nn.Sequential(layer))
-    assert state_of(torch.nn.Sequential(layer)) == before
-    layer.scaling["style"] = 0.5  # type: ignore[index]
-    assert state_of(torch.nn.Sequential(layer)) != before
+class _Layer(torch.nn.Module):
+    """A linear layer under a layer of peft, whose merging writes through ``.data``."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.merged_adapters, self.scaling = base, list[str](), {"style": 1.0}
+        self.lora = torch.nn.Parameter(torch.randn_like(base.weight) * base.weight.std(), requires_grad=False)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        made: Tensor = self.base_layer(x)
+        return made if self.merged_adapters else made + x @ (self.scaling["style"] * self.lora).T
+
+    def merge(self, sign: int) -> None:
+        self.base_layer.weight.data += sign * self.scaling["style"] * self.lora
+        self.merged_adapters = ["style"] if sign > 0 else []
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_changes_that_no_version_shows(
+    pipe: Any, channels_last: bool, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Merged adapters, FreeU, processors, writes through ``.data``; with copies that own weights, and that do not."""
+    monkeypatch.setattr(drop_in, "Copies", lambda _: Copies(channels_last))
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_q = layer = _Layer(attention.to_q)
+    fast = prism_fast.compile(pipe)
+    arguments = {"num_inference_steps": 3, "output_type": "pt"}
+
+    def both() -> tuple[Tensor, Tensor]:
+        expected, found = (made("boot", **arguments, generator=one(seed)).images for made in (pipe, fast))
+        return expected, found
+
+    def halve(network: Any) -> None:
+        for weight in network.parameters():
+            weight.data.mul_(0.5)
+
+    changes: list[Any] = [
+        lambda: layer.merge(1),
+        lambda: layer.scaling.update(style=0.5),
+        lambda: layer.merge(-1),
+        lambda: halve(pipe.text_encoder),
+        lambda: pipe.enable_freeu(0.3, 0.2, 1.5, 1.7),
+        lambda: pipe.unet.set_attn_processor(_Halved()),
+        lambda: pipe.disable_freeu(),
+        lambda: halve(pipe.unet),
+        lambda: halve(pipe.vae),
+    ]
+    _, last = both()
+    for index, change in enumerate(changes):
+        change()
+        expected, found = both()
+        error = (found - expected).abs()
+        assert error.median() <= 1e-5 and error.max() <= 1e-3, (index, error.max())
+        assert index < 2 or not torch.equal(found, last), index  # merging alone changes last bits at most
+        last = found
+
+
+class _Halved(AttnProcessor):
+    def __call__(self, *arguments: Any, **others: Any) -> Tensor:
+        made: Tensor = super().__call__(*arguments, **others)
+        return made * 0.5
 
 
 def test_a_setting_that_would_do_nothing_is_an_error(pipe: Any) -> None:
