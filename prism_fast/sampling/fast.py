@@ -184,8 +184,15 @@ class FastSampler:
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
     def refresh(self) -> None:
-        """Networks anew where the pipeline's have changed."""
+        """Networks anew where the pipeline's have changed.
+
+        Raises:
+            UserError: it was moved to another device or converted to another precision.
+        """
         if self._state() != self._prepared:
+            check_parts(self._pipe, self.config, self._teacher)
+            if self._pipe.unet.device != self.device:
+                raise UserError(f"the pipeline was moved from {self.device} to {self._pipe.unet.device}: move it back")
             self._prepare()
 
     @torch.no_grad()

@@ -15,11 +15,13 @@ from torch import Generator, Tensor
 import prism_fast
 from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
-from prism_fast.sampling import drop_in
+from prism_fast.sampling import kept
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.drop_in import FastPipeline
+from prism_fast.sampling.fast import FastSampler
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_teacher
 from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
@@ -276,7 +278,7 @@ def test_changes_that_no_version_shows(
     pipe: Any, channels_last: bool, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Merged adapters, FreeU, processors, writes through ``.data``; with copies that own weights, and that do not."""
-    monkeypatch.setattr(drop_in, "Copies", lambda _: Copies(channels_last))
+    monkeypatch.setattr(kept, "Copies", lambda _: Copies(channels_last))
     attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     attention.to_q = layer = _Layer(attention.to_q)
     fast = prism_fast.compile(pipe)
@@ -324,13 +326,118 @@ def test_a_setting_that_would_do_nothing_is_an_error(pipe: Any) -> None:
 
 def test_samplers_and_embeddings_are_kept(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = prism_fast.compile(pipe)
-    asked: list[str] = []
+    asked: list[list[str]] = []
     encode = pipe.encode_prompt
-    monkeypatch.setattr(pipe, "encode_prompt", lambda p, *a, **k: (asked.extend(p), encode(p, *a, **k))[1])
+    monkeypatch.setattr(pipe, "encode_prompt", lambda p, *a, **k: (asked.append(p), encode(p, *a, **k))[1])
     for size in (32, 40, 48, 32, 56, 64, 32):
         fast(["boot", "coat", "boot"], num_inference_steps=1, height=size, width=32, output_type="latent")
-    assert asked == ["boot", "coat", ""]
-    assert len(fast._samplers) == drop_in.SAMPLERS
+    assert asked == [["boot", "coat", *[""] * 6]]
+    assert len(fast._samplers) == kept.SAMPLERS
+
+
+def test_every_network_call_has_one_shape(
+    pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """So an image depends neither on how many others there are nor on how many prompts were new."""
+    fast = prism_fast.compile(pipe, teacher, config={"compute_batch": 4})
+    rows: dict[str, set[int]] = {}
+    for name, network in {"text": pipe.text_encoder, "teacher": teacher.model}.items():
+        network.register_forward_pre_hook(
+            lambda _, given, kept, name=name: rows.setdefault(name, set()).add(len((*given, *kept.values())[0])),
+            with_kwargs=True,
+        )
+    arguments = {"num_inference_steps": 2, "output_type": "pt", "classes": 3}
+    prompts = [f"{prompt} {kind}" for prompt in PROMPTS for kind in ("dark", "light", "coat")]
+    many = fast(prompts, seeds=range(seed, seed + 9), **arguments)
+    assert rows == {"text": {8}, "teacher": {4}}
+    fast._encoder.forget()
+    alone = fast(prompts[8], seeds=[seed + 8], **arguments)
+    assert rows == {"text": {8}, "teacher": {4}}
+    assert torch.equal(alone.images[0], many.images[8]) and torch.equal(alone.logits[0], many.logits[8])
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Where a sampler is made, in its loop and in the last decoding; what was drawn and delivered stays."""
+    scheduled(pipe, "EulerAncestralDiscreteScheduler", {})
+    arguments = {"prompt": PROMPTS, "num_images_per_prompt": 3, "num_inference_steps": 2, "output_type": "latent"}
+    weak = {"scale": 0.01}  # a gradient of ReLUs jumps, and with it what is compared
+    guided = {"classes": [*range(9)]}
+    expected = prism_fast.compile(pipe, teacher, weak)(**arguments, **guided, generator=one(seed))
+    assert expected.compute_batch == [9] * 9
+    fast = prism_fast.compile(pipe, teacher, weak, config={"compute_batch": 6})
+    asked: list[tuple[str, int]] = []
+
+    def limited(name: str, most: int, *, spared: int = 0) -> None:
+        whole = getattr(FastSampler, name)
+
+        def part(self: FastSampler, *given: Any, **named: Any) -> Any:
+            batch = given[1].compute_batch if name == "__init__" else self.config.compute_batch
+            asked.append((name, batch))
+            if batch > most and asked.count((name, batch)) > spared:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, *given, **named)
+
+        monkeypatch.setattr(FastSampler, name, part)
+
+    limited("__init__", 5)
+    limited("run", 2)
+    with caplog.at_level("WARNING"):
+        found = fast(**arguments, **guided, generator=one(seed))
+    assert [record.args for record in caplog.records] == [(3, 6), (2, 6)]
+    assert found.compute_batch == [2] * 9
+    assert_near(found.images, expected.images)
+    caplog.clear()
+    again = fast(**arguments, **guided, generator=one(seed))
+    assert (
+        not caplog.records and torch.equal(again.images, found.images) and torch.equal(again.energies, found.energies)
+    )
+    # the second batch of a call, when it has run already
+    limited("images", 1, spared=1)
+    whole = arguments | {"output_type": "pt"}
+    found = fast(**whole, **guided, generator=one(seed))
+    assert found.compute_batch == [2] * 2 + [1] * 7 and found.images.shape == (9, 3, 32, 32)
+    assert found.energies.shape == (2, 9) and found.logits.shape == (9, 10)
+    monkeypatch.undo()
+    assert_near(found.images, prism_fast.compile(pipe, teacher, weak)(**whole, **guided, generator=one(seed)).images)
+    monkeypatch.setattr(FastSampler, "run", _no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        fast(**arguments, **guided)
+
+
+def _no_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_pipeline_that_was_converted_is_followed(pipe: Any, seed: int) -> None:
+    fast, fixed = prism_fast.compile(pipe), prism_fast.compile(pipe, config={"dtype": "float32"})
+    arguments = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt"}
+    full = fast(**arguments, generator=one(seed)).images
+    pipe.to(torch.bfloat16)
+    found, plain = (made(**arguments, generator=one(seed)).images for made in (fast, pipe))
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
+    with pytest.raises(UserError, match=r"dtype is float32, the pipeline is in torch.bfloat16: leave dtype out"):
+        fixed("boot")
+    pipe.to(torch.float32)
+    assert not torch.equal(fast(**arguments, generator=one(seed)).images, full)  # rounded to bf16 in between
+    assert fixed(**arguments, generator=one(seed)).images.dtype == torch.float32
+
+
+def test_a_teacher_elsewhere_is_refused(pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = prism_fast.compile(pipe, teacher)
+    for place in ("cuda:1", "meta"):
+        monkeypatch.setattr(teacher, "device", torch.device(place))
+        for several in (teacher, EnsembleTeacher([teacher])):
+            with pytest.raises(
+                UserError, match=rf"teacher is on {place}, the pipeline on cpu: .*load_teacher\(NAME, 'cpu'"
+            ):
+                prism_fast.compile(pipe, several)
+    monkeypatch.undo()
+    pipe.to("meta")
+    with pytest.raises(UserError, match=r"the teacher is on cpu, the pipeline on meta: load the teacher there"):
+        fast("boot", classes=1)
 
 
 def test_a_folder_and_a_name(pipe: Any, tmp_path: Path, seed: int) -> None:

@@ -372,6 +372,17 @@ def test_refusals(pipe: Any, teacher: EagerTeacher) -> None:
         ReferenceSampler(pipe, _config(level="fast"))
 
 
+def test_a_pipeline_that_was_moved_or_converted_is_refused(seed: int) -> None:
+    own = tiny_pipeline(0)
+    sampler = FastSampler(own, _config())
+    own.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"in torch.bfloat16, dtype is float32: load the pipeline in that"):
+        sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    own.to("meta", torch.float32)
+    with pytest.raises(UserError, match="moved from cpu to meta: move it back"):
+        sampler.refresh()
+
+
 def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
     sampler = FastSampler(pipe, _config())
     whole = sampler.sample(PROMPTS, CLASSES, _seeds(seed)).images
