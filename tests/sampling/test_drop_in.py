@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 import prism_fast
 from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
+from prism_fast.pipeline.load import load_pipeline
 from prism_fast.sampling import kept
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.copies import Copies
@@ -481,6 +482,17 @@ def test_half_precision(kind: str, dtype: torch.dtype, seed: int) -> None:
     assert found.dtype == plain.dtype and half.vae.dtype == dtype and half.unet.dtype == dtype
     error, budget = ((x.float() - truth).square().mean().sqrt() for x in (found, plain))
     assert error <= 2 * budget, (error, budget)
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_a_pipeline_loaded_in_fp16_can_be_used_beside_ours(kind: str, tmp_path: Path, seed: int) -> None:
+    """Its autoencoder stays in fp32."""
+    (tiny_pipeline if kind == "sd" else tiny_xl_pipeline)(0).save_pretrained(tmp_path / "pipeline")
+    fast = prism_fast.compile(load_pipeline(str(tmp_path / "pipeline"), "cpu", torch.float16, xl=True))
+    arguments = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt"}
+    plain, found = (made(**arguments, generator=one(seed)).images for made in (fast.pipe, fast))
+    assert found.dtype == plain.dtype == fast.pipe.vae.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
 
 
 def test_a_safety_checker_is_run(pipe: Any, seed: int) -> None:
