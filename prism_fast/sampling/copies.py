@@ -18,8 +18,13 @@ class Copies:
     """
 
     def __init__(self, channels_last: bool) -> None:
-        self.channels_last = channels_last
+        self._channels_last = channels_last
         self._made: dict[str, tuple[list[object], Any]] = {}
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of weights that are not their originals'."""
+        return torch.channels_last if self._channels_last else torch.contiguous_format
 
     def of(self, part: str, network: Any, dtype: torch.dtype | None = None) -> Any:
         """A copy of ``network`` as it is now, whose modules may be changed.
@@ -34,7 +39,7 @@ class Copies:
             shared = [] if self._owns(network, dtype) else [*network.parameters(), *network.buffers()]
             made = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
             made = made if dtype is None else made.to(dtype=dtype)
-            self._made[part] = state, made.to(memory_format=torch.channels_last) if self.channels_last else made
+            self._made[part] = state, made.to(memory_format=self.layout) if self._channels_last else made
         return self._made[part][1]
 
     def state(self, network: Any, dtype: torch.dtype | None = None) -> list[object]:
@@ -43,7 +48,7 @@ class Copies:
 
     def _owns(self, network: Any, dtype: torch.dtype | None) -> bool:
         """Whether a copy has weights of its own."""
-        return self.channels_last or (dtype is not None and dtype != network.dtype)
+        return self._channels_last or (dtype is not None and dtype != network.dtype)
 
 
 def decoding_network(pipe: Any, copies: Copies) -> Any:

@@ -82,8 +82,8 @@ def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
 class FastSampler:
     """Rows (prompt, class, seed) to images, as ``ReferenceSampler`` makes them, in a fraction of the time.
 
-    On CUDA it owns channels-last copies of UNet and teacher, which are renewed when the pipeline's weights change; the
-    pipeline itself is left as it is.
+    On CUDA it owns channels-last copies of UNet, autoencoders and teacher, which are renewed when the pipeline's
+    networks change; the pipeline itself is left as it is.
 
     Args:
         pipe: a loaded pipeline; its dtype must be ``config.dtype``.
@@ -259,6 +259,7 @@ class FastSampler:
             guidance.decoder,
             network=decoding_network(self._pipe, self._copies),
             size=self._sizes.latents[1:],
+            layout=self._copies.layout,
         )
         network = None
         if isinstance(teacher, EagerTeacher) and logit_weights(self._term) is not None:
