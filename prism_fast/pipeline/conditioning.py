@@ -20,8 +20,8 @@ from prism_fast.pipeline.load import is_xl
 CACHED_PROMPTS = 1024
 """Embeddings kept: 0.5 GB of an SDXL in fp16."""
 
-_CHUNK = 32
-"""Prompts in one call of an encoder."""
+_ROWS = 8
+"""Prompts in every call of an encoder, padding included: few calls ask for more, and it takes more for one alone."""
 
 _Pair = tuple[str, str]
 _Embedded = tuple[Tensor, Tensor | None]
@@ -155,8 +155,12 @@ class PromptEncoder:
         return list(zip(first, other, strict=True))
 
     def _embed(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
-        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
-        return [embedded for chunk in chunks for embedded in self._encode(chunk)]
+        """In calls of one shape, so that an embedding does not depend on how many prompts there are."""
+        found: list[_Embedded] = []
+        for start in range(0, len(pairs), _ROWS):
+            part = pairs[start : start + _ROWS]
+            found += self._encode([*part, *[("", "")] * (_ROWS - len(part))])[: len(part)]
+        return found
 
     def _encode(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
         pipe = self._pipe

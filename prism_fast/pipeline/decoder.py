@@ -132,6 +132,7 @@ def load_decoder(
     *,
     network: Any = None,
     size: tuple[int, int] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> LatentDecoder:
     """The decoder ``name`` of ``pipe``.
 
@@ -142,6 +143,7 @@ def load_decoder(
         tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
         network: in place of the pipeline's own autoencoder: a copy of it.
         size: (h, w) of the latents; None: the pipeline's own.
+        layout: of a tiny decoder's weights.
 
     Raises:
         UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
@@ -153,7 +155,8 @@ def load_decoder(
         raise UserError(unknown("decoder", name, DECODERS))
     kind, _, pixels = name.partition("@")
     own = pipe.vae if network is None else network
-    decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
+    network = own if kind == "kl" else _load_tiny(pipe, tiny).to(memory_format=layout)
+    decoder = AutoencoderDecoder(network, name)
     return _resized(decoder, pipe, int(pixels), size) if pixels else decoder
 
 

@@ -33,7 +33,8 @@ def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dt
     """A ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` in eval mode, without gradients.
 
     The safety checker is never loaded (it replaces images by black ones): a notice is logged where the pipeline has
-    one. In fp16 the VAE stays in fp32, because KL decoders overflow there.
+    one. In fp16 the VAE stays in fp32, because KL decoders overflow there; it takes fp16 latents all the same, so
+    that the pipeline can be called.
 
     Args:
         name: ``fashion``, a local folder in diffusers format, or a hub id ``org/name``.
@@ -176,4 +177,12 @@ def _place(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
             continue
         module.to(device=device, dtype=torch.float32 if network == "vae" and dtype == torch.float16 else dtype)
         module.eval().requires_grad_(False)
+    if dtype == torch.float16:
+        first = pipe.vae.decoder.conv_in if pipe.vae.post_quant_conv is None else pipe.vae.post_quant_conv
+        first.register_forward_pre_hook(_converted)  # diffusers hands its VAE whatever the UNet makes
     pipe.set_progress_bar_config(disable=True)
+
+
+def _converted(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs in the precision of the layer's weights."""
+    return (inputs[0].to(next(layer.parameters()).dtype), *inputs[1:])

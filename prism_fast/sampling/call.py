@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.conditioning import Conditioning
+from prism_fast.sampling.batch import Rows
 from prism_fast.sampling.noise import Noise, Shape, draw_noise
 
 XL_SIZES = (
@@ -143,3 +145,47 @@ class Randomness:
         init = draw() if given is None else given
         steps = [draw() for _ in range(draws)]
         return Noise(init=init, steps=torch.stack(steps) if steps else init.new_empty(0, count, *shape), generators=[])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a call's N images are made of, but for their noise.
+
+    Args:
+        told: of the prompts.
+        per_prompt: images of each prompt.
+        targets: [N].
+        seeds: N of them; None where the noise is not drawn from seeds.
+        time_ids: [2, 6] of an SDXL, negative half first; None for others.
+    """
+
+    told: Conditioning
+    per_prompt: int
+    targets: Sequence[int]
+    seeds: Sequence[int] | None
+    time_ids: Tensor | None
+
+    def rows(self, start: int, stop: int, batch: int) -> Rows:
+        """Images ``start`` to ``stop``, padded to ``batch`` with the last of them."""
+        filled = [*range(start, stop), *[stop - 1] * (start + batch - stop)]
+        indices = torch.tensor(filled, device=self.told.text.device)
+        told = self.told.rows(indices // self.per_prompt)
+        return Rows(
+            text=told.text,
+            unconditional=told.unconditional,
+            targets=torch.tensor([self.targets[index] for index in filled], device=indices.device),
+            seeds=[] if self.seeds is None else [self.seeds[index] for index in filled],
+            count=stop - start,
+            pooled=told.pooled,
+            time_ids=None if self.time_ids is None else self.time_ids.repeat_interleave(batch, 0),
+        )
+
+
+def padded(noise: Noise, start: int, stop: int, batch: int) -> Noise:
+    """That of images ``start`` to ``stop``, padded to ``batch`` with the last of them."""
+    short = start + batch - stop
+    init, steps = noise.init[start:stop], noise.steps[:, start:stop]
+    if short:
+        init = torch.cat([init, init[-1:].expand(short, -1, -1, -1)])
+        steps = torch.cat([steps, steps[:, -1:].expand(-1, short, -1, -1, -1)], 1)
+    return Noise(init=init, steps=steps, generators=[])

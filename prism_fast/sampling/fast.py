@@ -28,7 +28,7 @@ from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.copies import Copies, decoding_network, state_of
+from prism_fast.sampling.copies import Copies, decoding_dtype, decoding_network
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import (
     GateThresholds,
@@ -42,6 +42,7 @@ from prism_fast.sampling.guidance import (
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import check_term, is_capturable, serving
+from prism_fast.sampling.state import text_state
 from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
@@ -81,8 +82,8 @@ def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
 class FastSampler:
     """Rows (prompt, class, seed) to images, as ``ReferenceSampler`` makes them, in a fraction of the time.
 
-    On CUDA it owns channels-last copies of UNet and teacher, which are renewed when the pipeline's weights change; the
-    pipeline itself is left as it is.
+    On CUDA it owns channels-last copies of UNet, autoencoders and teacher, which are renewed when the pipeline's
+    networks change; the pipeline itself is left as it is.
 
     Args:
         pipe: a loaded pipeline; its dtype must be ``config.dtype``.
@@ -117,6 +118,7 @@ class FastSampler:
         self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
         self._copies = copies if copies is not None else Copies(self._cuda)
         self._sizes = sizes if sizes is not None else Sizes.of(pipe)
+        self._told = text_state(pipe)
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         schedule = build_schedule(pipe.scheduler, config, self.device)
         table = step_table(schedule, config.guidance)
@@ -172,16 +174,26 @@ class FastSampler:
     def _begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> tuple[Rows, Noise]:
         """A batch and its noise, for the weights that the pipeline has now."""
         self.refresh()
+        told = text_state(self._pipe)
+        if told != self._told:
+            self._rows.forget()
+            self._told = told
         rows = self._rows(prompts, class_indices, seeds)
         return rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws)
 
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
     def refresh(self) -> None:
-        """Networks and embeddings anew where the pipeline's weights have changed."""
-        if _state(self._pipe) != self._weights:
+        """Networks anew where the pipeline's have changed.
+
+        Raises:
+            UserError: it was moved to another device or converted to another precision.
+        """
+        if self._state() != self._prepared:
+            check_parts(self._pipe, self.config, self._teacher)
+            if self._pipe.unet.device != self.device:
+                raise UserError(f"the pipeline was moved from {self.device} to {self._pipe.unet.device}: move it back")
             self._prepare()
-            self._rows.forget()
 
     @torch.no_grad()
     def run(self, rows: Rows, noise: Noise) -> None:
@@ -218,7 +230,7 @@ class FastSampler:
 
     def _prepare(self) -> None:
         """Networks, gradient and graphs, for the weights that the pipeline has now."""
-        self._weights = _state(self._pipe)
+        self._prepared = self._state()
         check_sizes(self._pipe, self._sizes)
         unet = self._copies.of(f"unet, attention {self.config.attention}", self._pipe.unet)
         if self.config.attention == "xformers":
@@ -231,6 +243,11 @@ class FastSampler:
         self._gradient = self._make_gradient()
         self._graphs = Captured(self._buffers.all(), self._cuda and is_capturable(self._teacher))
 
+    def _state(self) -> list[object]:
+        """Of the networks that are copied."""
+        unet, vae = self._pipe.unet, self._pipe.vae
+        return [*self._copies.state(unet), *self._copies.state(vae, decoding_dtype(vae))]
+
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
         if guidance is None or teacher is None or self._term is None:
@@ -240,6 +257,7 @@ class FastSampler:
             guidance.decoder,
             network=decoding_network(self._pipe, self._copies),
             size=self._sizes.latents[1:],
+            layout=self._copies.layout,
         )
         network = None
         if isinstance(teacher, EagerTeacher) and logit_weights(self._term) is not None:
@@ -365,7 +383,3 @@ def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: Gate
 def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """tau and delta of every class, fp32 [K]."""
     return None if gate is None else (torch.tensor(gate.tau, device=device), torch.tensor(gate.delta, device=device))
-
-
-def _state(pipe: Any) -> list[object]:
-    return state_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))

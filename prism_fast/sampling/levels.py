@@ -25,11 +25,9 @@ def make_sampler(
         return ReferenceSampler(pipe, config, teacher, gate)
     from prism_fast.sampling.fast import FastSampler
 
-    sampler = FastSampler(pipe, config, teacher, gate)  # refuses what does not fit now, not at the first batch
-    if sampler.device.type != "cuda":
-        return sampler
-    return HalvingSampler(
-        sampler,
-        lambda batch: FastSampler(pipe, replace(config, compute_batch=batch), teacher, gate),
-        config.compute_batch,
-    )
+    def make(batch: int) -> Sampler:
+        return FastSampler(pipe, replace(config, compute_batch=batch), teacher, gate)
+
+    if pipe.unet.device.type != "cuda":
+        return make(config.compute_batch)
+    return HalvingSampler(make, config.compute_batch)

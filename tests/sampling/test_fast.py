@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from diffusers.models.attention_processor import AttnProcessor
 from scipy.stats import binom
 from torch import Tensor
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prism_fast.errors import UserError
 from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.feature_reuse import SplitUNet, features_shape
+from prism_fast.pipeline.load import load_pipeline
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.fast import FastSampler, step_kinds
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.noise import draw_noise
@@ -343,6 +346,31 @@ def test_the_pipeline_is_left_as_it_was(teacher: EagerTeacher, seed: int) -> Non
     assert torch.equal(own("a coat", generator=torch.Generator().manual_seed(seed), **arguments).images, first)
 
 
+@pytest.mark.parametrize("decoder", ["kl", "tiny"])
+def test_copies_in_channels_last(decoder: str, teacher: EagerTeacher, tmp_path: Any, seed: int) -> None:
+    """As on CUDA: every network that convolves, and none of the pipeline's or the teacher's own."""
+    tiny_pipeline(1).save_pretrained(tmp_path)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3, decoder_block_out_channels=(8,) * 3, num_encoder_blocks=(1,) * 3,
+        num_decoder_blocks=(1,) * 3,
+    ).save_pretrained(tmp_path / "vae_tiny")  # fmt: skip
+    own = load_pipeline(str(tmp_path))
+    config = _config({"decoder": decoder}, level="fast")
+    plain = FastSampler(own, config, teacher, GATE)
+    ours = FastSampler(own, config, teacher, GATE, copies=Copies(True))
+    used = [one._autoencoder for one in (ours._decoder, ours._guidance_decoder)]
+    used += [ours._denoiser._unet, ours._copies.of("teacher", teacher.model)]
+    for network in used:
+        spread = [w for w in network.parameters() if w.dim() == 4]
+        assert spread and all(w.is_contiguous(memory_format=torch.channels_last) for w in spread)
+    for network in (own.unet, own.vae, teacher.model):
+        assert all(w.is_contiguous() for w in network.parameters())
+    states = [draw_noise(_seeds(seed), (4, 8, 8), 0).init] * 6
+    steps = (one.follow(PROMPTS, CLASSES, _seeds(seed), states) for one in (plain, ours))
+    for (_, expected), (_, found) in zip(*steps, strict=True):
+        assert (found - expected).abs().median() <= 1e-6 * expected.abs().max()
+
+
 @pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
 def test_half_precision(make: Callable[[int], Any], teacher: EagerTeacher, seed: int) -> None:
     """bf16: no further from fp32 than twice the reference loop in bf16."""
@@ -426,6 +454,17 @@ def test_an_xl_of_parts_that_do_not_fit_is_refused() -> None:
     for sampler in (FastSampler, ReferenceSampler):
         with pytest.raises(UserError, match="latents_mean is not supported"):
             sampler(own, _config())
+
+
+def test_a_pipeline_that_was_moved_or_converted_is_refused(seed: int) -> None:
+    own = tiny_pipeline(0)
+    sampler = FastSampler(own, _config())
+    own.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"in torch.bfloat16, dtype is float32: load the pipeline in that"):
+        sampler.sample(PROMPTS, CLASSES, _seeds(seed))
+    own.to("meta", torch.float32)
+    with pytest.raises(UserError, match="moved from cpu to meta: move it back"):
+        sampler.refresh()
 
 
 def test_the_final_decode_in_slices(pipe: Any, seed: int) -> None:
