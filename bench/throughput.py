@@ -74,7 +74,7 @@ def parser() -> Parser:
     add("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     add("--threads", type=int, help="of the CPU; default: torch's own choice")
     add("--json", type=Path, metavar="FILE", help="a new file: environment, settings and rows as one object")
-    add("--trace", type=Path, metavar="FILE", help="a new file: Chrome trace of one call of the last of ours")
+    add("--trace", type=Path, metavar="FILE", help="a new file: Chrome trace of one call of the last row of ours")
     return made
 
 
@@ -161,8 +161,8 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
             settings = {"pipeline": options.pipeline, "weights": options.weights, "teacher": options.teacher}
             settings |= {"published": asdict(published), "schedule": asdict(schedule), "repeats": options.repeats}
             report(made, {**where, "peak_flop_per_s": peak, "agreement": agreement, **settings}, options)
-    if options.trace and ours:
-        trace(pipe, teacher, ours[-1], options.trace)
+    if options.trace:
+        trace(pipe, teacher, [one for one in them.values() if one.by == "prism_fast"][-1], options.trace)
 
 
 def report(made: Sequence[Row], where: dict[str, object], options: argparse.Namespace) -> None:

@@ -113,6 +113,14 @@ def test_its_trace(written: tuple[Any, Path, Path]) -> None:
     assert json.loads(written[2].read_text())["traceEvents"]
 
 
+def test_the_trace_of_the_reference_loop_alone(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    throughput.main(_arguments(folders, "--sampler", "reference", "--trace", str(tmp_path / "trace.json")))
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
 def test_it_stops_where_exact_is_not_the_reference(
     folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
