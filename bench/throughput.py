@@ -64,6 +64,7 @@ def parser() -> Parser:
     add("--scale", type=float, default=0.3, help="of the guidance (default: 0.3)")
     add("--backend", choices=TEACHER_BACKENDS, help="of the teacher's gradient at level fast")
     add("--decoder", help="that guides at level fast")
+    add("--tiny", metavar="WHERE", help="folder or hub id of the decoder tiny; default: the pipeline's own")
     add("--start", type=float, help="ours: guidance begins here, as a share of the steps")
     add("--stop", type=float, help="... and ends")
     add("--every", type=int, help="ours at level fast: steps from one gradient to the next, which reuse it")
@@ -111,7 +112,7 @@ def configuration(options: argparse.Namespace) -> tuple[SamplerConfig, Schedule]
         compute_batch=options.batch,
         dtype=options.dtype,
         compile="on" if options.compile else "auto",
-        guidance=GuidanceConfig(scale=options.scale, gate="none"),
+        guidance=GuidanceConfig(scale=options.scale, gate="none", tiny=options.tiny),
         **settings,
     )
     ours = LARGE if it else Schedule()

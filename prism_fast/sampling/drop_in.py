@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import Conditioning, PromptEncoder, Wording
+from prism_fast.pipeline.decoder import load_decoder
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted, is_xl
 from prism_fast.sampling.batch import Rows
@@ -114,6 +115,8 @@ class FastPipeline:
         self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
         Denoiser(pipe, 1.0, pooled=self._xl)
+        if self._guidance is not None:
+            load_decoder(pipe, self._guidance.decoder.partition("@")[0], self._guidance.tiny)
 
     @torch.no_grad()
     def __call__(

@@ -240,6 +240,7 @@ class FastSampler:
         self._guidance_decoder = load_decoder(
             self._pipe,
             guidance.decoder,
+            guidance.tiny,
             network=decoding_network(self._pipe, self._copies),
             size=self._sizes.latents[1:],
         )

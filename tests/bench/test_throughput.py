@@ -198,6 +198,12 @@ def test_the_schedule_of_its_defaults() -> None:
     assert them["fast"].unguided == them["exact"].unguided
 
 
+def test_a_tiny_decoder_is_found_where_it_is_said() -> None:
+    options = throughput.parser().parse_args(["--tiny", "here", "--decoder", "tiny"])
+    guidance = contenders(*throughput.configuration(options), LEVELS, compiled=False)["fast"].config.guidance
+    assert guidance is not None and (guidance.decoder, guidance.tiny) == ("tiny", "here")
+
+
 def test_rows_differ_from_turn_to_turn() -> None:
     turns = [rows_of(turn, 16, 10) for turn in range(3)]
     assert len({prompt for rows in turns for prompt in rows.prompts}) == 48

@@ -20,7 +20,7 @@ from prism_fast.sampling.copies import state_of
 from prism_fast.sampling.drop_in import FastPipeline
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import save_tiny_decoder, save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag"]
 SCHEDULERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -475,3 +475,16 @@ def test_guided_calls_that_are_refused(pipe: Any, teacher: EagerTeacher) -> None
     ):
         with pytest.raises(UserError, match=message):
             fast("boot", classes=classes)
+
+
+def test_a_small_decoder_guides(pipe: Any, teacher: EagerTeacher, tmp_path: Path, seed: int) -> None:
+    options = {"decoder": "tiny@16", "scale": 0.3}
+    place = {"tiny": str(save_tiny_decoder(tmp_path))}
+    fast = prism_fast.compile(pipe, teacher, guidance=options | place, config={"level": "fast"})
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "seeds": [seed], "classes": 3, "output_type": "latent"}
+    found = fast("a coat", **arguments)
+    assert found.energies.isfinite().all()
+    plain = prism_fast.compile(pipe)("a coat", num_inference_steps=2, seeds=[seed], output_type="latent")
+    assert (found.images - plain.images).abs().max() > 1e-2
+    with pytest.raises(UserError, match="madebyollin/taesd for"):  # at once, not at the first call
+        prism_fast.compile(pipe, teacher, guidance=options, config={"level": "fast"})

@@ -24,7 +24,7 @@ from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.sampling.schedules import Schedule
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_teacher, tiny_pipeline
+from tests.tiny import save_tiny_decoder, save_tiny_teacher, tiny_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
 CLASSES = [4, 9, 8, 2]
@@ -355,18 +355,9 @@ def test_half_precision(teacher: EagerTeacher, seed: int) -> None:
     assert error <= 2 * budget
 
 
-def _decoding_in_fp16(folder: Path, decoder: str) -> tuple[Any, Any]:
+def _decoding_in_fp16() -> tuple[Any, Any]:
     """A pipeline whose decoder computes in fp16 (as sdxl-vae-fp16-fix does), and the same one in fp32."""
-    torch.manual_seed(0)
-    from diffusers import AutoencoderTiny
-
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(1, 1, 1), latent_channels=4,
-    ).save_pretrained(folder / "vae_tiny")  # fmt: skip
     half, full = tiny_pipeline(0), tiny_pipeline(0)
-    for own in (half, full):
-        own.register_to_config(_name_or_path=str(folder))
     half.vae.half().register_to_config(force_upcast=False)
     return half, full
 
@@ -376,8 +367,9 @@ def _decoding_in_fp16(folder: Path, decoder: str) -> tuple[Any, Any]:
 def test_small_gradients_pass_a_decoder_in_fp16(
     teacher: EagerTeacher, tmp_path: Path, decoder: str, weight: float, seed: int
 ) -> None:
-    half, full = _decoding_in_fp16(tmp_path, decoder)
-    guidance = {"gate": "none", "free_weight": 0.0, "class_weight": weight, "decoder": decoder}
+    half, full = _decoding_in_fp16()
+    guidance: dict[str, Any] = {"gate": "none", "free_weight": 0.0, "class_weight": weight, "decoder": decoder}
+    guidance["tiny"] = str(save_tiny_decoder(tmp_path))
     states = [torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for _ in range(2)]
     config = _config(guidance, level="fast", steps=2)
     samplers = [FastSampler(own, config, teacher) for own in (half, full)]
