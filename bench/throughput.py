@@ -2,6 +2,7 @@
 
     python bench/throughput.py [--device cpu] [--json FILE] [--trace FILE]
     python bench/throughput.py --device cuda --pipeline sd15 --weights random --batch 32 --dtype bfloat16
+    python bench/throughput.py --device cuda --pipeline sd15 --tiny madebyollin/taesd --dtype float16
 
 Level ``exact`` is verified against the reference loop first. Rows (bench/contenders.py says what each leaves out):
 ``naive``, the published loop with guidance at every step, also at batch 1; ``same-schedule``, that loop at our
@@ -35,6 +36,7 @@ from bench.record import RESULTS, append, environment
 from bench.report import Row, rows, table
 from prism_fast.config import DTYPES, check_new_file, replacing, resolve_device, resolve_dtype
 from prism_fast.errors import UserError
+from prism_fast.pipeline.decoder import load_decoder
 from prism_fast.sampling.config import LEVELS, TEACHER_BACKENDS, GuidanceConfig, SamplerConfig
 
 FASHION: dict[str, Any] = {"steps": 20, "cfg_scale": 3.0}
@@ -146,6 +148,8 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
     where, peak = environment(device), matmul_peak(device, resolve_dtype(options.dtype))
     print(" ".join(f"{key}={value}" for key, value in where.items()), f"peak={peak / 1e12:.3g} TFLOP/s", flush=True)
     course, them = Course(pipe, teacher, peak), contenders(published, schedule, levels, _compiles(options))
+    for guidance in (one.config.guidance for one in them.values() if one.config.guidance):
+        load_decoder(pipe, guidance.decoder, guidance.tiny)  # what is missing is said before anything is timed
     agreement = None
     if set(levels) - {"reference"}:
         agreement = course.agreement(contenders(published, schedule, ["exact"], False)["exact"].config)

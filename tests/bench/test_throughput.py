@@ -204,6 +204,17 @@ def test_a_tiny_decoder_is_found_where_it_is_said() -> None:
     assert guidance is not None and (guidance.decoder, guidance.tiny) == ("tiny", "here")
 
 
+def test_a_decoder_that_is_not_there_is_said_before_anything_is_timed(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main(_arguments(folders, "--decoder", "tiny"))
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "no tiny decoder" in said.err and "reference" not in said.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_differ_from_turn_to_turn() -> None:
     turns = [rows_of(turn, 16, 10) for turn in range(3)]
     assert len({prompt for rows in turns for prompt in rows.prompts}) == 48
