@@ -14,6 +14,7 @@ from prism_fast.recipes.fields import build
 from prism_fast.sampling.config import LEVELS
 
 _log = logging.getLogger(__name__)
+_RECIPE = "--recipe prism-fast (prism-fast calibrate measures what yours bear)"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,6 +43,8 @@ def run(arguments: Sequence[str]) -> None:
         _log.info(
             "recipe %s is unguided; settings put guidance on (and the record still says %s)", *[config.recipe] * 2
         )
+    if config.sampler.level == "fast" and not config.sampler.approximations:
+        _log.info("sampler.level: fast alone switches no approximation on and is exact: name some, or take %s", _RECIPE)
     from prism_fast.engine import local
     from prism_fast.progress import progress
     from prism_fast.study.text import synthesis_summary

@@ -11,8 +11,8 @@ import torch
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
 from prism_fast.pipeline.components import load_components, quiet
-from prism_fast.pipeline.configuration import read_configuration
-from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
+from prism_fast.pipeline.configuration import read_configuration, settings_of
+from prism_fast.pipeline.hub import hub_errors, is_hub_id, not_fetched, why_unreachable
 from prism_fast.pipeline.weights import fingerprint
 from prism_fast.registry import unknown
 
@@ -79,11 +79,11 @@ def pipeline_fingerprint(pipe: Any) -> str:
         for name, tensor in getattr(pipe, network).state_dict().items()
     }
     settings = {
-        "unet": _settings(pipe.unet.config),
-        "vae": _settings(pipe.vae.config),
+        "unet": settings_of(pipe.unet.config),
+        "vae": settings_of(pipe.vae.config),
         "text_encoder": _text_settings(pipe.text_encoder),
         # Which scheduler values are only defaults decides what another scheduler takes over from this one.
-        "scheduler": _settings(pipe.scheduler.config)
+        "scheduler": settings_of(pipe.scheduler.config)
         | {"defaults": sorted(pipe.scheduler.config.get("_use_default_values", []))},
         "tokenizer": [pipe.tokenizer.get_vocab(), pipe.tokenizer.model_max_length],
     }
@@ -108,10 +108,6 @@ def latent_shape(pipe: Any) -> tuple[int, int, int]:
     return int(pipe.unet.config.in_channels), int(height), int(width)
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in dict(config).items() if not key.startswith("_")}
-
-
 def _text_settings(encoder: Any) -> dict[str, Any]:
     return {key: getattr(encoder.config, key, None) for key in _TEXT_SETTINGS}
 
@@ -133,7 +129,7 @@ def _resolve(name: str) -> Path:
         if not (folder / _INDEX).is_file():
             raise UserError(f"{folder} has no {_INDEX}: give a folder in diffusers format (save_pretrained)")
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         return _fetch(name)
     if "/" in name or name.startswith("."):
         raise UserError(f"no such pipeline folder: {name!r}")

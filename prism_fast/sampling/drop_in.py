@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import Conditioning, PromptEncoder, Wording
+from prism_fast.pipeline.decoder import load_decoder
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.load import is_xl
 from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted, check_dtype
@@ -118,6 +119,8 @@ class FastPipeline:
         self._begin()
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
         Denoiser(pipe, 1.0)
+        if self._guidance is not None:
+            load_decoder(pipe, self._guidance.decoder.partition("@")[0], self._guidance.tiny)
 
     @torch.no_grad()
     def __call__(

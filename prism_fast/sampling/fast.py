@@ -45,7 +45,7 @@ from prism_fast.sampling.serving import check_term, is_capturable, serving
 from prism_fast.sampling.state import text_state
 from prism_fast.sampling.tables import step_table
 from prism_fast.teachers.base import Teacher
-from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.eager import EagerTeacher, power_of_two
 from prism_fast.teachers.fused import RawGradient, raw_gradient
 
 
@@ -255,6 +255,7 @@ class FastSampler:
         self._guidance_decoder = load_decoder(
             self._pipe,
             guidance.decoder,
+            guidance.tiny,
             network=decoding_network(self._pipe, self._copies),
             size=self._sizes.latents[1:],
             layout=self._copies.layout,
@@ -350,7 +351,7 @@ class FastSampler:
         with torch.enable_grad():
             raw = self._guidance_decoder.raw(latents)
         energy, along = gradient(raw.detach(), buffers.targets)
-        (pulled,) = torch.autograd.grad(raw, latents, along.to(raw))
+        pulled = _pulled_back(raw, latents, along)
         norms = image_norms(pulled)
         if guidance.direction == "random":  # what is dropped is still decided by the gradient
             usable = norms.isfinite() & (norms > 0)
@@ -370,6 +371,17 @@ class FastSampler:
             skipped=skipped.cpu(),
             compute_batch=self.config.compute_batch,
         )
+
+
+def _pulled_back(raw: Tensor, latents: Tensor, along: Tensor) -> Tensor:
+    """d energy_i / d latents_i fp32 [B, C, h, w] of the decoder's output [B, 3, H, W] and the gradient there, fp32."""
+    if raw.dtype != torch.float16:
+        (pulled,) = torch.autograd.grad(raw, latents, along.to(raw))
+        return pulled
+    # fp16 flushes small gradients to zero: each image's largest is brought to [1, 2), exactly
+    scale = power_of_two(along.flatten(1)).view(-1, 1, 1, 1)
+    (pulled,) = torch.autograd.grad(raw, latents, (along * scale).to(raw))
+    return pulled / scale
 
 
 def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:

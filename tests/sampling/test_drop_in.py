@@ -24,7 +24,7 @@ from prism_fast.sampling.fast import FastSampler
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import save_tiny_decoder, save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag"]
 SCHEDULERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -488,7 +488,7 @@ def test_half_precision(kind: str, dtype: torch.dtype, seed: int) -> None:
 def test_a_pipeline_loaded_in_fp16_can_be_used_beside_ours(kind: str, tmp_path: Path, seed: int) -> None:
     """Its autoencoder stays in fp32."""
     (tiny_pipeline if kind == "sd" else tiny_xl_pipeline)(0).save_pretrained(tmp_path / "pipeline")
-    fast = prism_fast.compile(load_pipeline(str(tmp_path / "pipeline"), "cpu", torch.float16, xl=True))
+    fast = prism_fast.compile(load_pipeline(str(tmp_path / "pipeline"), "cpu", torch.float16))
     arguments = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt"}
     plain, found = (made(**arguments, generator=one(seed)).images for made in (fast.pipe, fast))
     assert found.dtype == plain.dtype == fast.pipe.vae.dtype == torch.float32
@@ -649,3 +649,16 @@ def test_guided_calls_that_are_refused(pipe: Any, teacher: EagerTeacher) -> None
     ):
         with pytest.raises(UserError, match=message):
             fast("boot", classes=classes)
+
+
+def test_a_small_decoder_guides(pipe: Any, teacher: EagerTeacher, tmp_path: Path, seed: int) -> None:
+    options = {"decoder": "tiny@16", "scale": 0.3}
+    place = {"tiny": str(save_tiny_decoder(tmp_path))}
+    fast = prism_fast.compile(pipe, teacher, guidance=options | place, config={"level": "fast"})
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "seeds": [seed], "classes": 3, "output_type": "latent"}
+    found = fast("a coat", **arguments)
+    assert found.energies.isfinite().all()
+    plain = prism_fast.compile(pipe)("a coat", num_inference_steps=2, seeds=[seed], output_type="latent")
+    assert (found.images - plain.images).abs().max() > 1e-2
+    with pytest.raises(UserError, match="madebyollin/taesd for"):  # at once, not at the first call
+        prism_fast.compile(pipe, teacher, guidance=options, config={"level": "fast"})
