@@ -13,7 +13,7 @@ from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import PromptEncoder, Wording
 from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.text import Embedded, encode_prompts
-from prism_fast.sampling.call import image_size, time_ids
+from prism_fast.sampling.pixels import image_size, time_ids
 
 CACHED_PROMPTS = 4096
 """Embeddings kept: 0.5 GB of a Stable Diffusion 1.5 in fp16 and 1.3 GB of an SDXL, everything of an ordinary list."""

@@ -23,9 +23,7 @@ from prism_fast.sampling.call import (
     Images,
     Randomness,
     check_others,
-    image_size,
     padded,
-    time_ids,
 )
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.delivery import Delivery, FastPipelineOutput, FastXLPipelineOutput
@@ -33,6 +31,7 @@ from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.guidance import check_device
 from prism_fast.sampling.kept import KeptSamplers
 from prism_fast.sampling.noise import Noise
+from prism_fast.sampling.pixels import image_size, time_ids
 from prism_fast.sampling.schedules import own_scheduler
 from prism_fast.sampling.serving import resolve_backend
 from prism_fast.sampling.state import text_state
