@@ -2,6 +2,7 @@
 
     python bench/throughput.py [--device cpu] [--json FILE] [--trace FILE]
     python bench/throughput.py --device cuda --pipeline sd15 --weights random --batch 32 --dtype bfloat16
+    python bench/throughput.py --device cuda --pipeline sd15 --tiny madebyollin/taesd --dtype float16
 
 Level ``exact`` is verified against the reference loop first. Rows (bench/contenders.py says what each leaves out):
 ``naive``, the published loop with guidance at every step, also at batch 1; ``same-schedule``, that loop at our
@@ -35,6 +36,7 @@ from bench.record import RESULTS, append, environment
 from bench.report import Row, rows, table
 from prism_fast.config import DTYPES, check_new_file, replacing, resolve_device, resolve_dtype
 from prism_fast.errors import UserError
+from prism_fast.pipeline.decoder import load_decoder
 from prism_fast.sampling.config import LEVELS, TEACHER_BACKENDS, GuidanceConfig, SamplerConfig
 
 FASHION: dict[str, Any] = {"steps": 20, "cfg_scale": 3.0}
@@ -64,6 +66,7 @@ def parser() -> Parser:
     add("--scale", type=float, default=0.3, help="of the guidance (default: 0.3)")
     add("--backend", choices=TEACHER_BACKENDS, help="of the teacher's gradient at level fast")
     add("--decoder", help="that guides at level fast")
+    add("--tiny", metavar="WHERE", help="folder or hub id of the decoder tiny; default: the pipeline's own")
     add("--start", type=float, help="ours: guidance begins here, as a share of the steps")
     add("--stop", type=float, help="... and ends")
     add("--every", type=int, help="ours at level fast: steps from one gradient to the next, which reuse it")
@@ -74,7 +77,7 @@ def parser() -> Parser:
     add("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     add("--threads", type=int, help="of the CPU; default: torch's own choice")
     add("--json", type=Path, metavar="FILE", help="a new file: environment, settings and rows as one object")
-    add("--trace", type=Path, metavar="FILE", help="a new file: Chrome trace of one call of the last of ours")
+    add("--trace", type=Path, metavar="FILE", help="a new file: Chrome trace of one call of the last row of ours")
     return made
 
 
@@ -109,7 +112,7 @@ def configuration(options: argparse.Namespace) -> tuple[SamplerConfig, Schedule]
         compute_batch=options.batch,
         dtype=options.dtype,
         compile="on" if options.compile else "auto",
-        guidance=GuidanceConfig(scale=options.scale, gate="none"),
+        guidance=GuidanceConfig(scale=options.scale, gate="none", tiny=options.tiny),
         **settings,
     )
     ours = LARGE if it else Schedule()
@@ -143,6 +146,8 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
     where, peak = environment(device), matmul_peak(device, resolve_dtype(options.dtype))
     print(" ".join(f"{key}={value}" for key, value in where.items()), f"peak={peak / 1e12:.3g} TFLOP/s", flush=True)
     course, them = Course(pipe, teacher, peak), contenders(published, schedule, levels, _compiles(options))
+    for guidance in (one.config.guidance for one in them.values() if one.config.guidance):
+        load_decoder(pipe, guidance.decoder, guidance.tiny)  # what is missing is said before anything is timed
     agreement = None
     if set(levels) - {"reference"}:
         agreement = course.agreement(contenders(published, schedule, ["exact"], False)["exact"].config)
@@ -159,8 +164,8 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
             settings = {"pipeline": options.pipeline, "weights": options.weights, "teacher": options.teacher}
             settings |= {"published": asdict(published), "schedule": asdict(schedule), "repeats": options.repeats}
             report(made, {**where, "peak_flop_per_s": peak, "agreement": agreement, **settings}, options)
-    if options.trace and ours:
-        trace(pipe, teacher, ours[-1], options.trace)
+    if options.trace:
+        trace(pipe, teacher, [one for one in them.values() if one.by == "prism_fast"][-1], options.trace)
 
 
 def report(made: Sequence[Row], where: dict[str, object], options: argparse.Namespace) -> None:

@@ -407,6 +407,16 @@ def test_guidance_over_an_unguided_recipe_is_told(tmp_path: Path, caplog: pytest
         assert len(told) == bool(scale)
 
 
+def test_level_fast_without_an_approximation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = ["synthesize", "--out", str(tmp_path / "x"), "--pipeline", "./nowhere", "--sampler"]
+    told = []
+    for more in (["exact"], ["fast"], ["fast", "--sampler.reuse_features", "2"], ["fast", "--recipe", "prism-fast"]):
+        caplog.clear()
+        assert main([*command, *more]) == EXIT_ERROR
+        told.append(sum("--recipe prism-fast" in record.getMessage() for record in caplog.records))
+    assert told == [0, 1, 0, 0]
+
+
 def test_a_demo_is_not_evaluated_as_a_whole(shards: Path, tmp_path: Path, capsys: Capture) -> None:
     shutil.copytree(shards, tmp_path / "plain" / "shards")
     message = error_of(capsys, ["evaluate", str(tmp_path)])

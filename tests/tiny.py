@@ -167,6 +167,19 @@ def save_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
     return Path(folder)
 
 
+def save_tiny_decoder(folder: str | Path, seed: int = 0, channels: int = 4) -> Path:
+    """Writes a random ``AutoencoderTiny`` for latents of :func:`tiny_pipeline` in diffusers format."""
+    from diffusers import AutoencoderTiny
+
+    with _seeded(seed):
+        made = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1), latent_channels=channels,
+        )  # fmt: skip
+    made.save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
 def save_tiny_teacher(
     folder: str | Path, num_classes: int = 10, seed: int = 0, architecture: str = "resnet10t", size: int = IMAGE_SIZE
 ) -> Path:

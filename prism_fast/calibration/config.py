@@ -9,7 +9,7 @@ from typing import Literal
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
-from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig, Scheduler
 from prism_fast.synthesis.config import SynthesisConfig
 
 
@@ -23,7 +23,10 @@ class FitDecoderConfig:
             ``teacher.yaml`` file of names.
         images: how many unguided images to fit to.
         seed: 0 <= seed < 2**63; of the images.
+        scheduler: ``pndm``, ``ddim``, ``ddpm``, ``euler``, ``euler_a`` or ``dpmsolver++``; give what the pipeline is
+            made for, ``steps`` and ``cfg_scale`` too (a Turbo: ``euler``, 4 and 1).
         steps: denoising steps of an image.
+        cfg_scale: of classifier-free guidance.
         batch: rows of every network call.
         dtype: of the networks; a fit belongs to one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -33,7 +36,9 @@ class FitDecoderConfig:
     vocabulary: str = "fashion"
     images: int = 64
     seed: int = 0
+    scheduler: Scheduler = "dpmsolver++"
     steps: int = 20
+    cfg_scale: float = 3.0
     batch: int = 64
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
@@ -43,7 +48,13 @@ class FitDecoderConfig:
 
     def synthesis(self) -> SynthesisConfig:
         """The unguided images, as a synthesis."""
-        sampler = SamplerConfig(steps=self.steps, compute_batch=self.batch, dtype=self.dtype)
+        sampler = SamplerConfig(
+            scheduler=self.scheduler,
+            steps=self.steps,
+            cfg_scale=self.cfg_scale,
+            compute_batch=self.batch,
+            dtype=self.dtype,
+        )
         return SynthesisConfig(
             pipeline=self.pipeline,
             vocabulary=self.vocabulary,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prism_fast.calibration.config import FitDecoderConfig
 from prism_fast.config import resolve_device, resolve_dtype
 from prism_fast.errors import UserError
-from prism_fast.pipeline.linear_fit import fit_linear, fit_quality, linear_file, save_linear
-from prism_fast.pipeline.load import load_pipeline
+from prism_fast.pipeline.linear_fit import fit_linear, fit_quality, linear_file, linear_record, save_linear
+from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.pipeline.text import prompt_fits
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
@@ -34,16 +36,30 @@ class Fit:
     error: float
 
 
-def fit_decoder(config: FitDecoderConfig, progress: ProgressFactory = silent, force: bool = False) -> Fit | Path:
-    """Fits and keeps the decoder; where a fit for this very pipeline is kept already, only says where.
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A fit that was there.
+
+    Args:
+        file: where it is kept.
+        record: what it was fitted to.
+    """
+
+    file: Path
+    record: Mapping[str, Any]
+
+
+def fit_decoder(config: FitDecoderConfig, progress: ProgressFactory = silent, force: bool = False) -> Fit | Kept:
+    """Fits and keeps the decoder; where a fit for this pipeline's autoencoder is kept already, only says where.
 
     Raises:
-        UserError: the pipeline, the vocabulary or the device cannot be used, or the latents are not finite.
+        UserError: the pipeline, the vocabulary or the device cannot be used, latents are not finite, or the kept fit is
+            damaged.
     """
     pipe = load_pipeline(config.pipeline, resolve_device(config.device), resolve_dtype(config.dtype))
     file = linear_file(pipe)
     if file.is_file() and not force:
-        return file
+        return Kept(file=file, record=linear_record(file))
     synthesis = config.synthesis()
     vocabulary = load_vocabulary(config.vocabulary)
     plan = Plan(synthesis, vocabulary, build_prompts(vocabulary, synthesis.prompts, prompt_fits(pipe)))
@@ -62,16 +78,22 @@ def fit_decoder(config: FitDecoderConfig, progress: ProgressFactory = silent, fo
     weight, bias = fit_linear(clean, shown)
     explained, errors = fit_quality(clean, shown, weight, bias)
     return Fit(
-        file=save_linear(pipe, weight, bias),
+        file=save_linear(pipe, weight, bias, _record(config, pipe)),
         explained=tuple(explained.tolist()),
         error=float(errors.square().mean().sqrt()),
     )
 
 
-def fit_text(found: Fit | Path) -> str:
+def _record(config: FitDecoderConfig, pipe: Any) -> dict[str, Any]:
+    told = ("images", "scheduler", "steps", "cfg_scale", "seed")
+    return {**{name: getattr(config, name) for name in told}, "pipeline": pipeline_fingerprint(pipe)}
+
+
+def fit_text(found: Fit | Kept) -> str:
     """For the command line."""
-    if isinstance(found, Path):
-        return f"fitted already: {found} (--force fits again)"
+    if isinstance(found, Kept):
+        told = ", ".join(f"{name} {value}" for name, value in found.record.items())
+        return f"fitted already: {found.file} ({told})\n--force fits again, as it is asked for now"
     shares = ", ".join(
         f"{name} {share:.3f}" for name, share in zip(("red", "green", "blue"), found.explained, strict=True)
     )

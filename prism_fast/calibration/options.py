@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.decoder import load_decoder
+from prism_fast.pipeline.decoder import decoder_fingerprint, load_decoder
 from prism_fast.pipeline.feature_reuse import SplitUNet
 from prism_fast.pipeline.load import latent_shape
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -61,15 +61,22 @@ def find_options(pipe: Any, base: SamplerConfig, teacher_size: tuple[int, int]) 
         pipe: a loaded pipeline.
         base: the sampler that they approximate.
         teacher_size: (height, width) of what the teacher sees.
+
+    Raises:
+        UserError: the tiny decoder that ``base`` names cannot be used.
     """
     options, left_out = [], {}
+    tiny = base.guidance.tiny if base.guidance is not None else None
+    if tiny is not None:
+        load_decoder(pipe, "tiny", tiny)  # what was asked for by name is not left out
     for name in _decoder_names(pipe, teacher_size):
         try:
-            load_decoder(pipe, name)
+            load_decoder(pipe, name, tiny)
         except UserError as error:
             left_out[name] = str(error)
         else:
-            options.append(Option(name=name, knobs=("decoder",), guidance={"decoder": name}))
+            where = {"tiny": tiny} if tiny is not None and name.startswith("tiny") else {}
+            options.append(Option(name=name, knobs=("decoder",), guidance={"decoder": name, **where}))
     options += _schedules(base)
     try:
         SplitUNet(pipe.unet)
@@ -80,6 +87,17 @@ def find_options(pipe: Any, base: SamplerConfig, teacher_size: tuple[int, int]) 
             Option(name=f"features every {k}", knobs=("features",), sampler={"reuse_features": k}) for k in (2, 3)
         ]
     return options, left_out
+
+
+def decoder_fingerprints(pipe: Any, options: Sequence[Option]) -> dict[str, str]:
+    """Of the decoders that are not the pipeline's own, by their kind."""
+    found = {}
+    for option in options:
+        kind = option.guidance.get("decoder", "kl").partition("@")[0]
+        value = None if kind in found else decoder_fingerprint(pipe, kind, option.guidance.get("tiny"))
+        if value is not None:
+            found[kind] = value
+    return found
 
 
 def _decoder_names(pipe: Any, teacher_size: tuple[int, int]) -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 
 from prism_fast.calibration.config import CalibrateConfig
 from prism_fast.calibration.measure import Bench, Drawn, Measured
-from prism_fast.calibration.options import EXACT, Option, find_options
+from prism_fast.calibration.options import EXACT, Option, decoder_fingerprints, find_options
 from prism_fast.calibration.page import calibration_page
 from prism_fast.calibration.proposal import flags, propose, settings
 from prism_fast.config import (
@@ -90,6 +90,9 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         "teacher": teacher.fingerprint,
         "environment": environment(device, config.sampler.dtype),
     }
+    decoders = decoder_fingerprints(pipe, options)
+    if decoders:
+        head["decoders"] = decoders
     student = student_fingerprint(config.guidance)
     own: dict[str, Any] = {"student": student} if student is not None else {}
     own |= {"set": identity(synthesis), "fidelity": config.fidelity, "options": [option.name for option in options]}

@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> None:
         program="prism-fast fit-decoder",
         description=(
             "Fits the guidance decoder linear to a pipeline's own decodings of its own unguided latents, and keeps it "
-            "in the cache under the pipeline's fingerprint."
+            "in the cache for every pipeline with this autoencoder."
         ),
         kind=FitDecoderConfig,
         options=[Option(name="--force", description="fit again where a fit is kept", kind=bool, default=False)],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prism_fast.synthesis.part import Part
 
 _log = logging.getLogger(__name__)
+_RECIPE = "--recipe prism-fast (prism-fast calibrate measures what yours bear)"
 
 ENGINE = (
     Option(name="--engine", description="where workers run: local or ray", default="local"),
@@ -79,6 +80,8 @@ def run(arguments: Sequence[str]) -> None:
         _log.info(
             "recipe %s is unguided; settings put guidance on (and the record still says %s)", *[config.recipe] * 2
         )
+    if config.sampler.level == "fast" and not config.sampler.approximations:
+        _log.info("sampler.level: fast alone switches no approximation on and is exact: name some, or take %s", _RECIPE)
     if options["dry_run"]:
         _dry_run(config, part, options)
         return

@@ -86,6 +86,8 @@ def pilot(config: PilotConfig, out: str, progress: ProgressFactory = silent) -> 
         "judge": None if world.judge is None else world.judge.fingerprint,
         "environment": environment(world.models.device, config.sampler.dtype),
     }
+    if world.models.decoder_fingerprint is not None:
+        head["guidance_decoder"] = world.models.decoder_fingerprint
     fields = ("images", "classes", "pilot_images", "guided_images", "scales", "price_per_hour")
     own = {"set": identity(config.planned()), **{name: canonical(getattr(config, name)) for name in fields}}
     key = content_hash(

@@ -16,15 +16,15 @@ from torch import Tensor
 from prism_fast.errors import UserError
 from prism_fast.pipeline.encoded_once import EncodedOnce
 from prism_fast.pipeline.load import is_xl
+from prism_fast.pipeline.text import Embedded
 
 CACHED_PROMPTS = 1024
 """Embeddings kept: 0.5 GB of an SDXL in fp16."""
 
-_CHUNK = 32
-"""Prompts in one call of an encoder."""
+_ROWS = 8
+"""Prompts in every call of an encoder, padding included: few calls ask for more, and it takes more for one alone."""
 
 _Pair = tuple[str, str]
-_Embedded = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class PromptEncoder:
     def __init__(
         self,
         pipe: Any,
-        embed: Callable[[Sequence[_Pair]], Iterable[_Embedded]] | None = None,
+        embed: Callable[[Sequence[_Pair]], Iterable[Embedded]] | None = None,
         most: int = CACHED_PROMPTS,
     ) -> None:
         self._pipe = pipe
@@ -113,7 +113,7 @@ class PromptEncoder:
         text, pooled = _stacked([found[pair] for pair in pairs])
         if not cfg:
             return Conditioning(text=text, unconditional=text, pooled=_twice(pooled, pooled))
-        nothing: _Embedded = torch.zeros_like(text[0]), None if pooled is None else torch.zeros_like(pooled[0])
+        nothing = Embedded(torch.zeros_like(text[0]), None if pooled is None else torch.zeros_like(pooled[0]))
         without, without_pooled = _stacked([nothing if pair is None else found[pair] for pair in negatives])
         return Conditioning(text=text, unconditional=without, pooled=_twice(without_pooled, pooled))
 
@@ -154,11 +154,15 @@ class PromptEncoder:
             raise ValueError(f"{count} prompts, but {len(first)} negative prompts ({len(other)} of negative_prompt_2)")
         return list(zip(first, other, strict=True))
 
-    def _embed(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
-        chunks = (pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK))
-        return [embedded for chunk in chunks for embedded in self._encode(chunk)]
+    def _embed(self, pairs: Sequence[_Pair]) -> list[Embedded]:
+        """In calls of one shape, so that an embedding does not depend on how many prompts there are."""
+        found: list[Embedded] = []
+        for start in range(0, len(pairs), _ROWS):
+            part = pairs[start : start + _ROWS]
+            found += self._encode([*part, *[("", "")] * (_ROWS - len(part))])[: len(part)]
+        return found
 
-    def _encode(self, pairs: Sequence[_Pair]) -> list[_Embedded]:
+    def _encode(self, pairs: Sequence[_Pair]) -> list[Embedded]:
         pipe = self._pipe
         second = {"prompt_2": [pair[1] for pair in pairs]} if self._two else {}
         made = pipe.encode_prompt(
@@ -169,13 +173,13 @@ class PromptEncoder:
             do_classifier_free_guidance=False,
         )
         if not self._two:
-            return [(text, None) for text in made[0]]
-        return [(text, pooled.to(text.device)) for text, pooled in zip(made[0], made[2], strict=True)]
+            return [Embedded(text, None) for text in made[0]]
+        return [Embedded(text, pooled.to(text.device)) for text, pooled in zip(made[0], made[2], strict=True)]
 
 
-def _stacked(rows: Sequence[_Embedded]) -> _Embedded:
+def _stacked(rows: Sequence[Embedded]) -> Embedded:
     text, pooled = zip(*rows, strict=True)
-    return torch.stack(text), None if pooled[0] is None else torch.stack(pooled)
+    return Embedded(torch.stack(text), None if pooled[0] is None else torch.stack(pooled))
 
 
 def _twice(unconditional: Tensor | None, conditional: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Configurations of saved models: JSON files that others wrote."""
+"""Configurations of models: JSON files that others wrote, and what they became in a loaded one."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def read_configuration(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{what}: {path} holds a JSON {type(found).__name__}, not an object; save or download it again")
     return found
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a loaded diffusers model is configured as, without where it came from and which version wrote it."""
+    return {key: value for key, value in dict(config).items() if not key.startswith("_")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +15,17 @@ from torch import Tensor
 from prism_fast.errors import UserError
 from prism_fast.ops.resample_filter import filter_matrix
 from prism_fast.pipeline.components import load_network, quiet
+from prism_fast.pipeline.configuration import read_configuration, settings_of
+from prism_fast.pipeline.hub import fetch, is_hub_id
 from prism_fast.pipeline.linear_fit import load_linear
 from prism_fast.pipeline.load import is_xl
+from prism_fast.pipeline.weights import fingerprint
 from prism_fast.registry import unknown
+
+_TINY_CURE = (
+    "set guidance.tiny to its folder or hub id (madebyollin/taesd for Stable Diffusion 1.x and 2.x, "
+    "madebyollin/taesdxl for SDXL), or guidance.decoder to kl or kl@N"
+)
 
 DECODERS = ("kl", "tiny", "kl@PIXELS", "tiny@PIXELS", "linear")
 
@@ -132,6 +141,7 @@ def load_decoder(
     *,
     network: Any = None,
     size: tuple[int, int] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> LatentDecoder:
     """The decoder ``name`` of ``pipe``.
 
@@ -139,13 +149,14 @@ def load_decoder(
         pipe: a loaded pipeline.
         name: ``kl`` (the pipeline's own) or ``tiny`` (an ``AutoencoderTiny``), with ``@PIXELS`` on resized latents; or
             ``linear`` (``prism-fast fit-decoder`` has to have fitted it).
-        tiny: folder of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
+        tiny: folder or hub id of the ``AutoencoderTiny``; by default ``vae_tiny`` in the pipeline's folder.
         network: in place of the pipeline's own autoencoder: a copy of it.
         size: (h, w) of the latents; None: the pipeline's own.
+        layout: of a tiny decoder's weights.
 
     Raises:
-        UserError: another name, or no tiny decoder there, or not all of its weights, no fit, or a size that the latents
-            do not divide into.
+        UserError: another name, or no tiny decoder there, or one of other latents, or not all of its weights, no fit,
+            or a size that the latents do not divide into.
     """
     if name == "linear":
         return LinearDecoder(*(x.to(pipe.vae.device) for x in load_linear(pipe)))
@@ -153,19 +164,56 @@ def load_decoder(
         raise UserError(unknown("decoder", name, DECODERS))
     kind, _, pixels = name.partition("@")
     own = pipe.vae if network is None else network
-    decoder = AutoencoderDecoder(own if kind == "kl" else _load_tiny(pipe, tiny), name)
+    network = own if kind == "kl" else _load_tiny(pipe, tiny).to(memory_format=layout)
+    decoder = AutoencoderDecoder(network, name)
     return _resized(decoder, pipe, int(pixels), size) if pixels else decoder
+
+
+def decoder_fingerprint(pipe: Any, name: str, tiny: str | Path | None = None) -> str | None:
+    """16 hex digits of the weights behind a decoder; None for the pipeline's own, which are in its fingerprint.
+
+    Arguments and errors are :func:`load_decoder`'s.
+    """
+    kind = name.partition("@")[0]
+    if kind == "linear":
+        weight, bias = load_linear(pipe)
+        return fingerprint({"weight": weight, "bias": bias}, kind)
+    if kind == "tiny":
+        network = _load_tiny(pipe, tiny)
+        return fingerprint(network.state_dict(), settings_of(network.config))
+    return None
 
 
 def _load_tiny(pipe: Any, tiny: str | Path | None) -> Any:
     from diffusers import AutoencoderTiny
 
-    folder = Path(tiny) if tiny is not None else Path(pipe.config.get("_name_or_path") or ".") / "vae_tiny"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no tiny decoder (AutoencoderTiny) in {folder}: give its folder, or use the decoder kl")
+    folder = _tiny_folder(pipe, tiny)
+    kind = read_configuration(folder / "config.json", "tiny decoder").get("_class_name")
+    if kind != AutoencoderTiny.__name__:
+        raise UserError(f"the tiny decoder in {folder} is a {kind}, not an AutoencoderTiny: {_TINY_CURE}")
     with quiet():
         autoencoder = load_network(folder, AutoencoderTiny, "tiny decoder")
+    theirs, ours = autoencoder.config.latent_channels, pipe.unet.config.in_channels
+    if theirs != ours:
+        raise UserError(f"the tiny decoder in {folder} has {theirs} latent channels, not {ours}: {_TINY_CURE}")
     return autoencoder.to(device=pipe.vae.device, dtype=pipe.vae.dtype).eval().requires_grad_(False)
+
+
+def _tiny_folder(pipe: Any, tiny: str | Path | None) -> Path:
+    if tiny is None:
+        folder = Path(pipe.config.get("_name_or_path") or ".") / "vae_tiny"
+    else:
+        folder = Path(tiny).expanduser()
+        if not folder.is_dir() and is_hub_id(str(tiny)):
+            return _fetched_tiny(str(tiny))
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no tiny decoder (AutoencoderTiny) in {folder}: {_TINY_CURE}")
+    return folder
+
+
+@cache  # the hub is asked once in a process, which so keeps to one revision
+def _fetched_tiny(repository: str) -> Path:
+    return fetch("tiny decoder", repository, ("config.json", "diffusion_pytorch_model*.safetensors*"))
 
 
 def _resized(decoder: AutoencoderDecoder, pipe: Any, pixels: int, latents: tuple[int, int] | None) -> LatentDecoder:

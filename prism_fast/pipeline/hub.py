@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from prism_fast.errors import UserError
 
 TIMEOUT_S = 10.0
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` reads as a hub id, ``org/name``; a folder of that name goes before."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def fetch(what: str, repository: str, files: Sequence[str]) -> Path:
+    """The folder of some files of a model on the hub, or of what the local cache has of them.
+
+    Args:
+        what: it is, for the message (``"tiny decoder"``).
+        repository: hub id.
+        files: patterns; nothing else is fetched.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    reason = why_unreachable(repository)
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=reason is not None))
+    except hub_errors() as error:
+        raise not_fetched(what, repository, reason, error) from error
 
 
 def why_unreachable(repository: str, revision: str | None = None) -> str | None:

@@ -1,7 +1,9 @@
-"""The linear decoder's matrix, fitted to a pipeline's decodings of its own latents and kept by its fingerprint."""
+"""The linear decoder's matrix, fitted to a pipeline's decodings of its own latents and kept by its autoencoder."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from torch import Tensor
 from prism_fast.config import cache_dir, replacing
 from prism_fast.errors import UserError
 from prism_fast.ops.resample_filter import filter_matrix
-from prism_fast.pipeline.load import pipeline_fingerprint
+from prism_fast.pipeline.configuration import settings_of
+from prism_fast.pipeline.weights import fingerprint
+
+_RECORD = "fitted_to"
 
 
 def fit_linear(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,37 +60,65 @@ def _pixels(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_file(pipe: Any) -> Path:
-    """Where the fit of ``pipe`` is kept."""
-    return cache_dir() / "decoders" / f"linear-{pipeline_fingerprint(pipe)}.safetensors"
+    """Where the fit of ``pipe`` is kept: by its autoencoder's weights and settings, and the dtype of its networks.
+
+    The matrix says what that autoencoder shows for a latent pixel. Which latents it was fitted to matters little, so
+    another scheduler or a LoRA still finds it. Weights are rounded to the dtype first: ``load_pipeline`` keeps the
+    autoencoder of a pipeline in fp16 in fp32, others do not.
+    """
+    weights = {
+        name: tensor.to(pipe.unet.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in pipe.vae.state_dict().items()
+    }
+    return cache_dir() / "decoders" / f"linear-{fingerprint(weights, settings_of(pipe.vae.config))}.safetensors"
 
 
-def save_linear(pipe: Any, weight: Tensor, bias: Tensor) -> Path:
+def save_linear(pipe: Any, weight: Tensor, bias: Tensor, record: Mapping[str, Any] | None = None) -> Path:
+    """Keeps a fit; ``record`` says what it was fitted to, in JSON types."""
     from safetensors.torch import save_file
 
     file = linear_file(pipe)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
-        save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, partial)
+        tensors = {"weight": weight.contiguous(), "bias": bias.contiguous()}
+        save_file(tensors, partial, metadata={_RECORD: json.dumps(dict(record or {}))})
     return file
 
 
 def load_linear(pipe: Any) -> tuple[Tensor, Tensor]:
     """
     Raises:
-        UserError: nothing was fitted for this pipeline in its dtype, or the file is damaged.
+        UserError: nothing was fitted for this pipeline's autoencoder in its dtype, or the file is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = linear_file(pipe)
     if not file.is_file():
         dtype = str(pipe.unet.dtype).removeprefix("torch.")
+        if getattr(pipe, "text_encoder_2", None) is not None:
+            raise UserError("fit-decoder does not take an SDXL, so it has no linear decoder: use tiny or kl@N")
         raise UserError(
-            f"no linear decoder was fitted for this pipeline in {dtype}: "
-            f"run prism-fast fit-decoder --pipeline NAME --dtype {dtype}"
+            f"no linear decoder was fitted for this pipeline's autoencoder in {dtype}: "
+            f"run prism-fast fit-decoder --pipeline NAME --dtype {dtype} (NAME: one with this autoencoder, such as the "
+            "folder that pipe.save_pretrained makes)"
         )
+    stored, _ = _read(file)
+    return stored["weight"], stored["bias"]
+
+
+def linear_record(file: Path) -> dict[str, Any]:
+    """What a kept fit was fitted to.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _read(file)[1]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        stored = load_file(file)
-        return stored["weight"], stored["bias"]
-    except (SafetensorError, KeyError, OSError) as error:
+        with safe_open(file, framework="pt") as opened:
+            record = json.loads((opened.metadata() or {}).get(_RECORD, "{}"))
+            return {name: opened.get_tensor(name) for name in ("weight", "bias")}, dict(record)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}): run prism-fast fit-decoder with --force") from error

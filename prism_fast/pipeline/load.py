@@ -11,8 +11,8 @@ import torch
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
 from prism_fast.pipeline.components import load_components, quiet
-from prism_fast.pipeline.configuration import read_configuration
-from prism_fast.pipeline.hub import hub_errors, not_fetched, why_unreachable
+from prism_fast.pipeline.configuration import read_configuration, settings_of
+from prism_fast.pipeline.hub import hub_errors, is_hub_id, not_fetched, why_unreachable
 from prism_fast.pipeline.weights import fingerprint
 from prism_fast.registry import unknown
 
@@ -33,7 +33,8 @@ def load_pipeline(name: str, device: str | torch.device = "cpu", dtype: torch.dt
     """A ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` in eval mode, without gradients.
 
     The safety checker is never loaded (it replaces images by black ones): a notice is logged where the pipeline has
-    one. In fp16 the VAE stays in fp32, because KL decoders overflow there.
+    one. In fp16 the VAE stays in fp32, because KL decoders overflow there; it takes fp16 latents all the same, so
+    that the pipeline can be called.
 
     Args:
         name: ``fashion``, a local folder in diffusers format, or a hub id ``org/name``.
@@ -78,11 +79,11 @@ def pipeline_fingerprint(pipe: Any) -> str:
         for name, tensor in getattr(pipe, network).state_dict().items()
     }
     settings = {
-        "unet": _settings(pipe.unet.config),
-        "vae": _settings(pipe.vae.config),
+        "unet": settings_of(pipe.unet.config),
+        "vae": settings_of(pipe.vae.config),
         "text_encoder": _text_settings(pipe.text_encoder),
         # Which scheduler values are only defaults decides what another scheduler takes over from this one.
-        "scheduler": _settings(pipe.scheduler.config)
+        "scheduler": settings_of(pipe.scheduler.config)
         | {"defaults": sorted(pipe.scheduler.config.get("_use_default_values", []))},
         "tokenizer": [pipe.tokenizer.get_vocab(), pipe.tokenizer.model_max_length],
     }
@@ -107,10 +108,6 @@ def latent_shape(pipe: Any) -> tuple[int, int, int]:
     return int(pipe.unet.config.in_channels), int(height), int(width)
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in dict(config).items() if not key.startswith("_")}
-
-
 def _text_settings(encoder: Any) -> dict[str, Any]:
     return {key: getattr(encoder.config, key, None) for key in _TEXT_SETTINGS}
 
@@ -132,7 +129,7 @@ def _resolve(name: str) -> Path:
         if not (folder / _INDEX).is_file():
             raise UserError(f"{folder} has no {_INDEX}: give a folder in diffusers format (save_pretrained)")
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         return _fetch(name)
     if "/" in name or name.startswith("."):
         raise UserError(f"no such pipeline folder: {name!r}")
@@ -176,4 +173,12 @@ def _place(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
             continue
         module.to(device=device, dtype=torch.float32 if network == "vae" and dtype == torch.float16 else dtype)
         module.eval().requires_grad_(False)
+    if dtype == torch.float16:
+        first = pipe.vae.decoder.conv_in if pipe.vae.post_quant_conv is None else pipe.vae.post_quant_conv
+        first.register_forward_pre_hook(_converted)  # diffusers hands its VAE whatever the UNet makes
     pipe.set_progress_bar_config(disable=True)
+
+
+def _converted(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs in the precision of the layer's weights."""
+    return (inputs[0].to(next(layer.parameters()).dtype), *inputs[1:])

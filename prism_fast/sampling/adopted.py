@@ -31,11 +31,19 @@ def adopt(pipe: Any, dtype: str | None) -> Any:
 
         pipe = load_pipeline(pipe, resolve_device("auto"), resolve_dtype(dtype or "float32"))
     check_adopted(pipe)
+    check_dtype(pipe, dtype)
+    return pipe
+
+
+def check_dtype(pipe: Any, dtype: str | None) -> None:
+    """
+    Raises:
+        UserError: the pipeline is in another precision than ``dtype``.
+    """
     if dtype is not None and pipe.unet.dtype != resolve_dtype(dtype):
         raise UserError(
             f"config: dtype is {dtype}, the pipeline is in {pipe.unet.dtype}: leave dtype out or convert it"
         )
-    return pipe
 
 
 def check_adopted(pipe: Any) -> None:

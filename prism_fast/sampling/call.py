@@ -10,7 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.conditioning import Conditioning
+from prism_fast.sampling.batch import Rows
 from prism_fast.sampling.noise import Noise, Shape, draw_noise
+from prism_fast.sampling.transfer import to_device
 
 XL_SIZES = (
     "original_size",
@@ -55,28 +58,6 @@ def check_others(others: dict[str, Any], supported: Sequence[str]) -> None:
         nothing, instead = _REFUSED[name]
         if value is not nothing and value != nothing:
             raise UserError(f"{name} is not supported by prism_fast.compile: {instead}")
-
-
-def image_size(pipe: Any, height: int | None, width: int | None, xl: bool) -> tuple[int, int]:
-    """(height, width) in pixels, with the pipeline's defaults."""
-    size, factor = pipe.unet.config.sample_size, int(pipe.vae_scale_factor)
-    if xl:
-        own = pipe.default_sample_size * factor
-        return int(height or own), int(width or own)
-    if height and width:
-        return int(height), int(width)
-    rows, columns = (size, size) if isinstance(size, int) else size
-    return int(rows) * factor, int(columns) * factor
-
-
-def time_ids(others: dict[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """SDXL's micro-conditioning, six numbers each: of the negative half, of the other."""
-    crop = tuple(others.get("crops_coords_top_left") or (0, 0))
-    own = [*(others.get("original_size") or size), *crop, *(others.get("target_size") or size)]
-    original, target = others.get("negative_original_size"), others.get("negative_target_size")
-    if original is None or target is None:
-        return own, own
-    return [*original, *(others.get("negative_crops_coords_top_left") or (0, 0)), *target], own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +124,48 @@ class Randomness:
         init = draw() if given is None else given
         steps = [draw() for _ in range(draws)]
         return Noise(init=init, steps=torch.stack(steps) if steps else init.new_empty(0, count, *shape), generators=[])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a call's N images are made of, but for their noise.
+
+    Args:
+        told: of the prompts.
+        per_prompt: images of each prompt.
+        targets: [N].
+        seeds: N of them; None where the noise is not drawn from seeds.
+        time_ids: [2, 6] of an SDXL, negative half first; None for others.
+    """
+
+    told: Conditioning
+    per_prompt: int
+    targets: Sequence[int]
+    seeds: Sequence[int] | None
+    time_ids: Tensor | None
+
+    def rows(self, start: int, stop: int, batch: int) -> Rows:
+        """Images ``start`` to ``stop``, padded to ``batch`` with the last of them."""
+        filled = [*range(start, stop), *[stop - 1] * (start + batch - stop)]
+        device = self.told.text.device
+        indices = to_device(torch.tensor(filled), device)
+        told = self.told.rows(indices // self.per_prompt)
+        return Rows(
+            text=told.text,
+            unconditional=told.unconditional,
+            targets=to_device(torch.tensor([self.targets[index] for index in filled]), device),
+            seeds=[] if self.seeds is None else [self.seeds[index] for index in filled],
+            count=stop - start,
+            pooled=told.pooled,
+            time_ids=None if self.time_ids is None else self.time_ids.repeat_interleave(batch, 0),
+        )
+
+
+def padded(noise: Noise, start: int, stop: int, batch: int) -> Noise:
+    """That of images ``start`` to ``stop``, padded to ``batch`` with the last of them."""
+    short = start + batch - stop
+    init, steps = noise.init[start:stop], noise.steps[:, start:stop]
+    if short:
+        init = torch.cat([init, init[-1:].expand(short, -1, -1, -1)])
+        steps = torch.cat([steps, steps[:, -1:].expand(-1, short, -1, -1, -1)], 1)
+    return Noise(init=init, steps=steps, generators=[])

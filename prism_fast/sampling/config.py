@@ -75,6 +75,7 @@ class GuidanceConfig:
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
         decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
             ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
+        tiny: folder or hub id of the AutoencoderTiny; None: ``vae_tiny`` in the pipeline's folder.
         backend: what computes the teacher's gradient: ``eager``, ``compiled``, ``onnx``, ``tensorrt``, or ``auto``: the
             fastest that is usable, decided once a run and saved by name. Not at level ``reference`` (docs/teachers.md).
         max_bad_rate: share of dropped guidances (zero or non-finite energy or gradient) above which a run fails.
@@ -99,6 +100,7 @@ class GuidanceConfig:
     at: Literal["x0", "latent", "noisy"] = "x0"
     direction: Literal["energy", "random"] = "energy"
     decoder: str = "kl"
+    tiny: str | None = None
     backend: TeacherBackend = "eager"
     max_bad_rate: float = 0.01
 

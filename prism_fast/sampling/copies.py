@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from prism_fast.sampling.state import state_of
+
 
 class Copies:
     """One copy for each part of a pipeline, shared by the samplers of that pipeline.
@@ -19,41 +21,42 @@ class Copies:
         self._channels_last = channels_last
         self._made: dict[str, tuple[list[object], Any]] = {}
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of weights that are not their originals'."""
+        return torch.channels_last if self._channels_last else torch.contiguous_format
+
     def of(self, part: str, network: Any, dtype: torch.dtype | None = None) -> Any:
-        """A copy of ``network`` with its present weights, whose modules may be changed.
+        """A copy of ``network`` as it is now, whose modules may be changed.
 
         Args:
             part: what it is for (``unet``); the copy of another network under this name is dropped.
             network: left as it is.
             dtype: None: its own.
         """
-        other = dtype is not None and dtype != network.dtype
-        state: list[object] = [id(network), dtype, *state_of(network)]
+        state = self.state(network, dtype)
         if part not in self._made or self._made[part][0] != state:
-            shared = [] if self._channels_last or other else [*network.parameters(), *network.buffers()]
+            shared = [] if self._owns(network, dtype) else [*network.parameters(), *network.buffers()]
             made = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
-            made = made.to(dtype=dtype) if other else made
-            self._made[part] = state, made.to(memory_format=torch.channels_last) if self._channels_last else made
+            made = made if dtype is None else made.to(dtype=dtype)
+            self._made[part] = state, made.to(memory_format=self.layout) if self._channels_last else made
         return self._made[part][1]
+
+    def state(self, network: Any, dtype: torch.dtype | None = None) -> list[object]:
+        """Changes whenever a copy of ``network`` has to be made again. Arguments are those of :meth:`of`."""
+        return [dtype, *state_of(network, contents=self._owns(network, dtype))]
+
+    def _owns(self, network: Any, dtype: torch.dtype | None) -> bool:
+        """Whether a copy has weights of its own."""
+        return self._channels_last or (dtype is not None and dtype != network.dtype)
 
 
 def decoding_network(pipe: Any, copies: Copies) -> Any:
-    """The pipeline's autoencoder; a copy in fp32 of one that overflows in fp16, as its configuration says."""
-    vae = pipe.vae
+    """A copy of the pipeline's autoencoder."""
+    return copies.of("vae", pipe.vae, decoding_dtype(pipe.vae))
+
+
+def decoding_dtype(vae: Any) -> torch.dtype | None:
+    """fp32 for an autoencoder that overflows in fp16, as its configuration says; None: its own."""
     overflows = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    return copies.of("vae", vae, torch.float32) if overflows else vae
-
-
-def state_of(*networks: Any) -> list[object]:
-    """Changes when a weight is replaced or written to, and with an adapter's scale, as LoRA, fusing and loading do."""
-    state: list[object] = []
-    for network in networks:
-        if network is None:
-            continue
-        state += [(id(weight), weight._version) for weight in network.parameters()]
-        for module in network.modules():
-            scaling = getattr(module, "scaling", None)
-            if isinstance(scaling, dict):  # a layer of peft
-                state.append((id(module), tuple(scaling.items()), str(getattr(module, "active_adapters", None))))
-                state.append(bool(getattr(module, "disable_adapters", False)))
-    return state
+    return torch.float32 if overflows else None

@@ -24,10 +24,12 @@ class FastPipelineOutput(StableDiffusionPipelineOutput):
         nsfw_content_detected: by the pipeline's safety checker; None where it has none.
         energies: fp32 [S, N], at each guided step before its correction; None without guidance.
         logits: [N, K], the teacher's of the final images; None without a teacher, or where nothing is decoded.
+        compute_batch: [N], rows of the network calls that made each image; smaller where memory ran out.
     """
 
     energies: Tensor | None = None
     logits: Tensor | None = None
+    compute_batch: list[int] | None = None
 
 
 @dataclass
@@ -36,6 +38,7 @@ class FastXLPipelineOutput(StableDiffusionXLPipelineOutput):
 
     energies: Tensor | None = None
     logits: Tensor | None = None
+    compute_batch: list[int] | None = None
 
 
 class Delivery:
@@ -58,23 +61,29 @@ class Delivery:
         self._flagged: list[bool] = []
         self._energies: list[Tensor] = []
         self._logits: list[Tensor] = []
+        self.compute_batch: list[int] = []
 
     def take(self, sampler: FastSampler, count: int) -> None:
-        """The first ``count`` images that ``sampler`` has just made."""
-        self._energies.append(sampler.trace(count)[0].cpu())
+        """The first ``count`` images that ``sampler`` has just made; none where this fails."""
+        energies = sampler.trace(count)[0].cpu()
+        logits: list[Tensor] = []
+        flagged: list[bool] = []
         if self._kind == "latent":
-            self._parts.append(sampler.latents(count).to(self._pipe.unet.dtype))
-            return
-        images = sampler.images(count)
-        if self._teacher is not None:
-            self._logits.append(self._teacher.outputs(images).logits.float().cpu())
-        images = self._censored(images)
-        if self._kind == "pt":
-            self._parts.append(images.to(self._dtype))
-        elif self._kind == "np":
-            self._parts.append(images.permute(0, 2, 3, 1).cpu())
+            part = sampler.latents(count).to(self._pipe.unet.dtype)
         else:
-            self._parts.append(to_uint8(images).permute(0, 2, 3, 1).cpu())
+            whole = sampler.images(sampler.config.compute_batch)
+            if self._teacher is not None:  # of all rows: calls have one shape
+                logits = [self._teacher.outputs(whole).logits[:count].float().cpu()]
+            part, flagged = self._censored(whole[:count])
+            if self._kind == "pt":
+                part = part.to(self._dtype)
+            else:
+                part = (part if self._kind == "np" else to_uint8(part)).permute(0, 2, 3, 1).cpu()
+        self._parts.append(part)
+        self._flagged += flagged
+        self._energies.append(energies)
+        self._logits += logits
+        self.compute_batch += [sampler.config.compute_batch] * count
 
     def images(self) -> tuple[Any, list[bool] | None]:
         """All of them as asked for, and which of them the safety checker has blacked out."""
@@ -96,14 +105,13 @@ class Delivery:
         """fp32 [N, K]."""
         return torch.cat(self._logits) if self._logits else None
 
-    def _censored(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1], as the pipeline's own steps leave them; they work on [-1, 1]."""
+    def _censored(self, images: Tensor) -> tuple[Tensor, list[bool]]:
+        """[B, 3, H, W] in [0, 1], as the pipeline's own steps leave them, and which are black; they work on [-1, 1]."""
         if self._watermark is not None:
             images = (self._watermark.apply_watermark(images * 2 - 1) / 2 + 0.5).clamp(0, 1)
-        if self._checker is not None:
-            dtype = self._pipe.unet.dtype
-            raw, found = self._pipe.run_safety_checker(images * 2 - 1, images.device, dtype)
-            keep = torch.tensor([not one for one in found], device=images.device).view(-1, 1, 1, 1)
-            images = torch.where(keep, (raw / 2 + 0.5).clamp(0, 1), 0.0)
-            self._flagged.extend(bool(one) for one in found)
-        return images
+        if self._checker is None:
+            return images, []
+        dtype = self._pipe.unet.dtype
+        raw, found = self._pipe.run_safety_checker(images * 2 - 1, images.device, dtype)
+        keep = torch.tensor([not one for one in found], device=images.device).view(-1, 1, 1, 1)
+        return torch.where(keep, (raw / 2 + 0.5).clamp(0, 1), 0.0), [bool(one) for one in found]

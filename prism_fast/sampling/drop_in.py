@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import Conditioning, PromptEncoder, Wording
+from prism_fast.pipeline.decoder import load_decoder
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.load import is_xl
-from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted
-from prism_fast.sampling.batch import Rows
+from prism_fast.sampling.adopted import adopt, adopt_guidance, check_adopted, check_dtype
 from prism_fast.sampling.buffers import Sizes
-from prism_fast.sampling.call import XL_SIZES, XL_WORDING, Randomness, check_others, image_size, time_ids
+from prism_fast.sampling.call import (
+    XL_SIZES,
+    XL_WORDING,
+    Images,
+    Randomness,
+    check_others,
+    padded,
+)
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.copies import Copies, state_of
 from prism_fast.sampling.delivery import Delivery, FastPipelineOutput, FastXLPipelineOutput
 from prism_fast.sampling.fast import FastSampler
+from prism_fast.sampling.guidance import check_device
+from prism_fast.sampling.kept import KeptSamplers
 from prism_fast.sampling.noise import Noise
+from prism_fast.sampling.pixels import image_size, time_ids
 from prism_fast.sampling.schedules import own_scheduler
-from prism_fast.sampling.serving import resolve_backend, serving
+from prism_fast.sampling.serving import resolve_backend
+from prism_fast.sampling.state import text_state
 from prism_fast.teachers.base import Teacher
-
-SAMPLERS = 4
-"""Samplers kept, one for each size, schedule and guidance scale: each has buffers and, on CUDA, graphs of its own."""
 
 LARGEST_BATCH = 16
 """Images in one batch where ``compute_batch`` is not given."""
@@ -87,12 +93,11 @@ class FastPipeline:
 
     # so that `fast.scheduler = ...`, which would do nothing, is an error
     __slots__ = (
-        "_copies",
         "_encoder",
         "_guidance",
         "_options",
+        "_place",
         "_samplers",
-        "_served",
         "_teacher",
         "_text_state",
         "_xl",
@@ -107,14 +112,14 @@ class FastPipeline:
         self._xl = is_xl(pipe)
         self._guidance = resolve_backend(guidance, teacher) if guidance is not None and teacher is not None else None
         self._teacher = teacher
-        self._options = {"dtype": str(pipe.unet.dtype).removeprefix("torch.")} | dict(options)
-        self._copies = Copies(pipe.unet.device.type == "cuda")
+        self._options = dict(options)
         self._encoder = PromptEncoder(pipe)
-        self._text_state = self._state_of_text()
-        self._samplers: OrderedDict[object, FastSampler] = OrderedDict()
-        self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
+        self._text_state = text_state(pipe)
+        self._begin()
         self._config(steps=20, scale=1.0, eta=0.0, count=1)  # what cannot work is said now
         Denoiser(pipe, 1.0)
+        if self._guidance is not None:
+            load_decoder(pipe, self._guidance.decoder.partition("@")[0], self._guidance.tiny)
 
     @torch.no_grad()
     def __call__(
@@ -163,6 +168,8 @@ class FastPipeline:
         """
         pipe = self.pipe
         check_adopted(pipe)
+        if self._place != (pipe.unet.device, pipe.unet.dtype):
+            self._begin()
         seeds = None if seeds is None else [int(seed) for seed in seeds]
         check_others(others, XL_SIZES + XL_WORDING if self._xl else ())
         if output_type not in _OUTPUT_TYPES:
@@ -191,55 +198,41 @@ class FastPipeline:
         shape = (int(pipe.unet.config.in_channels), size[0] // factor, size[1] // factor)
         randomness = Randomness(seeds=seeds, generator=generator, latents=latents)
         randomness.check(count, shape)
-        targets = self._targets(classes, count, seeds)
-        sampler = self._sampler(
-            self._config(steps=num_inference_steps, scale=scale, eta=eta, count=count), conditioning, shape
-        )
-        sampler.refresh()
         ids = torch.tensor(time_ids(others, size), device=conditioning.text.device) if self._xl else None
-        batch = sampler.config.compute_batch
+        images = Images(
+            told=conditioning,
+            per_prompt=per_prompt,
+            targets=self._targets(classes, count, seeds),
+            seeds=seeds,
+            time_ids=ids,
+        )
         delivery = Delivery(pipe, self._teacher, str(output_type))
-        like = conditioning.text.new_empty(0)
-        for start, noise in zip(
-            range(0, count, batch), randomness.batches(count, batch, shape, sampler.draws, like), strict=True
-        ):
-            stop = min(start + batch, count)
-            filled = [*range(start, stop), *[stop - 1] * (start + batch - stop)]  # padded with its last row
-            indices = torch.tensor(filled, device=conditioning.text.device)
-            told = conditioning.rows(indices // per_prompt)
-            sampler.run(
-                Rows(
-                    text=told.text,
-                    unconditional=told.unconditional,
-                    targets=torch.tensor([targets[index] for index in filled], device=indices.device),
-                    seeds=[] if seeds is None else [seeds[index] for index in filled],
-                    count=stop - start,
-                    pooled=told.pooled,
-                    time_ids=None if ids is None else ids.repeat_interleave(batch, 0),
-                ),
-                _padded(noise, batch),
-            )
-            delivery.take(sampler, stop - start)
+        config = self._config(steps=num_inference_steps, scale=scale, eta=eta, count=count)
+        self._run(config, images, shape, randomness, delivery)
         return self._output(delivery, return_dict)
 
     # -- parts of a call ----------------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Samplers for the pipeline where it is now, and in its present precision."""
+        check_dtype(self.pipe, self._options.get("dtype"))
+        check_device(self.pipe, self._teacher)
+        self._place = self.pipe.unet.device, self.pipe.unet.dtype
+        self._samplers = KeptSamplers(self.pipe, self._teacher)
+
     def _encoded(self, wording: Wording, cfg: bool) -> Conditioning:
-        state = self._state_of_text()
+        state = text_state(self.pipe)
         if state != self._text_state:
             self._encoder.forget()
             self._text_state = state
         return self._encoder(wording, cfg)
 
-    def _state_of_text(self) -> list[object]:
-        encoders = (self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None))
-        return [*map(id, encoders), *state_of(*encoders)]
-
     def _config(self, *, steps: int, scale: float, eta: float, count: int) -> SamplerConfig:
         own = own_scheduler(self.pipe.scheduler)
-        options: dict[str, Any] = {"compute_batch": min(count, LARGEST_BATCH)} | self._options
+        dtype = str(self.pipe.unet.dtype).removeprefix("torch.")
+        options: dict[str, Any] = {"compute_batch": min(count, LARGEST_BATCH), "dtype": dtype}
         return SamplerConfig(
-            **options,
+            **(options | self._options),
             **own,
             steps=steps,
             cfg_scale=scale if scale > 1 else 1.0,  # diffusers skips the unconditional half
@@ -247,28 +240,27 @@ class FastPipeline:
             guidance=self._guidance,
         )
 
-    def _sampler(self, config: SamplerConfig, conditioning: Conditioning, shape: tuple[int, int, int]) -> FastSampler:
-        pooled = 0 if conditioning.pooled is None else conditioning.pooled.shape[1]
-        length, width = conditioning.text.shape[1:]
+    def _run(
+        self,
+        config: SamplerConfig,
+        images: Images,
+        shape: tuple[int, int, int],
+        randomness: Randomness,
+        delivery: Delivery,
+    ) -> None:
+        """Batch after batch into ``delivery``; rows for which memory ran out go into smaller ones."""
+        told = images.told
+        length, width = told.text.shape[1:]
+        pooled = 0 if told.pooled is None else told.pooled.shape[1]
         sizes = Sizes(latents=shape, text=(length, width), pooled=pooled)
-        scheduler = self.pipe.scheduler
-        key = config, sizes, type(scheduler), repr(sorted(scheduler.config.items(), key=lambda item: item[0]))
-        if key not in self._samplers:
-            teacher = self._serving(config)
-            made = FastSampler(self.pipe, config, teacher, sizes=sizes, copies=self._copies)
-            self._samplers[key] = made
-        self._samplers.move_to_end(key)
-        while len(self._samplers) > SAMPLERS:
-            self._samplers.popitem(last=False)
-        return self._samplers[key]
-
-    def _serving(self, config: SamplerConfig) -> Teacher | None:
-        """The teacher on its back-end, one for all samplers of a batch size."""
-        if self._teacher is None:
-            return None
-        served = self._served.get(config.compute_batch) or serving(self._teacher, config)
-        self._served[config.compute_batch] = served
-        return served
+        count, batch = len(images.targets), config.compute_batch
+        draws = self._samplers.run(config, sizes, _refreshed)
+        noises = randomness.batches(count, batch, shape, draws, told.text.new_empty(0))
+        for start, noise in zip(range(0, count, batch), noises, strict=True):
+            done = 0
+            while done < len(noise.init):
+                part = partial(_take_some, images=images, noise=noise, start=start, done=done, delivery=delivery)
+                done = self._samplers.run(config, sizes, part)
 
     def _targets(self, classes: int | Sequence[int] | None, count: int, seeds: Sequence[int] | None) -> list[int]:
         guidance, teacher = self._guidance, self._teacher
@@ -293,10 +285,41 @@ class FastPipeline:
         images, flagged = delivery.images()
         if not return_dict:
             return (images,) if self._xl else (images, flagged)
-        found = {"energies": delivery.energies() if self._guidance else None, "logits": delivery.logits()}
+        found: dict[str, Any] = {
+            "energies": delivery.energies() if self._guidance else None,
+            "logits": delivery.logits(),
+            "compute_batch": delivery.compute_batch,
+        }
         if self._xl:
             return FastXLPipelineOutput(images=images, **found)
         return FastPipelineOutput(images=images, nsfw_content_detected=flagged, **found)
+
+
+def _refreshed(sampler: FastSampler) -> int:
+    """Its draws, after it has looked for changes of the pipeline: once a call."""
+    sampler.refresh()
+    return sampler.draws
+
+
+def _take_some(sampler: FastSampler, *, images: Images, noise: Noise, start: int, done: int, delivery: Delivery) -> int:
+    """As many images as a batch of ``sampler`` has rows.
+
+    Args:
+        sampler: of any ``compute_batch``.
+        images: of the call.
+        noise: of some of them.
+        start: the first of these.
+        done: how many of these are delivered.
+        delivery: where the next ones go.
+
+    Returns:
+        How many are delivered now.
+    """
+    batch = sampler.config.compute_batch
+    end = min(done + batch, len(noise.init))
+    sampler.run(images.rows(start + done, start + end, batch), padded(noise, done, end, batch))
+    delivery.take(sampler, end - done)
+    return end
 
 
 def _options(config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -309,12 +332,3 @@ def _options(config: Mapping[str, Any] | None) -> dict[str, Any]:
     if options.get("level") == "reference":
         raise UserError("config: level: reference is the plain loop, which the pipeline itself is: use exact or fast")
     return options
-
-
-def _padded(noise: Noise, batch: int) -> Noise:
-    short = batch - len(noise.init)
-    if not short:
-        return noise
-    init = torch.cat([noise.init, noise.init[-1:].expand(short, -1, -1, -1)])
-    steps = torch.cat([noise.steps, noise.steps[:, -1:].expand(-1, short, -1, -1, -1)], 1)
-    return Noise(init=init, steps=steps, generators=[])

@@ -28,7 +28,7 @@ from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.copies import Copies, decoding_network, state_of
+from prism_fast.sampling.copies import Copies, decoding_dtype, decoding_network
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import (
     GateThresholds,
@@ -40,11 +40,14 @@ from prism_fast.sampling.guidance import (
     guided_steps,
 )
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
+from prism_fast.sampling.pending import Pending
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import check_term, is_capturable, serving
+from prism_fast.sampling.state import text_state
 from prism_fast.sampling.tables import step_table
+from prism_fast.sampling.transfer import marked, to_device, to_host
 from prism_fast.teachers.base import Teacher
-from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.eager import EagerTeacher, power_of_two
 from prism_fast.teachers.fused import RawGradient, raw_gradient
 
 
@@ -81,8 +84,8 @@ def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
 class FastSampler:
     """Rows (prompt, class, seed) to images, as ``ReferenceSampler`` makes them, in a fraction of the time.
 
-    On CUDA it owns channels-last copies of UNet and teacher, which are renewed when the pipeline's weights change; the
-    pipeline itself is left as it is.
+    On CUDA it owns channels-last copies of UNet, autoencoders and teacher, which are renewed when the pipeline's
+    networks change; the pipeline itself is left as it is.
 
     Args:
         pipe: a loaded pipeline; its dtype must be ``config.dtype``.
@@ -117,6 +120,7 @@ class FastSampler:
         self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
         self._copies = copies if copies is not None else Copies(self._cuda)
         self._sizes = sizes if sizes is not None else Sizes.of(pipe)
+        self._told = text_state(pipe)
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         schedule = build_schedule(pipe.scheduler, config, self.device)
         table = step_table(schedule, config.guidance)
@@ -126,6 +130,7 @@ class FastSampler:
         self._timesteps = schedule.timesteps.to(self.device)
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
+        self._traced = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
         self._thresholds = _thresholds(self._gate, self.device)
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
         self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
@@ -143,7 +148,12 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        rows, noise = self._begin(prompts, class_indices, seeds)
+        return self.begin(prompts, class_indices, seeds).result()
+
+    @torch.no_grad()
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        """As :meth:`sample`, without waiting for a CUDA device: everything is queued, the copies to the host too."""
+        rows, noise = self._prepared_rows(prompts, class_indices, seeds)
         self.run(rows, noise)
         return self._finish(rows.count)
 
@@ -160,7 +170,7 @@ class FastSampler:
         Returns:
             Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
         """
-        self._fill(*self._begin(prompts, class_indices, seeds))
+        self._fill(*self._prepared_rows(prompts, class_indices, seeds))
         found: list[tuple[Tensor | None, Tensor]] = []
         for kind, state in zip(self._kinds, states, strict=True):
             self._buffers.sample.copy_(state)
@@ -169,19 +179,31 @@ class FastSampler:
             found.append((gradient, self._buffers.sample.clone()))
         return found
 
-    def _begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> tuple[Rows, Noise]:
+    def _prepared_rows(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]
+    ) -> tuple[Rows, Noise]:
         """A batch and its noise, for the weights that the pipeline has now."""
         self.refresh()
+        told = text_state(self._pipe)
+        if told != self._told:
+            self._rows.forget()
+            self._told = told
         rows = self._rows(prompts, class_indices, seeds)
         return rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws)
 
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
     def refresh(self) -> None:
-        """Networks and embeddings anew where the pipeline's weights have changed."""
-        if _state(self._pipe) != self._weights:
+        """Networks anew where the pipeline's have changed.
+
+        Raises:
+            UserError: it was moved to another device or converted to another precision.
+        """
+        if self._state() != self._prepared:
+            check_parts(self._pipe, self.config, self._teacher)
+            if self._pipe.unet.device != self.device:
+                raise UserError(f"the pipeline was moved from {self.device} to {self._pipe.unet.device}: move it back")
             self._prepare()
-            self._rows.forget()
 
     @torch.no_grad()
     def run(self, rows: Rows, noise: Noise) -> None:
@@ -208,8 +230,7 @@ class FastSampler:
     def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
         buffers = self._buffers
-        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
-        energy, norms = buffers.energies[guided], buffers.norms[guided]
+        energy, norms = buffers.energies[self._traced], buffers.norms[self._traced]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
         gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
         return energy[:, :count], gate[:, :count], (~applied[:, :count]).long().sum(0)
@@ -218,7 +239,7 @@ class FastSampler:
 
     def _prepare(self) -> None:
         """Networks, gradient and graphs, for the weights that the pipeline has now."""
-        self._weights = _state(self._pipe)
+        self._prepared = self._state()
         check_sizes(self._pipe, self._sizes)
         unet = self._copies.of(f"unet, attention {self.config.attention}", self._pipe.unet)
         if self.config.attention == "xformers":
@@ -231,6 +252,11 @@ class FastSampler:
         self._gradient = self._make_gradient()
         self._graphs = Captured(self._buffers.all(), self._cuda and is_capturable(self._teacher))
 
+    def _state(self) -> list[object]:
+        """Of the networks that are copied."""
+        unet, vae = self._pipe.unet, self._pipe.vae
+        return [*self._copies.state(unet), *self._copies.state(vae, decoding_dtype(vae))]
+
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
         if guidance is None or teacher is None or self._term is None:
@@ -238,8 +264,10 @@ class FastSampler:
         self._guidance_decoder = load_decoder(
             self._pipe,
             guidance.decoder,
+            guidance.tiny,
             network=decoding_network(self._pipe, self._copies),
             size=self._sizes.latents[1:],
+            layout=self._copies.layout,
         )
         network = None
         if isinstance(teacher, EagerTeacher) and logit_weights(self._term) is not None:
@@ -258,8 +286,8 @@ class FastSampler:
     def _fill(self, rows: Rows, noise: Noise) -> None:
         """Everything that the host knows about a batch, in one go before the loop."""
         buffers = self._buffers
-        buffers.sample.copy_(noise.init).mul_(self._start)
-        buffers.noise.copy_(noise.steps)
+        buffers.sample.copy_(to_device(noise.init, self.device)).mul_(self._start)
+        buffers.noise.copy_(to_device(noise.steps, self.device))
         buffers.step.zero_()
         buffers.text.copy_(rows.text)
         buffers.unconditional.copy_(rows.unconditional)
@@ -273,7 +301,7 @@ class FastSampler:
             torch.index_select(self._thresholds[0], 0, buffers.targets, out=buffers.tau)
             torch.index_select(self._thresholds[1], 0, buffers.targets, out=buffers.delta)
         if self.config.guidance is not None and self.config.guidance.direction == "random":
-            buffers.direction.copy_(random_direction(rows.seeds, self._sizes.latents))
+            buffers.direction.copy_(to_device(random_direction(rows.seeds, self._sizes.latents), self.device))
 
     def _advance(self, kind: StepKind) -> None:
         """One step, in place, whichever the device's counter says."""
@@ -332,7 +360,7 @@ class FastSampler:
         with torch.enable_grad():
             raw = self._guidance_decoder.raw(latents)
         energy, along = gradient(raw.detach(), buffers.targets)
-        (pulled,) = torch.autograd.grad(raw, latents, along.to(raw))
+        pulled = _pulled_back(raw, latents, along)
         norms = image_norms(pulled)
         if guidance.direction == "random":  # what is dropped is still decided by the gradient
             usable = norms.isfinite() & (norms > 0)
@@ -341,17 +369,36 @@ class FastSampler:
         buffers.last[0].copy_(energy)
         buffers.last[1].copy_(norms)
 
-    def _finish(self, count: int) -> SampleBatch:
+    def _finish(self, count: int) -> Pending:
         energy, gate, skipped = self.trace(count)
-        return SampleBatch(
-            images=to_uint8(self.images(count)).cpu(),
-            latents=self.latents(count).cpu(),
+        images = to_uint8(self.images(count))
+        batch = SampleBatch(
+            images=to_host(images),
+            latents=to_host(self.latents(count)),
             guided_steps=self._guided,
-            energy=energy.cpu(),
-            gate=gate.cpu(),
-            skipped=skipped.cpu(),
+            energy=to_host(energy),
+            gate=to_host(gate),
+            skipped=to_host(skipped),
             compute_batch=self.config.compute_batch,
         )
+        wait = marked(self.device)
+
+        def finish() -> SampleBatch:
+            wait()
+            return batch
+
+        return Pending(images=images, finish=finish)
+
+
+def _pulled_back(raw: Tensor, latents: Tensor, along: Tensor) -> Tensor:
+    """d energy_i / d latents_i fp32 [B, C, h, w] of the decoder's output [B, 3, H, W] and the gradient there, fp32."""
+    if raw.dtype != torch.float16:
+        (pulled,) = torch.autograd.grad(raw, latents, along.to(raw))
+        return pulled
+    # fp16 flushes small gradients to zero: each image's largest is brought to [1, 2), exactly
+    scale = power_of_two(along.flatten(1)).view(-1, 1, 1, 1)
+    (pulled,) = torch.autograd.grad(raw, latents, (along * scale).to(raw))
+    return pulled / scale
 
 
 def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: GateThresholds | None) -> None:
@@ -365,7 +412,3 @@ def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: Gate
 def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """tau and delta of every class, fp32 [K]."""
     return None if gate is None else (torch.tensor(gate.tau, device=device), torch.tensor(gate.delta, device=device))
-
-
-def _state(pipe: Any) -> list[object]:
-    return state_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))

@@ -17,6 +17,7 @@ from prism_fast.pipeline.decoder import check_autoencoder
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.schedules import NoiseLevel
+from prism_fast.sampling.serving import devices_of
 from prism_fast.teachers.base import Teacher
 
 RMS_FLOOR = 1e-12
@@ -154,14 +155,30 @@ def correction(
 def check_parts(pipe: Any, config: SamplerConfig, teacher: Teacher | None) -> None:
     """
     Raises:
-        UserError: the pipeline is in another precision than ``config``, its autoencoder is not supported, or guidance
-            has no teacher.
+        UserError: the pipeline is in another precision than ``config``, its autoencoder is not supported, guidance has
+            no teacher, or one elsewhere.
     """
     check_autoencoder(pipe)
     if pipe.unet.dtype != resolve_dtype(config.dtype):
         raise UserError(f"the pipeline is in {pipe.unet.dtype}, dtype is {config.dtype}: load the pipeline in that")
     if config.guidance is not None and teacher is None:
         raise UserError("guidance needs a teacher: give one, or sample with guidance: null")
+    check_device(pipe, teacher)
+
+
+def check_device(pipe: Any, teacher: Teacher | None) -> None:
+    """
+    Raises:
+        UserError: the teacher is on another device than the pipeline.
+    """
+    own = torch.device(pipe.unet.device)
+    for device in devices_of(teacher):
+        elsewhere = None not in (device.index, own.index) and device.index != own.index  # None: the current one
+        if device.type != own.type or elsewhere:
+            raise UserError(
+                f"the teacher is on {device}, the pipeline on {own}: load the teacher there, as in "
+                f"load_teacher(NAME, {str(own)!r})"
+            )
 
 
 def check_gate(config: GuidanceConfig, teacher: Teacher, gate: GateThresholds | None) -> None:

@@ -205,6 +205,11 @@ def _check_timesteps(scheduler: Any, config: SamplerConfig) -> None:
     in_range = bool((timesteps >= 0).all()) and bool((timesteps <= trained - 1).all())
     levels = scheduler.sigmas if hasattr(scheduler, "sigmas") else timesteps.cpu()[2 * (config.scheduler == "pndm") :]
     falling = bool((levels[1:] < levels[:-1]).all())
+    if in_range and not falling and scheduler.config.get("final_sigmas_type") == "sigma_min":
+        raise UserError(
+            "the pipeline's scheduler has final_sigmas_type='sigma_min' and ends at the noise of its last step, "
+            "which is not supported: change it to 'zero'"
+        )
     if not (in_range and falling):
         raise UserError(f"{config.steps} steps are too many for {config.scheduler} on {trained} training timesteps")
 

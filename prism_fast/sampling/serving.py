@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+import torch
+
 from prism_fast.energy.ensemble import EnsembleEnergy
 from prism_fast.energy.terms import EnergyTerm
 from prism_fast.errors import UserError
@@ -93,3 +95,11 @@ def is_capturable(teacher: Teacher | None) -> bool:
     if isinstance(teacher, EnsembleTeacher):
         return all(is_capturable(member) for member in teacher.members)
     return bool(getattr(teacher, "capturable", True))
+
+
+def devices_of(teacher: Teacher | None) -> list[torch.device]:
+    """Where it computes; nothing of a teacher that does not say."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [device for member in teacher.members for device in devices_of(member)]
+    device = getattr(teacher.eager if isinstance(teacher, BackendTeacher) else teacher, "device", None)
+    return [] if device is None else [torch.device(device)]

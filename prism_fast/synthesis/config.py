@@ -119,7 +119,7 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
         del fields["soft_top_k"]
     if config.sampler.guidance is not None:
         guidance = fields["sampler"]["guidance"]
-        del guidance["max_bad_rate"], guidance["student"]
+        del guidance["max_bad_rate"], guidance["student"], guidance["tiny"]
         for name, usual in LATER_OPTIONS.items():
             if guidance[name] == usual:
                 del guidance[name]

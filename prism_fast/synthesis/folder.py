@@ -79,6 +79,8 @@ def describe_request(
         "prompt_list": prompts.fingerprint,
         **_runtime(config),
     }
+    if models.decoder_fingerprint is not None:
+        made_from["guidance_decoder"] = models.decoder_fingerprint
     student = student_fingerprint(config.sampler.guidance)
     if student is not None:
         made_from["student"] = student

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from prism_fast.config import resolve_device, resolve_dtype
+from prism_fast.errors import UserError
 from prism_fast.prompts.fit import Fits
 from prism_fast.sampling.batch import Sampler
-from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
@@ -26,6 +28,7 @@ class Models:
         teacher: guides and labels.
         make_sampler: a sampler for a configuration and, where its gate is ``pilot``, thresholds.
         pipeline_fingerprint: 16 hex digits of the generator's weights and settings.
+        decoder_fingerprint: 16 hex digits of the weights that guidance looks through; None: the pipeline's own.
         fits: whether the generator's tokenizer takes a prompt uncut; None: it takes everything.
         device: where all of it runs.
     """
@@ -35,6 +38,7 @@ class Models:
     pipeline_fingerprint: str
     fits: Fits | None
     device: torch.device
+    decoder_fingerprint: str | None = None
 
 
 ModelsLoader = Callable[[SynthesisConfig], Models]
@@ -60,7 +64,14 @@ def load_models(config: SynthesisConfig) -> Models:
     student = student_fingerprint(config.sampler.guidance)
     pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
 
+    decoder = _decoder_fingerprint(pipe, config.sampler.guidance)
+
     def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> Sampler:
+        if sampler.guidance is not None and _decoder_fingerprint(pipe, sampler.guidance) != decoder:
+            raise UserError(
+                f"guidance.decoder: {sampler.guidance.decoder} was changed since this command began; nothing was drawn "
+                "with it: run the command again"
+            )
         sampler = pinned_student(sampler, student)
         return levels.make_sampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
 
@@ -70,4 +81,11 @@ def load_models(config: SynthesisConfig) -> Models:
         pipeline_fingerprint=pipeline_fingerprint(pipe),
         fits=prompt_fits(pipe),
         device=device,
+        decoder_fingerprint=decoder,
     )
+
+
+def _decoder_fingerprint(pipe: Any, guidance: GuidanceConfig | None) -> str | None:
+    from prism_fast.pipeline.decoder import decoder_fingerprint
+
+    return None if guidance is None else decoder_fingerprint(pipe, guidance.decoder, guidance.tiny)

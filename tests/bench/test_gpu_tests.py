@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import gpu_tests
+
+ROOT = Path(__file__).parents[2]
+THERE = (
+    "torch", "triton", "timm", "transformers", "diffusers", "numpy", "safetensors", "pyyaml", "tqdm",
+    "huggingface_hub", "torchvision", "pillow",
+)  # fmt: skip
+"""What make gpu needs where it installs nothing; the second line is what the first brings."""
 
 MODULE = """
 import pytest
@@ -29,6 +41,35 @@ def test_of_the_cpu():
 def test_only_files_with_gpu_tests_are_collected() -> None:
     names = {Path(file).name for file in gpu_tests.files()}
     assert "test_guided_step.py" in names and "test_config.py" not in names and "test_conftest.py" not in names
+
+
+WITHOUT = """
+import sys
+
+for name in {names!r}:
+    sys.modules[name] = None
+"""
+
+
+def test_they_are_collected_where_little_is_installed(tmp_path: Path) -> None:
+    """INSTALL=no: with pytest, torch, triton, timm, transformers, diffusers and what these bring, of ours nothing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    names = {re.split(r"[^\w.-]", one)[0] for one in wanted} - {*THERE, "pytest"}
+    assert {"scipy", "onnx", "pyarrow", "matplotlib", "hypothesis", "webdataset"} <= names
+    modules = sorted({name.replace("-", "_") for name in names} | {"onnxruntime", "torchaudio"})
+    (tmp_path / "without.py").write_text(WITHOUT.format(names=modules))
+    arguments = ["-m", "pytest", "-p", "without", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", "gpu"]
+    variables = {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments, *gpu_tests.files()],
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    marked = {str(Path(file).relative_to(ROOT)) for file in gpu_tests.files()}
+    assert collected == marked - {"tests/bench/test_gpu_tests.py"}  # which has the marker in a string
 
 
 def test_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

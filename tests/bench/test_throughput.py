@@ -136,6 +136,14 @@ def test_its_trace(written: tuple[Any, Path, Path]) -> None:
     assert json.loads(written[2].read_text())["traceEvents"]
 
 
+def test_the_trace_of_the_reference_loop_alone(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    throughput.main(_arguments(folders, "--sampler", "reference", "--trace", str(tmp_path / "trace.json")))
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
 def test_it_stops_where_exact_is_not_the_reference(
     folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +236,23 @@ def test_the_schedule_of_an_xl(name: str, steps: int, cfg_scale: float, schedule
     assert (published.steps, published.cfg_scale, published.scheduler) == (steps, cfg_scale, scheduler)
     assert ours == LARGE and ours.decoder == "tiny@224"
     assert list(contenders(published, ours, LEVELS, compiled=False)) == ROWS
+
+
+def test_a_tiny_decoder_is_found_where_it_is_said() -> None:
+    options = throughput.parser().parse_args(["--tiny", "here", "--decoder", "tiny"])
+    guidance = contenders(*throughput.configuration(options), LEVELS, compiled=False)["fast"].config.guidance
+    assert guidance is not None and (guidance.decoder, guidance.tiny) == ("tiny", "here")
+
+
+def test_a_decoder_that_is_not_there_is_said_before_anything_is_timed(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main(_arguments(folders, "--decoder", "tiny"))
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "no tiny decoder" in said.err and "reference" not in said.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_differ_from_turn_to_turn() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from prism_fast.calibration.config import CalibrateConfig
 from prism_fast.calibration.measure import Bench, Drawn, Measured, Walk, compare, cosine, kept_share
-from prism_fast.calibration.options import EXACT, Option, find_options
+from prism_fast.calibration.options import EXACT, Option, decoder_fingerprints, find_options
 from prism_fast.calibration.proposal import flags, propose, settings
 from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
@@ -25,7 +25,7 @@ from prism_fast.synthesis.plan import Plan
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
 from tests.study.worlds import World, make_world, one_thread
-from tests.tiny import tiny_pipeline
+from tests.tiny import save_tiny_decoder, tiny_pipeline
 
 IMAGES = 6
 
@@ -196,6 +196,23 @@ def test_options_there_are(pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert not any("CFG" in name for name in plain)
 
 
+def test_a_tiny_decoder_of_the_users_is_an_option(pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path))
+    place = str(save_tiny_decoder(tmp_path / "tiny"))
+    base = SamplerConfig(guidance=GuidanceConfig(tiny=place))
+    options, left_out = find_options(pipe, base, (32, 32))
+    tiny = {option.name: option for option in options if option.name.startswith("tiny")}
+    assert set(tiny) == {"tiny", "tiny@16", "tiny@8"} and set(left_out) == {"linear"}
+    assert settings(tiny["tiny@8"])["sampler"]["guidance"] == {"decoder": "tiny@8", "tiny": place}
+    found = decoder_fingerprints(pipe, options)
+    assert list(found) == ["tiny"]
+    save_tiny_decoder(place, seed=1)
+    assert decoder_fingerprints(pipe, options)["tiny"] != found["tiny"]
+    lost = dataclasses.replace(base, guidance=GuidanceConfig(tiny=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="no tiny decoder"):
+        find_options(pipe, lost, (32, 32))
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": None}, "needs sampler.guidance"),
     ({"guidance": GuidanceConfig(scale=0.0)}, "needs sampler.guidance"),
@@ -223,8 +240,10 @@ def test_the_command_from_end_to_end(
 ) -> None:
     monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "new" / "c.json"
+    tiny = tmp_path / "tiny"
+    flags = ["--fidelity", "0.5", "--sampler.guidance.tiny", str(save_tiny_decoder(tiny))]
     with one_thread():
-        assert main(_arguments(world, out, "--fidelity", "0.5")) == 0
+        assert main(_arguments(world, out, *flags)) == 0
     text = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert f"page: {out.with_suffix('.html')}" in text and "left out: linear: no linear decoder" in text
@@ -245,10 +264,13 @@ def test_the_command_from_end_to_end(
     before = out.read_bytes(), page
     out.with_suffix(".html").unlink()
     with one_thread():
-        assert main(_arguments(world, out, "--fidelity", "0.5")) == 0  # the same again: kept, the page drawn anew
+        assert main(_arguments(world, out, *flags)) == 0  # the same again: kept, the page drawn anew
     assert "holds this calibration already" in capsys.readouterr().out
     assert (out.read_bytes(), out.with_suffix(".html").read_text()) == before
-    assert main(_arguments(world, out, "--fidelity", "0.6")) == EXIT_ERROR
+    assert main(_arguments(world, out, *flags, "--images", "3")) == EXIT_ERROR
+    assert "holds something else than this calibration" in capsys.readouterr().err
+    save_tiny_decoder(tiny, seed=1)  # what was measured is another one
+    assert main(_arguments(world, out, *flags)) == EXIT_ERROR
     assert "holds something else than this calibration" in capsys.readouterr().err
     assert (out.read_bytes(), out.with_suffix(".html").read_text()) == before
 
@@ -290,17 +312,23 @@ def test_fit_decoder_fits_once(
 ) -> None:
     monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "cache"))
     command = ["fit-decoder", "--pipeline", str(world.pipeline), "--images", "5", "--batch", "3", "--steps", "2"]
-    command += ["--device", "cpu"]
+    command += ["--device", "cpu", "--scheduler", "euler", "--cfg-scale", "1"]
     assert main(command) == 0
     text = capsys.readouterr().out
     (file,) = (tmp_path / "cache" / "decoders").iterdir()
     assert "R²: red " in text and "rms error" in text and str(file) in text
-    first = file.read_bytes()
+    first, made = file.read_bytes(), file.stat().st_ino
+    assert main([*command, "--steps", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "fitted already" in text and "(images 5, scheduler euler, steps 2, cfg_scale 1.0, seed 0, pipeline " in text
+    assert file.stat().st_ino == made
     file.write_bytes(first + b" ")
-    assert main(command) == 0
-    assert "fitted already" in capsys.readouterr().out and file.read_bytes() == first + b" "
+    assert main(command) == EXIT_ERROR
+    assert "is damaged" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
     assert file.read_bytes() == first
+    assert main([*command, "--steps", "3", "--force"]) == 0
+    assert file.read_bytes() != first
     from prism_fast.pipeline.decoder import load_decoder
     from prism_fast.pipeline.load import load_pipeline
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
+
+from tests.ops.properties import st
 
 LAYOUTS = ("nchw", "channels_last", "sliced", "cropped")
 SHAPES = st.tuples(*(st.integers(*limits) for limits in ((0, 3), (1, 5), (1, 23), (1, 23))))

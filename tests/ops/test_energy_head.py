@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from prism_fast.ops.energy_head import energy_head, energy_head_cuda, energy_head_op
@@ -17,6 +15,7 @@ from prism_fast.ops.logit_energy import logit_energy
 from tests.ops.accuracy import DTYPES, far_apart
 from tests.ops.conftest import INTERPRETING
 from tests.ops.energy_head_cases import LAWS, Arguments, Operator, compare, draw, in_fp64
+from tests.ops.properties import given, settings, st
 
 
 @pytest.fixture(autouse=INTERPRETING)

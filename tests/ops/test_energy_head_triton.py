@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_fast.kernels import energy_head as kernels
 from tests.ops.accuracy import DTYPES
 from tests.ops.cubins import CAPABILITIES, INTEGERS, POINTERS, compile_cubin
+from tests.ops.properties import given, settings, st
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """What one block can have."""

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch._dynamo.testing
 import triton
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
@@ -26,6 +24,7 @@ from prism_fast.ops.group_norm_silu import (
 )
 from tests.ops.accuracy import DTYPES, LAYOUTS, assert_as_accurate, far_apart, laid_out
 from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
+from tests.ops.properties import given, settings, st
 
 EPS = 1e-6
 CASES = [

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
 from torch import Tensor
 
 from prism_fast.kernels import image_norms as kernels
 from prism_fast.ops.image_norms import image_norms, image_norms_cuda, image_norms_ref
 from tests.ops.accuracy import DTYPES, LAYOUTS, SHAPES, assert_as_accurate, far_apart, laid_out
 from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
+from tests.ops.properties import given, settings
 
 
 def _compare(got: Tensor, gradient: Tensor) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from prism_fast.energy.terms import Outputs, guidance_energy
 from prism_fast.ops import logit_energy as module
 from prism_fast.ops.logit_energy import LogitEnergy, logit_energy, logit_energy_op, logit_energy_ref
 from tests.ops.logit_energy_cases import Arguments, compare, draw
+from tests.ops.properties import given, settings, st
 
 EXPECTED = os.environ.get("PRISM_FAST_BUILD", "none") != "none"
 """make test builds the extension and says so here."""

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from prism_fast.kernels import predict_x0 as kernels
@@ -14,6 +12,7 @@ from prism_fast.ops.predict_x0 import predict_x0, predict_x0_cuda, predict_x0_re
 from prism_fast.ops.step_table import Column
 from tests.ops.accuracy import DTYPES, LAYOUTS, SHAPES, assert_as_accurate, far_apart, laid_out
 from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
+from tests.ops.properties import given, settings, st
 
 SCALE = 3.5
 ROWS = 5

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from prism_fast.kernels import resample_normalize as kernels
@@ -22,6 +20,7 @@ from prism_fast.ops.resample_normalize import (
 from prism_fast.teachers.preprocess import Preprocess, resize_matrix
 from tests.ops.accuracy import DTYPES, LAYOUTS, assert_as_accurate, far_apart, laid_out
 from tests.ops.cubins import INTEGERS, POINTERS, compile_cubin
+from tests.ops.properties import given, settings, st
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZES = [

@@ -28,6 +28,7 @@ from prism_fast.synthesis.pilot import PILOT_FILE
 from prism_fast.zoo.fashion_captions import GLOSSES, NAMES
 from tests.pilot.worlds import BATCH, Replay, built_in, teacher
 from tests.study.worlds import World, make_world, one_thread
+from tests.tiny import save_tiny_decoder
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,18 @@ def test_thresholds_are_those_that_a_synthesis_freezes(
     frozen = json.loads((tmp_path / "images" / PILOT_FILE).read_text())["gate"]
     assert found["gate"]["tau"] == frozen["tau"] and found["gate"]["delta"] == frozen["delta"]
     assert found["scales"] is None and "no guided images were drawn" in capsys.readouterr().out
+
+
+def test_a_pilot_is_of_one_decoder(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny, out = save_tiny_decoder(tmp_path / "tiny", seed=1), tmp_path / "pilot"
+    fast = ["--sampler.level", "fast", "--sampler.guidance.decoder", "tiny", "--sampler.guidance.tiny", str(tiny)]
+    call = arguments(world, out, "--scales", "[]", *fast)
+    with one_thread():
+        assert main(call) == main(call) == 0
+    assert len(json.loads((out / FIGURES).read_text())["guidance_decoder"]) == 16
+    save_tiny_decoder(tiny, seed=2)
+    assert main(call) == EXIT_ERROR
+    assert "give another --out" in capsys.readouterr().err
 
 
 def test_some_classes_of_many(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,35 @@
 from __future__ import annotations
 
+import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
 from prism_fast.errors import UserError
-from prism_fast.pipeline.decoder import LatentDecoder, decode, load_decoder, to_uint8
-from prism_fast.pipeline.linear_fit import fit_linear, fit_quality, linear_file, load_linear, save_linear
-from tests.tiny import tiny_pipeline
+from prism_fast.pipeline.decoder import (
+    LatentDecoder,
+    _fetched_tiny,
+    decode,
+    decoder_fingerprint,
+    load_decoder,
+    to_uint8,
+)
+from prism_fast.pipeline.linear_fit import (
+    fit_linear,
+    fit_quality,
+    linear_file,
+    linear_record,
+    load_linear,
+    save_linear,
+)
+from prism_fast.pipeline.load import load_pipeline
+from tests.tiny import save_tiny_decoder, save_tiny_pipeline, tiny_pipeline, tiny_xl_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +82,10 @@ def test_half_precision_decoders_give_fp32_images(seed: int) -> None:
     assert decode(load_decoder(pipe), _latents(seed)).dtype == torch.float32
 
 
-def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
+def testsave_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
     from diffusers import AutoencoderTiny
 
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
-        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
-    )  # fmt: skip
-    tiny.save_pretrained(tmp_path, safe_serialization=True)
+    tiny = AutoencoderTiny.from_pretrained(save_tiny_decoder(tmp_path), use_safetensors=True)
     decoder = load_decoder(pipe, "tiny", tmp_path)
     assert decoder.name == "tiny"
     latents = _latents(seed)
@@ -85,24 +99,125 @@ def test_tiny_decoder(pipe: Any, tmp_path: Path, seed: int) -> None:
 def test_unknown_and_missing_decoders(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="kl"):
         load_decoder(pipe, "k1")
-    with pytest.raises(UserError, match="no tiny decoder"):
+    with pytest.raises(UserError, match=r"no tiny decoder.*guidance\.tiny.*madebyollin/taesd for.*madebyollin/taesdxl"):
         load_decoder(pipe, "tiny", tmp_path)
+    pipe = tiny_pipeline(0)
+    pipe.register_to_config(_name_or_path=str(tmp_path))
+    with pytest.raises(UserError, match=rf"{tmp_path}/vae_tiny: set guidance\.tiny"):
+        load_decoder(pipe, "tiny@16")
+    pipe.vae.save_pretrained(tmp_path / "vae_tiny")
+    with pytest.raises(UserError, match="is a AutoencoderKL, not an AutoencoderTiny: set"):
+        load_decoder(pipe, "tiny")
+    with pytest.raises(UserError, match="has 3 latent channels, not 4"):
+        load_decoder(pipe, "tiny", save_tiny_decoder(tmp_path / "other", channels=3))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
+    """A hub of one model, ``org/tiny``; what is asked of it."""
+    asked: list[tuple[str, Any]] = []
+
+    def fetch(repository: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((repository, local_files_only))
+        kept = [path for path in (tmp_path / "hub").iterdir() if any(path.match(name) for name in allow_patterns)]
+        place = tmp_path / f"snapshot{len(asked)}"
+        place.mkdir()
+        for path in kept:
+            shutil.copy(path, place)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    save_tiny_decoder(tmp_path / "hub", seed=3)
+    _fetched_tiny.cache_clear()
+    yield asked
+    _fetched_tiny.cache_clear()
+
+
+def test_a_tiny_decoder_from_the_hub(pipe: Any, hub: list[tuple[str, Any]], tmp_path: Path, seed: int) -> None:
+    latents = _latents(seed)
+    expected = decode(load_decoder(pipe, "tiny", tmp_path / "hub"), latents)
+    for name in ("tiny", "tiny@32"):
+        torch.testing.assert_close(decode(load_decoder(pipe, name, "org/tiny"), latents), expected)
+    assert hub == [("org/tiny", False)]  # asked once
+    with pytest.raises(UserError, match="no tiny decoder"):
+        load_decoder(pipe, "tiny", "./org/tiny")
+
+
+def test_a_tiny_decoder_on_the_hub_is_never_unpickled(pipe: Any, hub: list[tuple[str, Any]], tmp_path: Path) -> None:
+    (weights,) = (tmp_path / "hub").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"has no \*\.safetensors weights"):
+        load_decoder(pipe, "tiny", "org/tiny")
+    assert not list((tmp_path / "snapshot1").glob("*.bin"))
+
+
+def test_without_the_hub_its_cache_serves_a_tiny_decoder(
+    pipe: Any, hub: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert load_decoder(pipe, "tiny", "org/tiny").name == "tiny" and hub == [("org/tiny", True)]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"tiny decoder 'org/other' is no local folder.*no route.*give a local folder"):
+        load_decoder(pipe, "tiny", "org/other")
+
+
+def test_decoders_have_fingerprints_of_what_they_are(fitted: Any, tmp_path: Path) -> None:
+    assert decoder_fingerprint(fitted, "kl") is decoder_fingerprint(fitted, "kl@16") is None
+    places = [save_tiny_decoder(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    one, same, other = (decoder_fingerprint(fitted, "tiny", place) for place in places)
+    assert one == same == decoder_fingerprint(fitted, "tiny@16", str(places[0])) != other
+    before = decoder_fingerprint(fitted, "linear")
+    weight, bias = load_linear(fitted)
+    save_linear(fitted, weight, bias, {"images": 3})  # the same matrix
+    assert decoder_fingerprint(fitted, "linear") == before
+    save_linear(fitted, weight, bias + 1e-3)
+    assert len({decoder_fingerprint(fitted, "linear"), before, one, other, None}) == 5
+
+
+def test_a_fit_belongs_to_an_autoencoder(tmp_path: Path) -> None:
+    """Whatever draws the latents, and whoever loaded the pipeline; in each dtype its own."""
+    from diffusers import EulerDiscreteScheduler
+
+    folder = save_tiny_pipeline(tmp_path)
+    pipe = load_pipeline(str(folder))
+    place = linear_file(pipe)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    next(pipe.unet.parameters()).view(-1)[0] += 1  # as a LoRA does
+    next(pipe.text_encoder.parameters()).view(-1)[0] += 1
+    pipe.unet.register_to_config(sample_size=16)
+    assert linear_file(pipe) == place
+    for dtype in (torch.float16, torch.bfloat16):
+        loaded, own = load_pipeline(str(folder), dtype=dtype), tiny_pipeline(0).to(dtype)
+        assert linear_file(loaded) == linear_file(own) != place
+    pipe.vae.register_to_config(scaling_factor=0.4)
+    rescaled = linear_file(pipe)
+    pipe.vae.decoder.conv_in.weight.view(-1)[0] += 1
+    assert len({place, rescaled, linear_file(pipe)}) == 3
+
+
+def test_a_fit_keeps_what_it_was_fitted_to(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path))
+    record = {"images": 3, "scheduler": "euler", "steps": 4, "cfg_scale": 1.0, "seed": 0, "pipeline": "0" * 16}
+    file = save_linear(pipe, torch.ones(3, 4), torch.zeros(3), record)
+    assert linear_record(file) == record
+    content = file.read_bytes()
+    assert save_linear(pipe, torch.ones(3, 4), torch.zeros(3), record).read_bytes() == content
+
+
+def test_an_sdxl_has_no_linear_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="fit-decoder does not take an SDXL"):
+        load_decoder(tiny_xl_pipeline(0), "linear")
 
 
 def test_rounding_is_half_to_even() -> None:
     # diffusers rounds with numpy, half to even
     values = torch.tensor([0.0, 0.5 / 255, 1.5 / 255, 1.0], dtype=torch.float64)
     assert to_uint8(values).tolist() == [0, 0, 2, 255]
-
-
-def _tiny_decoder(folder: Path) -> Path:
-    from diffusers import AutoencoderTiny
-
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
-        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
-    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
-    return folder
 
 
 def _slope_error(decoder: LatentDecoder, latents: torch.Tensor, seed: int) -> torch.Tensor:
@@ -132,7 +247,7 @@ def fitted(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_at_full_size_a_resized_decoder_is_the_decoder_itself(pipe: Any, tmp_path: Path, seed: int) -> None:
-    tiny, latents = _tiny_decoder(tmp_path), _latents(seed)
+    tiny, latents = save_tiny_decoder(tmp_path), _latents(seed)
     for name in ("kl", "tiny"):
         whole, resized = (load_decoder(pipe, spelled, tiny) for spelled in (name, f"{name}@32"))
         assert resized.name == f"{name}@32"
@@ -142,7 +257,7 @@ def test_at_full_size_a_resized_decoder_is_the_decoder_itself(pipe: Any, tmp_pat
 @pytest.mark.parametrize("pixels", [4, 16, 20, 28])
 def test_a_resized_decoder_has_that_many_pixels(pipe: Any, tmp_path: Path, pixels: int, seed: int) -> None:
     for name in ("kl", "tiny"):
-        decoder = load_decoder(pipe, f"{name}@{pixels}", _tiny_decoder(tmp_path))
+        decoder = load_decoder(pipe, f"{name}@{pixels}", save_tiny_decoder(tmp_path))
         assert decode(decoder, _latents(seed)).shape == (3, 3, pixels, pixels)
 
 
@@ -165,7 +280,7 @@ def test_the_backward_of_every_decoder(name: str, tmp_path: Path, seed: int, mon
     pipe = tiny_pipeline(0)
     pipe.vae.double()
     save_linear(pipe, 0.02 * torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)), torch.full((3,), 0.5))
-    decoder = load_decoder(pipe, name, _tiny_decoder(tmp_path / "tiny"))
+    decoder = load_decoder(pipe, name, save_tiny_decoder(tmp_path / "tiny"))
     # the median: a difference across a ReLU's or the clamp's kink is no slope
     errors = [float(_slope_error(decoder, _latents(seed), seed + trial)) for trial in range(1, 6)]
     assert statistics.median(errors) < 1e-5

@@ -44,6 +44,13 @@ def test_dtypes(folder: Path) -> None:
     assert half.unet.dtype == half.text_encoder.dtype == torch.float16
     assert half.vae.dtype == torch.float32  # KL decoders overflow in fp16
     assert torch.equal(half.vae.decoder.conv_in.weight, tiny_pipeline(0).vae.decoder.conv_in.weight)
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt"}
+    full, found = (
+        made("a boot", generator=torch.Generator().manual_seed(0), **arguments).images
+        for made in (load_pipeline(str(folder)), half)
+    )
+    torch.testing.assert_close(found, full, rtol=0, atol=0.05)
+    assert half.vae.dtype == torch.float32
     assert load_pipeline(str(folder), dtype=torch.bfloat16).vae.dtype == torch.bfloat16
 
 

@@ -9,18 +9,22 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 
 import prism_fast
 from prism_fast.energy.terms import guidance_energy
 from prism_fast.errors import UserError
-from prism_fast.sampling import drop_in
+from prism_fast.pipeline.load import load_pipeline
+from prism_fast.sampling import kept
 from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.sampling.copies import state_of
+from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.drop_in import FastPipeline
+from prism_fast.sampling.fast import FastSampler
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_teacher
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import save_tiny_decoder, save_tiny_pipeline, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag"]
 SCHEDULERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -253,13 +257,67 @@ def test_changes_of_the_pipeline_are_noticed(pipe: Any, seed: int) -> None:
     assert_near(found.images, expected.images)
 
 
-def test_an_adapters_scale_counts() -> None:
-    layer = torch.nn.Linear(2, 2)
-    layer.scaling = {"style": 1.0}  # type: ignore[assignment]  # as a layer of peft has it
-    before = state_of(torch.nn.Sequential(layer))
-    assert state_of(torch.nn.Sequential(layer)) == before
-    layer.scaling["style"] = 0.5  # type: ignore[index]
-    assert state_of(torch.nn.Sequential(layer)) != before
+class _Layer(torch.nn.Module):
+    """A linear layer under a layer of peft, whose merging writes through ``.data``."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.merged_adapters, self.scaling = base, list[str](), {"style": 1.0}
+        self.lora = torch.nn.Parameter(torch.randn_like(base.weight) * base.weight.std(), requires_grad=False)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        made: Tensor = self.base_layer(x)
+        return made if self.merged_adapters else made + x @ (self.scaling["style"] * self.lora).T
+
+    def merge(self, sign: int) -> None:
+        self.base_layer.weight.data += sign * self.scaling["style"] * self.lora
+        self.merged_adapters = ["style"] if sign > 0 else []
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_changes_that_no_version_shows(
+    pipe: Any, channels_last: bool, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Merged adapters, FreeU, processors, writes through ``.data``; with copies that own weights, and that do not."""
+    monkeypatch.setattr(kept, "Copies", lambda _: Copies(channels_last))
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_q = layer = _Layer(attention.to_q)
+    fast = prism_fast.compile(pipe)
+    arguments = {"num_inference_steps": 3, "output_type": "pt"}
+
+    def both() -> tuple[Tensor, Tensor]:
+        expected, found = (made("boot", **arguments, generator=one(seed)).images for made in (pipe, fast))
+        return expected, found
+
+    def halve(network: Any) -> None:
+        for weight in network.parameters():
+            weight.data.mul_(0.5)
+
+    changes: list[Any] = [
+        lambda: layer.merge(1),
+        lambda: layer.scaling.update(style=0.5),
+        lambda: layer.merge(-1),
+        lambda: halve(pipe.text_encoder),
+        lambda: pipe.enable_freeu(0.3, 0.2, 1.5, 1.7),
+        lambda: pipe.unet.set_attn_processor(_Halved()),
+        lambda: pipe.disable_freeu(),
+        lambda: halve(pipe.unet),
+        lambda: halve(pipe.vae),
+    ]
+    _, last = both()
+    for index, change in enumerate(changes):
+        change()
+        expected, found = both()
+        error = (found - expected).abs()
+        assert error.median() <= 1e-5 and error.max() <= 1e-3, (index, error.max())
+        assert index < 2 or not torch.equal(found, last), index  # merging alone changes last bits at most
+        last = found
+
+
+class _Halved(AttnProcessor):
+    def __call__(self, *arguments: Any, **others: Any) -> Tensor:
+        made: Tensor = super().__call__(*arguments, **others)
+        return made * 0.5
 
 
 def test_a_setting_that_would_do_nothing_is_an_error(pipe: Any) -> None:
@@ -269,13 +327,118 @@ def test_a_setting_that_would_do_nothing_is_an_error(pipe: Any) -> None:
 
 def test_samplers_and_embeddings_are_kept(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = prism_fast.compile(pipe)
-    asked: list[str] = []
+    asked: list[list[str]] = []
     encode = pipe.encode_prompt
-    monkeypatch.setattr(pipe, "encode_prompt", lambda p, *a, **k: (asked.extend(p), encode(p, *a, **k))[1])
+    monkeypatch.setattr(pipe, "encode_prompt", lambda p, *a, **k: (asked.append(p), encode(p, *a, **k))[1])
     for size in (32, 40, 48, 32, 56, 64, 32):
         fast(["boot", "coat", "boot"], num_inference_steps=1, height=size, width=32, output_type="latent")
-    assert asked == ["boot", "coat", ""]
-    assert len(fast._samplers) == drop_in.SAMPLERS
+    assert asked == [["boot", "coat", *[""] * 6]]
+    assert len(fast._samplers) == kept.SAMPLERS
+
+
+def test_every_network_call_has_one_shape(
+    pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """So an image depends neither on how many others there are nor on how many prompts were new."""
+    fast = prism_fast.compile(pipe, teacher, config={"compute_batch": 4})
+    rows: dict[str, set[int]] = {}
+    for name, network in {"text": pipe.text_encoder, "teacher": teacher.model}.items():
+        network.register_forward_pre_hook(
+            lambda _, given, kept, name=name: rows.setdefault(name, set()).add(len((*given, *kept.values())[0])),
+            with_kwargs=True,
+        )
+    arguments = {"num_inference_steps": 2, "output_type": "pt", "classes": 3}
+    prompts = [f"{prompt} {kind}" for prompt in PROMPTS for kind in ("dark", "light", "coat")]
+    many = fast(prompts, seeds=range(seed, seed + 9), **arguments)
+    assert rows == {"text": {8}, "teacher": {4}}
+    fast._encoder.forget()
+    alone = fast(prompts[8], seeds=[seed + 8], **arguments)
+    assert rows == {"text": {8}, "teacher": {4}}
+    assert torch.equal(alone.images[0], many.images[8]) and torch.equal(alone.logits[0], many.logits[8])
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Where a sampler is made, in its loop and in the last decoding; what was drawn and delivered stays."""
+    scheduled(pipe, "EulerAncestralDiscreteScheduler", {})
+    arguments = {"prompt": PROMPTS, "num_images_per_prompt": 3, "num_inference_steps": 2, "output_type": "latent"}
+    weak = {"scale": 0.01}  # a gradient of ReLUs jumps, and with it what is compared
+    guided = {"classes": [*range(9)]}
+    expected = prism_fast.compile(pipe, teacher, weak)(**arguments, **guided, generator=one(seed))
+    assert expected.compute_batch == [9] * 9
+    fast = prism_fast.compile(pipe, teacher, weak, config={"compute_batch": 6})
+    asked: list[tuple[str, int]] = []
+
+    def limited(name: str, most: int, *, spared: int = 0) -> None:
+        whole = getattr(FastSampler, name)
+
+        def part(self: FastSampler, *given: Any, **named: Any) -> Any:
+            batch = given[1].compute_batch if name == "__init__" else self.config.compute_batch
+            asked.append((name, batch))
+            if batch > most and asked.count((name, batch)) > spared:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, *given, **named)
+
+        monkeypatch.setattr(FastSampler, name, part)
+
+    limited("__init__", 5)
+    limited("run", 2)
+    with caplog.at_level("WARNING"):
+        found = fast(**arguments, **guided, generator=one(seed))
+    assert [record.args for record in caplog.records] == [(3, 6), (2, 6)]
+    assert found.compute_batch == [2] * 9
+    assert_near(found.images, expected.images)
+    caplog.clear()
+    again = fast(**arguments, **guided, generator=one(seed))
+    assert (
+        not caplog.records and torch.equal(again.images, found.images) and torch.equal(again.energies, found.energies)
+    )
+    # the second batch of a call, when it has run already
+    limited("images", 1, spared=1)
+    whole = arguments | {"output_type": "pt"}
+    found = fast(**whole, **guided, generator=one(seed))
+    assert found.compute_batch == [2] * 2 + [1] * 7 and found.images.shape == (9, 3, 32, 32)
+    assert found.energies.shape == (2, 9) and found.logits.shape == (9, 10)
+    monkeypatch.undo()
+    assert_near(found.images, prism_fast.compile(pipe, teacher, weak)(**whole, **guided, generator=one(seed)).images)
+    monkeypatch.setattr(FastSampler, "run", _no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        fast(**arguments, **guided)
+
+
+def _no_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_pipeline_that_was_converted_is_followed(pipe: Any, seed: int) -> None:
+    fast, fixed = prism_fast.compile(pipe), prism_fast.compile(pipe, config={"dtype": "float32"})
+    arguments = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt"}
+    full = fast(**arguments, generator=one(seed)).images
+    pipe.to(torch.bfloat16)
+    found, plain = (made(**arguments, generator=one(seed)).images for made in (fast, pipe))
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
+    with pytest.raises(UserError, match=r"dtype is float32, the pipeline is in torch.bfloat16: leave dtype out"):
+        fixed("boot")
+    pipe.to(torch.float32)
+    assert not torch.equal(fast(**arguments, generator=one(seed)).images, full)  # rounded to bf16 in between
+    assert fixed(**arguments, generator=one(seed)).images.dtype == torch.float32
+
+
+def test_a_teacher_elsewhere_is_refused(pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = prism_fast.compile(pipe, teacher)
+    for place in ("cuda:1", "meta"):
+        monkeypatch.setattr(teacher, "device", torch.device(place))
+        for several in (teacher, EnsembleTeacher([teacher])):
+            with pytest.raises(
+                UserError, match=rf"teacher is on {place}, the pipeline on cpu: .*load_teacher\(NAME, 'cpu'"
+            ):
+                prism_fast.compile(pipe, several)
+    monkeypatch.undo()
+    pipe.to("meta")
+    with pytest.raises(UserError, match=r"the teacher is on cpu, the pipeline on meta: load the teacher there"):
+        fast("boot", classes=1)
 
 
 def test_a_folder_and_a_name(pipe: Any, tmp_path: Path, seed: int) -> None:
@@ -319,6 +482,17 @@ def test_half_precision(kind: str, dtype: torch.dtype, seed: int) -> None:
     assert found.dtype == plain.dtype and half.vae.dtype == dtype and half.unet.dtype == dtype
     error, budget = ((x.float() - truth).square().mean().sqrt() for x in (found, plain))
     assert error <= 2 * budget, (error, budget)
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_a_pipeline_loaded_in_fp16_can_be_used_beside_ours(kind: str, tmp_path: Path, seed: int) -> None:
+    """Its autoencoder stays in fp32."""
+    (tiny_pipeline if kind == "sd" else tiny_xl_pipeline)(0).save_pretrained(tmp_path / "pipeline")
+    fast = prism_fast.compile(load_pipeline(str(tmp_path / "pipeline"), "cpu", torch.float16))
+    arguments = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt"}
+    plain, found = (made(**arguments, generator=one(seed)).images for made in (fast.pipe, fast))
+    assert found.dtype == plain.dtype == fast.pipe.vae.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
 
 
 def test_a_safety_checker_is_run(pipe: Any, seed: int) -> None:
@@ -475,3 +649,16 @@ def test_guided_calls_that_are_refused(pipe: Any, teacher: EagerTeacher) -> None
     ):
         with pytest.raises(UserError, match=message):
             fast("boot", classes=classes)
+
+
+def test_a_small_decoder_guides(pipe: Any, teacher: EagerTeacher, tmp_path: Path, seed: int) -> None:
+    options = {"decoder": "tiny@16", "scale": 0.3}
+    place = {"tiny": str(save_tiny_decoder(tmp_path))}
+    fast = prism_fast.compile(pipe, teacher, guidance=options | place, config={"level": "fast"})
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "seeds": [seed], "classes": 3, "output_type": "latent"}
+    found = fast("a coat", **arguments)
+    assert found.energies.isfinite().all()
+    plain = prism_fast.compile(pipe)("a coat", num_inference_steps=2, seeds=[seed], output_type="latent")
+    assert (found.images - plain.images).abs().max() > 1e-2
+    with pytest.raises(UserError, match="madebyollin/taesd for"):  # at once, not at the first call
+        prism_fast.compile(pipe, teacher, guidance=options, config={"level": "fast"})

@@ -9,6 +9,7 @@ import torch
 from prism_fast.errors import UserError
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.halving import HalvingSampler
+from prism_fast.sampling.pending import Pending, done
 
 
 class _Hungry:
@@ -17,6 +18,9 @@ class _Hungry:
     def __init__(self, compute_batch: int, most: int, made: list[int]) -> None:
         self.compute_batch, self._most = compute_batch, most
         made.append(compute_batch)
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        return done(self.sample(prompts, class_indices, seeds))
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
         assert len(prompts) == len(class_indices) == len(seeds) <= self.compute_batch
@@ -35,7 +39,7 @@ class _Hungry:
 
 
 def _halving(most: int, made: list[int]) -> HalvingSampler:
-    return HalvingSampler(_Hungry(10, most, made), lambda batch: _Hungry(batch, most, made), 10)
+    return HalvingSampler(lambda batch: _Hungry(batch, most, made), 10)
 
 
 def test_it_halves_until_it_fits_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,3 +72,19 @@ def test_not_even_one_row() -> None:
 def test_too_many_rows_are_refused_whatever_it_shrank_to() -> None:
     with pytest.raises(UserError, match="11 rows, but a batch has 1 to 10"):
         _halving(3, []).sample(["p"] * 11, range(11), range(11))
+
+
+def test_memory_that_runs_out_where_the_sampler_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    made: list[int] = []
+
+    def make(batch: int) -> _Hungry:
+        if batch > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return _Hungry(batch, 3, made)
+
+    with caplog.at_level(logging.WARNING):
+        sampler = HalvingSampler(make, 10)
+    assert made == [3] and [record.args for record in caplog.records] == [(5, 10), (3, 10)]
+    assert sampler.sample(["p"] * 10, range(10), range(10)).images.flatten().tolist() == list(range(10))
+    with pytest.raises(torch.OutOfMemoryError):
+        HalvingSampler(lambda batch: make(batch + 3), 10)

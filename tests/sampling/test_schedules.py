@@ -207,6 +207,14 @@ def test_an_unsupported_option_of_the_pipelines_scheduler_is_refused() -> None:
         build_schedule(base, SamplerConfig(scheduler="euler"), CPU)
 
 
+def test_a_trajectory_that_ends_at_the_noise_of_its_last_step_is_refused_for_that() -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    base = EulerDiscreteScheduler(final_sigmas_type="sigma_min", timestep_spacing="linspace")
+    with pytest.raises(UserError, match=r"has final_sigmas_type='sigma_min'.*: change it to 'zero'"):
+        build_schedule(base, SamplerConfig(scheduler="euler", steps=4), CPU)
+
+
 def test_building_leaves_the_pipelines_scheduler_alone() -> None:
     base = _base()
     before = dict(base.config), base.timesteps.clone()

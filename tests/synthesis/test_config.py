@@ -70,6 +70,20 @@ def test_a_student_enters_by_content() -> None:
     assert here == there and here["sampler"]["guidance"]["student_weight"] == 1.0
 
 
+def test_a_tiny_decoder_enters_by_content() -> None:
+    guidances = (GuidanceConfig(decoder="tiny", tiny=place) for place in (None, "there"))
+    here, there = (
+        identity(SynthesisConfig(sampler=SamplerConfig(level="fast", guidance=guidance))) for guidance in guidances
+    )
+    assert here == there and "tiny" not in here["sampler"]["guidance"]
+
+
+def test_sets_made_before_keep_their_hashes() -> None:
+    """Options that came later are not in what decides a set, where they are off."""
+    assert content_hash(identity(GUIDED)) == "0b898fc12a96ee70"
+    assert content_hash(identity(SynthesisConfig())) == "0f12d4ab37ffdccf"
+
+
 def test_the_pilot_counts_only_where_there_is_one() -> None:
     plain = SynthesisConfig()
     assert not plain.needs_pilot
