@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -94,23 +94,39 @@ class Simulation:
             config_hash=CONFIG_HASH,
             stop=stop,
             bar=bar,
-            encode=_as_they_are,
+            encode=_as_it_is,
         )
 
 
-def _as_they_are(images: list[bytes], _kind: ImageFormat) -> list[bytes]:
-    return images
+def _as_it_is(image: bytes, _kind: ImageFormat) -> bytes:
+    return image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Stands in for :class:`~prism_fast.sampling.pending.Pending`."""
+
+    batch: Batch
+
+    @property
+    def images(self) -> list[bytes]:
+        """Encoded files."""
+        return self.batch.images
+
+    def result(self) -> Batch:
+        """The batch."""
+        return self.batch
 
 
 class _Sampler:
     def __init__(self, files: list[bytes], images_per_s: float, batch: int, memory: MemoryLog) -> None:
         self._files, self._rate, self._batch, self._memory = files, images_per_s, batch, memory
 
-    def sample(self, _prompts: Sequence[str], _classes: Sequence[int], seeds: Sequence[int]) -> Batch:
+    def begin(self, _prompts: Sequence[str], _classes: Sequence[int], seeds: Sequence[int]) -> Begun:
         count = len(seeds)
         self._memory.add(count)
         time.sleep(self._batch / self._rate)  # padded rows take as long as others
-        return Batch(
+        batch = Batch(
             images=[self._files[seed % len(self._files)] for seed in seeds],
             guided_steps=(),
             energy=np.zeros((0, count), np.float32),
@@ -119,15 +135,16 @@ class _Sampler:
             finite=np.ones(count, np.bool_),
             compute_batch=self._batch,
         )
+        return Begun(batch=batch)
 
 
 class _Labeller:
     def __init__(self, classes: int) -> None:
         self._eye = np.eye(classes, dtype=np.float16)
 
-    def __call__(self, images: list[bytes], classes: list[int]) -> Labels:
+    def ask(self, images: list[bytes], classes: list[int]) -> Callable[[], Labels]:
         ones = [1.0] * len(images)
-        return Labels(
+        labels = Labels(
             logits=self._eye[classes],
             energy=ones,
             free_energy=ones,
@@ -136,6 +153,7 @@ class _Labeller:
             top1=classes,
             top1_probability=ones,
         )
+        return lambda: labels
 
 
 def resident_bytes() -> int:

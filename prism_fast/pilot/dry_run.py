@@ -138,9 +138,12 @@ def _measure(job: Job) -> Rates:
     for _ in range(1 + _BATCHES):
         begin = time.perf_counter()
         batch = worker.sampler.sample(*sampler_arguments(rows))
-        files = worker.encode(batch.images, config.format)
         shown = [row.class_index for row in rows]
-        labels = worker.labeller(batch.images, shown)
+        labels = worker.labeller.ask(batch.images, shown)()
+        made = time.perf_counter()
+        files = [worker.encode(image, config.format) for image in batch.images]
+        encoding = (time.perf_counter() - made) / worker.encoders
+        stored = time.perf_counter()
         reasons = worker.filter.reasons(batch.images, batch.finite, shown, labels)
         records = batch_records(rows, batch, labels, reasons, _HASH)
         sizes = [
@@ -153,7 +156,10 @@ def _measure(job: Job) -> Rates:
             )
             for n, row in enumerate(rows)
         ]  # fmt: skip
-        seconds.append(time.perf_counter() - begin)
+        storing = encoding + time.perf_counter() - stored
+        making = made - begin
+        # a GPU makes the next batch meanwhile
+        seconds.append(max(making, storing) if models.device.type == "cuda" else making + storing)
     unguided_s = guided_s = min(seconds[1:]) / len(rows)
     if config.needs_pilot:
         plain = models.make_sampler(replace(config.sampler, guidance=None), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,7 @@ class Job:
             config_hash=config_hash,
             stop=stop,
             bar=bar,
+            encoders=_encoders(self.loaded.device),
             filter=Filter(config=self.filter, max_energy=found.max_energy),
             remake=self.remake,
         )
@@ -269,6 +271,13 @@ class Job:
 
     def _labeller(self) -> Labeller:
         return Labeller(self.loaded.teacher, self.config.sampler.guidance, self.config.sampler.compute_batch)
+
+
+def _encoders(device: torch.device) -> int:
+    """Threads that compress images beside one sampler: on the CPU it needs the cores itself."""
+    if device.type != "cuda":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count()))
 
 
 def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabulary) -> None:

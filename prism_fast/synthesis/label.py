@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from prism_fast.energy.terms import CrossEntropy, FreeEnergy, Outputs
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
+from prism_fast.sampling.transfer import marked, to_device, to_host
 from prism_fast.synthesis.record import significant
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.taps import outputs_for
@@ -56,19 +58,39 @@ class Labeller:
         self._free, self._class = FreeEnergy(temperature=used.temperature), CrossEntropy()
         self._energy = guidance_term(used, teacher)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, classes: list[int]) -> Labels:
+        """As :meth:`ask`, and waits."""
+        return self.ask(images, classes)()
+
+    @torch.no_grad()
+    def ask(self, images: Tensor, classes: list[int]) -> Callable[[], Labels]:
         """Labels uint8 images [n, 3, H, W], n <= ``compute_batch``, asked to show ``classes``.
 
+        Returns:
+            What waits for the labels: on a CUDA device the work is queued.
+
         Raises:
-            UserError: a logit that is not finite, or too large for the fp16 in which shards store it.
+            UserError: (when waited for) a logit that is not finite, or too large for the fp16 in which shards store it.
         """
         count = len(classes)
         padded = torch.cat([images, images[-1:].expand(self._batch - count, -1, -1, -1)])
         outputs = outputs_for(self._teacher, padded.float() / 255, self._energy)
         # Energies are computed on the padded batch too: the shape decides the last bits.
-        logits = outputs.logits.float().cpu()
         targets = torch.tensor([*classes, *[0] * (self._batch - count)])
+        logits = to_host(outputs.logits.float())
+        # of whole feature maps the energy is computed where they are
+        energy = None
+        if outputs.taps:
+            energy = to_host(self._energy.value(outputs, to_device(targets, outputs.logits.device)))
+        wait = marked(outputs.logits.device)
+
+        def finish() -> Labels:
+            wait()
+            return self._labels(logits, targets, energy, count)
+
+        return finish
+
+    def _labels(self, logits: Tensor, targets: Tensor, energy: Tensor | None, count: int) -> Labels:
         wide = Outputs(logits=logits)
         stored = logits.half()
         if not stored[:count].isfinite().all():
@@ -79,7 +101,7 @@ class Labeller:
             )
         probabilities = logits.softmax(1)
         parts = {
-            "energy": self._guidance_energy(outputs, wide, targets),
+            "energy": self._energy.value(wide, targets) if energy is None else energy,
             "free_energy": self._free.value(wide, targets),
             "class_energy": self._class.value(wide, targets),
             "probability": probabilities.gather(1, targets[:, None])[:, 0],
@@ -95,9 +117,3 @@ class Labeller:
             top1=logits[:count].argmax(1).tolist(),
             **{name: [significant(value) for value in part[:count].tolist()] for name, part in parts.items()},
         )
-
-    def _guidance_energy(self, outputs: Outputs, wide: Outputs, targets: Tensor) -> Tensor:
-        """E [B] on the CPU; of whole feature maps it is computed where they are."""
-        if not outputs.taps:
-            return self._energy.value(wide, targets)
-        return self._energy.value(outputs, targets.to(outputs.logits.device)).cpu()

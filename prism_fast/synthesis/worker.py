@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prism_fast.errors import UserError
 from prism_fast.progress import Bar
@@ -28,21 +28,29 @@ from prism_fast.synthesis.tally import shard_stats
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prism_fast.sampling.batch import SampleBatch, Sampler
+    from prism_fast.sampling.pending import Pending, QueuingSampler
     from prism_fast.synthesis.label import Labels
 
-Labelling = Callable[["Tensor", list[int]], "Labels"]
-"""Images and their classes to labels: a :class:`~prism_fast.synthesis.label.Labeller`."""
-
-Encoder = Callable[[Any, ImageFormat], list[bytes]]
-"""A sampler's images to image files."""
+Encoder = Callable[[Any, ImageFormat], bytes]
+"""One of a sampler's images to an image file."""
 
 _WAIT_S = 0.2
+
+
+class Labelling(Protocol):
+    """A :class:`~prism_fast.synthesis.label.Labeller`, or what stands in for one."""
+
+    def ask(self, images: Tensor, classes: list[int]) -> Callable[[], Labels]:
+        """Images and their classes to what waits for their labels."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """Makes shards in this process, one at a time.
+
+    While a device makes a batch, the one before is compressed, labelled and stored: the device is handed the next batch
+    before the host waits for anything of this one.
 
     Args:
         plan: what to make.
@@ -52,19 +60,21 @@ class Worker:
         config_hash: of the set.
         stop: looked at between batches.
         bar: progress in rows.
-        encode: images to files.
+        encode: an image to a file.
+        encoders: threads that do so.
         filter: which images are rejected.
         remake: shards that are made although they are published.
     """
 
     plan: Plan
-    sampler: Sampler
+    sampler: QueuingSampler
     labeller: Labelling
     out: Place
     config_hash: str
     stop: StopRequest
     bar: Bar
-    encode: Encoder = field(default_factory=lambda: encode_images)
+    encode: Encoder = field(default_factory=lambda: encode)
+    encoders: int = 1
     filter: Filter = NO_FILTER
     remake: frozenset[int] = frozenset()
 
@@ -111,14 +121,14 @@ class Worker:
         order = RowOrder(writer, todo[0].index)
         replaced: list[dict[str, Any]] = []
         guidances = 0
-        with ThreadPoolExecutor(1) as encoder:  # compresses one batch while the next is sampled
+        with ThreadPoolExecutor(1) as waiter, ThreadPoolExecutor(self.encoders) as encoders:
             waiting: _Sampled | None = None
             while todo or waiting is not None:
                 sampled = None
                 # Before a batch that is not full, those to be drawn again have to be known: they fill it up.
                 if todo and (len(todo) >= size or waiting is None or not self.filter.redraws):
                     self.stop.check()  # else what is sampled already only has to be stored
-                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], encoder)
+                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], waiter, encoders)
                 if waiting is not None:
                     again = self._store(waiting, order)
                     replaced += again
@@ -129,23 +139,28 @@ class Worker:
         filtered = replaced if self.plan.config.filter is not None else None
         return writer.publish(shard_stats(shard, order.records, guidances, self.config_hash, filtered))
 
-    def _sample(self, rows: Sequence[Row], encoder: Executor) -> _Sampled:
-        """Up to ``compute_batch`` rows as images, whose files are being written by ``encoder``."""
-        batch = self.sampler.sample(*sampler_arguments(rows))
-        return _Sampled(
-            rows=rows, batch=batch, files=encoder.submit(self.encode, batch.images, self.plan.config.format)
+    def _sample(self, rows: Sequence[Row], waiter: Executor, encoders: Executor) -> _Sampled:
+        """Up to ``compute_batch`` rows as images, for which ``waiter`` waits and which ``encoders`` write to files."""
+        kind = self.plan.config.format
+        classes = [row.class_index for row in rows]
+        pending = self.sampler.begin(*sampler_arguments(rows))
+        files = waiter.submit(
+            lambda: list(encoders.map(lambda image: self.encode(image, kind), pending.result().images))
         )
+        # A lossless file's image is labelled where it is; of a JPEG the one that a reader will see.
+        asked = self.labeller.ask(pending.images, classes) if kind != "jpg" else None
+        return _Sampled(rows=rows, pending=pending, files=files, asked=asked)
 
     def _store(self, sampled: _Sampled, order: RowOrder) -> list[dict[str, Any]]:
-        """Labels and stores a sampled batch; the records of those rows that have to be drawn again."""
+        """Stores a sampled batch with its labels; the records of those rows that have to be drawn again."""
         config, rows, files = self.plan.config, sampled.rows, sampled.files.result()
+        batch = sampled.pending.result()
         classes = [row.class_index for row in rows]
-        # Labels are those of the image that a reader will see.
-        stored = _decoded(files) if config.format == "jpg" else sampled.batch.images
-        labels = self.labeller(stored, classes)
-        reasons = self.filter.reasons(stored, sampled.batch.finite, classes, labels)
+        stored = batch.images if sampled.asked is not None else _decoded(files)
+        labels = (sampled.asked or self.labeller.ask(stored, classes))()
+        reasons = self.filter.reasons(stored, batch.finite, classes, labels)
         again = []
-        for place, record in enumerate(batch_records(rows, sampled.batch, labels, reasons, self.config_hash)):
+        for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash)):
             sample = None
             if record["accepted"]:
                 sample = Sample(
@@ -167,7 +182,7 @@ class Worker:
         """How many guidances a batch asked for."""
         guidance = self.plan.config.sampler.guidance
         repeats = guidance.repeats if guidance is not None else 0
-        return len(sampled.rows) * len(sampled.batch.guided_steps) * repeats
+        return len(sampled.rows) * len(sampled.pending.result().guided_steps) * repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,13 +190,14 @@ class _Sampled:
     """A batch between sampler and shard."""
 
     rows: Sequence[Row]
-    batch: SampleBatch
+    pending: Pending
     files: Future[list[bytes]]
+    asked: Callable[[], Labels] | None
 
 
-def encode_images(images: Tensor, image_format: ImageFormat) -> list[bytes]:
-    """uint8 [n, 3, H, W] to image files."""
-    return [encode_image(image.permute(1, 2, 0).numpy(), image_format) for image in images]
+def encode(image: Tensor, kind: ImageFormat) -> bytes:
+    """uint8 [3, H, W] to an image file."""
+    return encode_image(image.permute(1, 2, 0).numpy(), kind)
 
 
 def _decoded(files: Sequence[bytes]) -> Tensor:

@@ -20,6 +20,7 @@ from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.pending import Pending, done
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.job import Engine, SynthesisReport, in_turn, synthesize
@@ -69,6 +70,9 @@ class SeedSampler:
         spoil: Callable[[SampleBatch], SampleBatch] | None = None,
     ) -> None:
         self.config, self.gate, self.before, self.spoil = config, gate, before, spoil
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        return done(self.sample(prompts, class_indices, seeds))
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
         assert len(prompts) == len(class_indices) == len(seeds) <= self.config.compute_batch
