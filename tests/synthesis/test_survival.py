@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -149,3 +151,18 @@ def test_the_real_sampler_needs_no_real_image_and_survives_a_kill(models: Path, 
     assert contents(out) == contents(whole)
     info = json.loads((whole / "_info.json").read_text())
     assert info["complete"] and info["gate"] is not None and info["splits"]["train"]["num_samples"] == 20
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_whole_shards_and_a_larger_one_takes_the_rest(tmp_path: Path) -> None:
+    """A real file system in memory, mounted in a name space of its own."""
+    inside = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no ordinary process mount anything in a name space of its own")
+    doubles.run(doubles.small_config(tmp_path), tmp_path / "whole")
+    (tmp_path / "disk").mkdir()
+    script = [sys.executable, "-m", "tests.synthesis.small_disk"]
+    folders = [str(tmp_path), str(tmp_path / "whole"), str(tmp_path / "disk")]
+    done = subprocess.run([*inside, *script, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
