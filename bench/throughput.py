@@ -68,6 +68,7 @@ def parser() -> Parser:
     add("--decoder", help="that guides at level fast")
     add("--tiny", metavar="WHERE", help="folder or hub id of the decoder tiny; default: the pipeline's own")
     add("--start", type=float, help="ours: guidance begins here, as a share of the steps")
+    add("--fast-start", type=float, help="... and here in the row fast, which reuses gradients")
     add("--stop", type=float, help="... and ends")
     add("--every", type=int, help="ours at level fast: steps from one gradient to the next, which reuse it")
     add("--cfg-start", type=float, help="ours: CFG begins")
