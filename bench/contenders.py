@@ -20,6 +20,7 @@ class Schedule:
     Args:
         start: guidance begins at this share of the trajectory; ``stop`` ends it.
         fast_start: the same, of the row ``fast``: where gradients are reused, further guided steps cost nothing.
+        fast_every: as ``every``, of the row ``fast``.
         cfg_start: classifier-free guidance begins; ``cfg_stop`` ends it.
         decoder: that guides at level ``fast``.
         every: at level ``fast`` the gradient is computed at every k-th guided step, and reused in between.
@@ -34,11 +35,12 @@ class Schedule:
     cfg_stop: float = 0.6
     decoder: str = "kl"
     every: int = 5
+    fast_every: int = 7
     backend: TeacherBackend = "eager"
     reuse_features: int = 3
 
 
-LARGE = Schedule(start=0.6, fast_start=0.6, decoder="tiny@224", every=1, reuse_features=2)
+LARGE = Schedule(start=0.6, fast_start=0.6, decoder="tiny@224", every=1, fast_every=1, reuse_features=2)
 """For images of 512 pixels and more, where the pipeline's own decoder costs as much as a step: the last 8 of 20."""
 
 
@@ -92,18 +94,13 @@ def contenders(published: SamplerConfig, ours: Schedule, levels: Sequence[str], 
         found["unguided"] = Contender(config=replace(unguided, level="exact"))
         found["exact"] = Contender(config=replace(scheduled, level="exact"))
     if "fast" in levels:
-        through = replace(
-            scheduled.guidance or guidance,
-            decoder=ours.decoder,
-            backend=ours.backend,
-            every=ours.every,
-            reuse_gradient=ours.every > 1,
-        )
-        fast = replace(scheduled, level="fast", guidance=through)
-        longer = replace(through, start=ours.fast_start)
+        through = replace(scheduled.guidance or guidance, decoder=ours.decoder, backend=ours.backend)
+        longer = replace(through, start=ours.fast_start, every=ours.fast_every, reuse_gradient=ours.fast_every > 1)
+        fast = replace(scheduled, level="fast")
         found["fast"] = Contender(config=replace(fast, guidance=longer))
         if ours.reuse_features > 1:
-            found["fast-reuse"] = Contender(config=replace(fast, reuse_features=ours.reuse_features))
+            shorter = replace(through, every=ours.every, reuse_gradient=ours.every > 1)
+            found["fast-reuse"] = Contender(config=replace(fast, guidance=shorter, reuse_features=ours.reuse_features))
     return found
 
 

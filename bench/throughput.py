@@ -71,6 +71,7 @@ def parser() -> Parser:
     add("--fast-start", type=float, help="... and here in the row fast, which reuses gradients")
     add("--stop", type=float, help="... and ends")
     add("--every", type=int, help="ours at level fast: steps from one gradient to the next, which reuse it")
+    add("--fast-every", type=int, help="... in the row fast")
     add("--cfg-start", type=float, help="ours: CFG begins")
     add("--cfg-stop", type=float, help="... and ends")
     add("--reuse-features", type=int, help="ours: steps from one whole UNet to the next; 1: no such row")

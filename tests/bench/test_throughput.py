@@ -211,7 +211,7 @@ def test_the_schedule_of_its_defaults() -> None:
     published = SamplerConfig(level="reference", steps=20, guidance=GuidanceConfig(gate="none"))
     them = contenders(published, Schedule(), LEVELS, compiled=True)
     assert list(them) == [*ROWS[:4], "diffusers-compiled", *ROWS[4:]]
-    for name, guided, fresh in (("same-schedule", 10, 10), ("exact", 10, 10), ("fast", 14, 3), ("fast-reuse", 10, 2)):
+    for name, guided, fresh in (("same-schedule", 10, 10), ("exact", 10, 10), ("fast", 14, 2), ("fast-reuse", 10, 2)):
         config = them[name].config
         assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == guided
         assert len(gradient_steps(config.guidance, 20)) == fresh and len(cfg_steps(config, 20)) == 12
