@@ -11,16 +11,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prism_fast.config import replacing, unwritable
+from prism_fast.config import replacing, save_yaml, unwritable
 from prism_fast.distill.students import StudentSpec
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import write_tensors
+from prism_fast.teachers.own import is_own
+from prism_fast.teachers.settings import SETTINGS_FILE
 
 _FORMAT = 1
 
 
 def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names: Sequence[str] | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` as timm does: ``timm.create_model(f"local-dir:{folder}")``.
+
+    A student of a user's module gets the ``teacher.yaml`` of such networks in place of the former.
 
     The folder appears whole or not at all; one that exists is replaced.
 
@@ -47,12 +51,22 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
             staged = Path(temporary) / "new"
             staged.mkdir()
             write_tensors(model.state_dict(), staged / "model.safetensors", {"format": "pt"})
-            (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if is_own(spec.architecture):
+                save_yaml(_own_settings(spec, class_names), staged / SETTINGS_FILE)
+            else:
+                (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 os.replace(folder, Path(temporary) / "old")
             os.replace(staged, folder)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def _own_settings(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """What :class:`~prism_fast.teachers.settings.TeacherSettings` reads."""
+    known = {"num_classes": spec.num_classes} if class_names is None else {"classes": list(class_names)}
+    size = [spec.input_size, spec.input_size]
+    return {"input_size": size, "mean": list(spec.mean), "std": list(spec.std), **known}
 
 
 def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ _BASE = DistillConfig(data="set", out="run")
         ({"warmup": 1.0}, "warmup"),
         ({"ema": 1.0}, "ema"),
         ({"clip_norm": 0.0}, "clip_norm"),
-        ({"targets": "soft"}, "online, stored, labels"),
+        ({"targets": "soft"}, "online, stored, views, labels"),
         ({"amp": "half"}, "bfloat16"),
         ({"seed": -1}, "seed"),
         *[

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from prism_fast.distill.checkpoints import load_state
 from prism_fast.distill.config import AugmentConfig, DistillConfig
 from prism_fast.distill.images import MemoryImages
-from prism_fast.distill.loop import learning_rate
 from prism_fast.distill.losses import distillation_loss
+from prism_fast.distill.schedule import Schedule
 from prism_fast.distill.trainer import DistillReport, distill_images, train
 from prism_fast.errors import UserError
 from prism_fast.synthesis.interruption import Interrupted
@@ -178,7 +178,11 @@ def test_folder_of_something_else_is_left_alone(run: str | None, seed: int, tmp_
 
 
 def test_weights_that_are_not_finite_are_not_saved(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prism_fast.distill.loop.learning_rate", lambda step, steps, config: math.inf)
+    def infinite(schedule: Schedule, step: int) -> float:
+        schedule._optimizer.param_groups[0]["lr"] = math.inf
+        return math.inf
+
+    monkeypatch.setattr(Schedule, "set", infinite)
     with pytest.raises(UserError, match="lower lr"):
         _train(tiny_config(tmp_path, steps=1), seed)
     assert not (tmp_path / "student").exists()
@@ -190,7 +194,7 @@ def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path, mo
     def loss(*arguments: Any) -> torch.Tensor:
         return distillation_loss(*arguments) * (math.nan if next(calls) == 8 else 1)
 
-    monkeypatch.setattr("prism_fast.distill.loop.distillation_loss", loss)
+    monkeypatch.setattr("prism_fast.distill.losses.distillation_loss", loss)
     with pytest.raises(UserError, match=r"loss became nan at step 8 of 12 .*lower lr.*clip_norm.*amp"):
         _train(tiny_config(tmp_path, checkpoint_every=5, log_every=4), seed)
     assert not (tmp_path / "student").exists()
@@ -347,12 +351,3 @@ def test_reduced_precision_learns_too(seed: int, tmp_path: Path) -> None:
     assert report.history["loss"][-1] < 0.6 * report.history["loss"][0]
     assert report.environment["dtype"] == "bfloat16"
     assert {t.dtype for t in _weights(report).values()} == {torch.float32, torch.int64}
-
-
-def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = tiny_config(Path("x"), lr=1.0, warmup=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)]) and rates[10] == 1
-    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and 0 < rates[-1] < 1e-3
-    assert rates[55] == pytest.approx(0.5)
-    assert learning_rate(0, 1, tiny_config(Path("x"), lr=1.0, warmup=0.9)) > 0
