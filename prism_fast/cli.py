@@ -26,6 +26,7 @@ from prism_fast.commands import (
     info,
     pilot,
     prompts,
+    student,
     synthesize,
     teacher,
 )
@@ -158,6 +159,7 @@ COMMANDS = {
     "prompts": Command("write a prompt list", prompts.run),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
+    "student": Command("a student: export; the teacher's labels of stored views", student.run, "lower --batch"),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
     "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prism_fast.config import replacing, save_yaml, unwritable
@@ -105,6 +106,19 @@ def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
     if header["format"] != _FORMAT:
         raise UserError(f"{path} is a training state of format {header['format']}, not {_FORMAT}: move it away")
     return {name: _rebuild(node, tensors) for name, node in header["parts"].items()}, header["record"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Gives an optimizer its saved state, in the memory layout that it had.
+
+    Files hold contiguous tensors. Beside channels-last weights an optimizer that takes norms (LAMB) would sum those in
+    another order, and the last bits would differ from those of a run that was not interrupted.
+    """
+    optimizer.load_state_dict(state)
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ from prism_fast.config import environment, resolve_device, resolve_dtype
 from prism_fast.distill.augment import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.batches import Batches, TrainingBatch
-from prism_fast.distill.checkpoints import load_state, save_state, save_student
+from prism_fast.distill.checkpoints import load_optimizer, load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.distill.learner import Answer, Learner
@@ -231,7 +231,7 @@ class Run:
             )
         self.student.load_state_dict(parts["student"])
         self.learner.maps.load_state_dict(parts["maps"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        load_optimizer(self.optimizer, parts["optimizer"])
         self.scaler.load_state_dict(parts["scaler"])
         if self.average is not None:
             self.average.module.load_state_dict(parts["average"])

@@ -38,6 +38,7 @@ def write_views(
     teacher: str,
     top_k: int | None,
     label: Callable[[int], tuple[Views, Tensor]],
+    done: Callable[[int], object] = lambda _count: None,
 ) -> None:
     """Writes the views 0 .. ``augment.views`` - 1 of all images, whole or not at all.
 
@@ -48,6 +49,7 @@ def write_views(
         teacher: its fingerprint.
         top_k: how many of an image's logits are kept, below K; None: all. The others are spread evenly.
         label: gives parameters and logits [N,K] of a view.
+        done: told how many views of images were labelled.
 
     Raises:
         UserError: the place is taken or cannot be written; no number of views; logits that fp16 does not hold.
@@ -66,6 +68,7 @@ def write_views(
         packed = b"".join(pack_logits(row, top_k) for row in half.numpy())
         tensors[f"{view}/logits"] = torch.from_numpy(np.frombuffer(packed, np.uint8).copy()).view(len(source), -1)
         tensors |= {f"{view}/{name}": part for name, part in vars(table).items() if part is not None}
+        done(len(source))
     about = {"format": _FORMAT, "augment": canonical(augment), "set": source.fingerprint, "images": len(source)}
     about |= {"teacher": teacher, "num_classes": source.num_classes, "top_k": top_k}
     with replacing(path) as staged:

@@ -43,20 +43,30 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     Raises:
         UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
-    shards = ShardSet(config.data)
+    source = open_set(config)
     device = this_world().device(config.device, resolve_device(config.device))
     teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
-    source = open_images(
+    return train(config, source, teacher, progress)
+
+
+def open_set(config: DistillConfig) -> ImageSource:
+    """The images of the shard set ``config.data``.
+
+    Raises:
+        UserError: no such set, or an incomplete or damaged one.
+    """
+    from prism_fast.data.shards import ShardDataset, ShardSet
+
+    shards = ShardSet(config.data)
+    return open_images(
         ShardDataset(shards),
         shards.num_classes,
         ram_bytes=int(config.ram_gib * 2**30),
         class_names=shards.class_names,
         fingerprint=shards.fingerprint,
     )
-    return train(config, source, teacher, progress)
 
 
 def distill_images(
