@@ -86,7 +86,7 @@ class Run:
             Interrupted: a stop was asked for, of this rank or another; the state after the last whole step is saved.
             UserError: a loss or a target that is not finite, or no room for what is written.
         """
-        self._connect()
+        self.connect()
         began = time.perf_counter() - self.seconds
         self.learner.train()
         bars = progress if self.world.writes else silent
@@ -101,7 +101,7 @@ class Run:
                     self.save()
                     stop.check()
                     raise Interrupted("another rank was stopped; the same command continues")
-                self._pending.append(self._train_step())
+                self._pending.append(self.take_step())
                 bar.update(self.batch)
                 last = self.step == self.steps
                 save = self.step % self.config.checkpoint_every == 0 and not last
@@ -111,7 +111,7 @@ class Run:
                 if save:
                     self.save()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
         """Gradients are the mean over the ranks from here on; compiled where that was asked for."""
         if self.world.ranks > 1:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -120,7 +120,7 @@ class Run:
         if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
             self.network = torch.compile(self.network, dynamic=False)
 
-    def _train_step(self) -> Tensor:
+    def take_step(self) -> Tensor:
         """One optimizer step; returns (loss, agreement, targets are finite) [3] on the device, not waited for."""
         parts = [self.batches.take() for _ in range(self.config.accumulate)]
         weights = self._weights(parts)
