@@ -77,6 +77,8 @@ class Student(nn.Module):
         pooled = model.forward_head(model.forward_features(self._prepared(images)), pre_logits=True)
         return model.get_classifier()(pooled), pooled
 
+    # The weights of a resize are made once, element by element: nothing to trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _prepared(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):  # images keep their precision
             prepared: Tensor = self._preprocess(images)
