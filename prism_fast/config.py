@@ -150,6 +150,22 @@ def data_dir() -> Path:
     return Path(os.environ.get("PRISM_FAST_DATA") or cache_dir() / "data")
 
 
+def torchrun_place() -> tuple[int, int, int]:
+    """(rank, number of ranks, rank on this machine) of a process that torchrun started; (0, 1, 0) of any other.
+
+    Raises:
+        UserError: the variables are no such numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, 0
+    texts = [os.environ.get(name, "") for name in names]
+    if not all(text.isdigit() for text in texts) or not int(texts[0]) < int(texts[1]):
+        told = ", ".join(f"{name}={text!r}" for name, text in zip(names, texts, strict=True))
+        raise UserError(f"{told} are not what torchrun sets: start with torchrun, or unset them")
+    return int(texts[0]), int(texts[1]), int(texts[2])
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto`` takes CUDA where there is one; an explicit name works or raises.
 

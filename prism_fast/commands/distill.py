@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prism_fast.commands.weights import WEIGHTS, add_weights
+from prism_fast.recipes import DISTILL
 from prism_fast.recipes.command_line import CommandLine
 from prism_fast.recipes.fields import build
 
@@ -15,9 +16,10 @@ def run(arguments: Sequence[str]) -> None:
 
     line = CommandLine(
         program="prism-fast distill",
-        description="Trains a student on a shard set with the teacher's soft labels.",
+        description="Trains a student on a shard set with the teacher's soft labels; torchrun starts several ranks.",
         kind=DistillConfig,
         options=[WEIGHTS],
+        recipe_kind=DISTILL,
     )
     parsed = line.parse(arguments)
     add_weights(parsed)
@@ -25,7 +27,10 @@ def run(arguments: Sequence[str]) -> None:
         parsed.fields["epochs"] = None  # a length in steps replaces the default length in epochs
     config = build(DistillConfig, parsed.fields)
     from prism_fast.distill.trainer import distill
+    from prism_fast.distill.world import this_world
     from prism_fast.progress import progress
     from prism_fast.study.text import distill_summary
 
-    print(distill_summary(distill(config, progress=progress)))
+    report = distill(config, progress=progress)
+    if this_world().writes:
+        print(distill_summary(report))

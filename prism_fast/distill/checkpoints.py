@@ -9,18 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from prism_fast.config import replacing, unwritable
+from prism_fast.config import replacing, save_yaml, unwritable
 from prism_fast.distill.students import StudentSpec
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import write_tensors
+from prism_fast.teachers.own import is_own
+from prism_fast.teachers.settings import SETTINGS_FILE
 
 _FORMAT = 1
 
 
 def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names: Sequence[str] | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` as timm does: ``timm.create_model(f"local-dir:{folder}")``.
+
+    A student of a user's module gets the ``teacher.yaml`` of such networks in place of the former.
 
     The folder appears whole or not at all; one that exists is replaced.
 
@@ -47,12 +52,22 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
             staged = Path(temporary) / "new"
             staged.mkdir()
             write_tensors(model.state_dict(), staged / "model.safetensors", {"format": "pt"})
-            (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if is_own(spec.architecture):
+                save_yaml(_own_settings(spec, class_names), staged / SETTINGS_FILE)
+            else:
+                (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if folder.exists():
                 os.replace(folder, Path(temporary) / "old")
             os.replace(staged, folder)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def _own_settings(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """What :class:`~prism_fast.teachers.settings.TeacherSettings` reads."""
+    known = {"num_classes": spec.num_classes} if class_names is None else {"classes": list(class_names)}
+    size = [spec.input_size, spec.input_size]
+    return {"input_size": size, "mean": list(spec.mean), "std": list(spec.std), **known}
 
 
 def save_state(path: Path, parts: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
@@ -91,6 +106,19 @@ def load_state(path: Path) -> tuple[dict[str, dict[Any, Any]], dict[str, Any]]:
     if header["format"] != _FORMAT:
         raise UserError(f"{path} is a training state of format {header['format']}, not {_FORMAT}: move it away")
     return {name: _rebuild(node, tensors) for name, node in header["parts"].items()}, header["record"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Gives an optimizer its saved state, in the memory layout that it had.
+
+    Files hold contiguous tensors. Beside channels-last weights an optimizer that takes norms (LAMB) would sum those in
+    another order, and the last bits would differ from those of a run that was not interrupted.
+    """
+    optimizer.load_state_dict(state)
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prism_fast.config import unwritable
+from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.world import World
 
 _VERSION = "brain.Event:2"
 
@@ -60,6 +62,38 @@ class Curve:
             self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+
+class PointSink(Protocol):
+    """What takes points of a curve."""
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of every quantity."""
+        ...
+
+
+CurveFactory = Callable[[Path, int | None], AbstractContextManager[PointSink]]
+"""The shape of :func:`open_curve`."""
+
+
+class _Nowhere:
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+
+def curves(config: DistillConfig, world: World) -> CurveFactory:
+    """Where a run's curve goes: on the first rank to TensorBoard, and to Weights & Biases where a project is named.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
+    if not world.writes:
+        return lambda _folder, _purge_step: nullcontext(_Nowhere())
+    if config.wandb is None:
+        return open_curve
+    from prism_fast.distill.wandb_curve import also_to_wandb, load_wandb
+
+    return also_to_wandb(load_wandb(), config, open_curve)
 
 
 @contextmanager

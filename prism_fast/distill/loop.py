@@ -1,33 +1,32 @@
-"""The training loop: one student, from its first step or from a saved state to its last."""
+"""The training loop: one student, from its first step or from a saved state to its last, on one rank or several."""
 
 from __future__ import annotations
 
-import difflib
-import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from prism_fast.config import environment, resolve_device, resolve_dtype
 from prism_fast.distill.augment import generator
 from prism_fast.distill.average import Average
-from prism_fast.distill.checkpoints import load_state, save_state, save_student
+from prism_fast.distill.batches import Batches, TrainingBatch
+from prism_fast.distill.checkpoints import load_optimizer, load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
-from prism_fast.distill.curve import Curve, open_curve
-from prism_fast.distill.images import ImageSource
-from prism_fast.distill.losses import agreement, distillation_loss, label_loss
+from prism_fast.distill.curve import CurveFactory, PointSink
+from prism_fast.distill.learner import Answer, Learner
+from prism_fast.distill.losses import agreement, energy_weights, free_energy, training_loss
 from prism_fast.distill.report import STUDENT, DistillReport
+from prism_fast.distill.schedule import Schedule, make_optimizer
 from prism_fast.distill.students import build_student, student_spec
-from prism_fast.distill.targets import ViewLoader
+from prism_fast.distill.world import World
 from prism_fast.errors import UserError
-from prism_fast.progress import ProgressFactory
-from prism_fast.synthesis.interruption import StopRequest
-
-if TYPE_CHECKING:
-    from prism_fast.teachers.base import Teacher
+from prism_fast.progress import ProgressFactory, silent
+from prism_fast.synthesis.interruption import Interrupted, StopRequest
 
 STATE = "state.safetensors"
 _CURE = "lower lr, set clip_norm to 1 or amp to off, and write to a new folder"
@@ -35,54 +34,74 @@ _CURVE = ("step", "loss", "agreement", "lr", "seconds")
 
 
 class Run:
-    """Everything that changes while a student is trained."""
+    """Everything that changes while a student is trained. What can be refused is refused before ranks are joined.
 
-    def __init__(self, config: DistillConfig, source: ImageSource, teacher: Teacher | None, identity: str) -> None:
+    Args:
+        config: the run.
+        batches: this rank's.
+        identity: of the run.
+        world: which rank this is.
+
+    Raises:
+        UserError: batches of other targets than the run's, or what batches, student, optimizer and device refuse.
+    """
+
+    def __init__(self, config: DistillConfig, batches: Batches, identity: str, world: World) -> None:
+        if batches.targets != config.targets:
+            raise UserError(
+                f"the loader gives targets {batches.targets!r}, the run asks for {config.targets!r}: give one"
+            )
         self.config = config
-        self.source = source
+        self.batches = batches
         self.identity = identity
+        self.world = world
         self.out = Path(config.out)
-        self.device = resolve_device(config.device)
-        self.spec = student_spec(config.student, source.num_classes, config.model_args, config.input_size)
-        self.views = ViewLoader(config, source, teacher, self.device)
-        self.views.try_targets()
+        self.device = world.device(config.device, resolve_device(config.device))
+        self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
+        features = batches.try_first().features
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.student = build_student(self.spec).to(self.device)
-        self.optimizer = _optimizer(self.student, config)
+            self.student = build_student(self.spec)
+            learner = Learner(self.student, config.loss, None if features is None else features.shape[1])
+        self.learner = learner.to(self.device)
+        self.network: Any = self.learner
+        self.optimizer = make_optimizer(self.learner, config)
         self.average = Average(self.student, config.ema) if config.ema > 0 else None
         self.amp = _amp_dtype(config.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
-        self.batch = min(config.batch, len(source))
-        self.epoch_steps = len(source) // self.batch
-        self.steps = config.total_steps(self.epoch_steps)
+        self.batch = batches.size * config.accumulate * world.ranks
+        self.steps = config.total_steps(batches.epoch_batches // config.accumulate)
+        self.schedule = Schedule(self.optimizer, config, self.steps)
         self.step = 0
+        self.lr = 0.0
         self.seconds = 0.0
         self.history: dict[str, list[float]] = {name: [] for name in _CURVE}
         self._pending: list[Tensor] = []
         """What the steps since the last point of the curve said."""
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
-    def train(self, progress: ProgressFactory, label: str, stop: StopRequest) -> None:
-        """The steps that are left.
+    def train(self, progress: ProgressFactory, label: str, stop: StopRequest, open_curve: CurveFactory) -> None:
+        """The steps that are left. The ranks are joined; only the first tells and writes.
 
         Raises:
-            Interrupted: a stop was asked for; the state after the last whole step is saved.
+            Interrupted: a stop was asked for, of this rank or another; the state after the last whole step is saved.
             UserError: a loss or a target that is not finite, or no room for what is written.
         """
+        self.connect()
         began = time.perf_counter() - self.seconds
-        self.student.train()
+        self.learner.train()
+        bars = progress if self.world.writes else silent
         with (
             open_curve(self.out / "tensorboard", self.step or None) as curve,
-            progress(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
+            bars(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
             torch.random.fork_rng(),
         ):
             while self.step < self.steps:
-                if stop.reason is not None:
+                if self.world.any(stop.reason is not None):
                     self.seconds = time.perf_counter() - began
                     self.save()
                     stop.check()
-                self._pending.append(self._train_step())
+                    raise Interrupted("another rank was stopped; the same command continues")
+                self._pending.append(self.take_step())
                 bar.update(self.batch)
                 last = self.step == self.steps
                 save = self.step % self.config.checkpoint_every == 0 and not last
@@ -92,56 +111,72 @@ class Run:
                 if save:
                     self.save()
 
-    def _train_step(self) -> Tensor:
+    def connect(self) -> None:
+        """Gradients are the mean over the ranks from here on; compiled where that was asked for."""
+        if self.world.ranks > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.learner, device_ids=devices)
+        self._parallel = self.network
+        if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
+            self.network = torch.compile(self.network, dynamic=False)
+
+    def take_step(self) -> Tensor:
         """One optimizer step; returns (loss, agreement, targets are finite) [3] on the device, not waited for."""
-        epoch, position = divmod(self.step, self.epoch_steps)
-        if self._order[0] != epoch:
-            source = generator(self.config.seed, "order", epoch)
-            self._order = epoch, torch.randperm(len(self.source), generator=source)
-        rows = self._order[1][position * self.batch : (position + 1) * self.batch]
-        images, targets = self.views.load(self._view(epoch), rows)
-        lr = learning_rate(self.step, self.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        parts = [self.batches.take() for _ in range(self.config.accumulate)]
+        weights = self._weights(parts)
+        self.lr = self.schedule.set(self.step)
         # Dropout and the like draw from the global generator: tied to the step, a resumed run draws the same.
-        torch.manual_seed(generator(self.config.seed, "step", self.step).initial_seed())
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            logits = self.student(images)
-        loss = self._loss(logits, targets)
+        own = [self.world.rank] if self.world.rank else []
+        torch.manual_seed(generator(self.config.seed, "step", self.step, *own).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        said = []
+        for number, (part, weight) in enumerate(zip(parts, weights, strict=True), 1):
+            with self._summing(number < len(parts)):
+                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+                    answer: Answer = self.network(part.images, part.features)
+                loss = training_loss(self.config, answer, part, weight)
+                self.scaler.scale(loss / len(parts)).backward()
+            finite = part.targets.isfinite().all().float()
+            said.append(torch.stack([loss.detach(), agreement(answer.logits.detach(), part.targets), finite]))
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.student, self.step)
         self.step += 1
-        return torch.stack([loss.detach(), agreement(logits.detach(), targets), targets.isfinite().all().float()])
+        return torch.stack(said).mean(0)
 
-    def _view(self, epoch: int) -> int:
-        views = self.config.augment.views
-        return epoch if views is None else epoch % views
+    def _summing(self, more: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once a step, with its last part."""
+        several: AbstractContextManager[Any] = (
+            self._parallel.no_sync() if more and self.world.ranks > 1 else nullcontext()
+        )
+        return several
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.config.targets == "labels":
-            return label_loss(logits, targets)
-        return distillation_loss(logits, targets, self.config.temperature)
+    def _weights(self, parts: list[TrainingBatch]) -> list[Tensor | None]:
+        """Of each image of each part [B], by the energies of the whole step on all ranks; None: all count alike."""
+        heat = self.config.loss.energy_temperature
+        if heat is None:
+            return [None] * len(parts)
+        energies = [free_energy(part.logits) for part in parts if part.logits is not None]
+        everyone = self.world.gather(torch.cat(energies))
+        return [energy_weights(energy, everyone, heat) for energy in energies]
 
-    def _log(self, curve: Curve) -> str:
+    def _log(self, curve: PointSink) -> str:
         """Adds a point to the curve, the mean since the last one; returns it in words.
 
         Raises:
             UserError: a loss or a target among them is not finite.
         """
-        values = torch.stack(self._pending).double().cpu()
-        lr = learning_rate(self.step - 1, self.steps, self.config)
+        values = self.world.mean(torch.stack(self._pending).double())
+        lr = self.lr
         first = self.step - len(values) + 1
-        bad = (values[:, 2] == 0).nonzero()
+        bad = (values[:, 2] < 1).nonzero()
         if len(bad):
             raise UserError(
-                f"step {first + int(bad[0, 0])} of {self.steps}: {self.views.not_finite()}, to a new folder"
+                f"step {first + int(bad[0, 0])} of {self.steps}: {self.batches.not_finite()}, to a new folder"
             )
         bad = (~values[:, 0].isfinite()).nonzero()
         if len(bad):
@@ -158,29 +193,51 @@ class Run:
         return f"loss {loss:.3f}, agreement {agreed:.2f}"
 
     def save(self) -> None:
-        """Writes the training state."""
+        """Writes the training state. Random numbers need no place in it: all are functions of the seed and the step."""
+        loaders = self.world.gather_json(self.batches.position())
+        pending = self.world.mean(torch.stack(self._pending).double()) if self._pending else None
+        if not self.world.writes:
+            return
         parts = {
             "student": self.student.state_dict(),
+            "maps": self.learner.maps.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **({"average": self.average.module.state_dict()} if self.average is not None else {}),
-            "pending": {"values": torch.stack(self._pending)} if self._pending else {},
+            "pending": {} if pending is None else {"values": pending},
         }
-        record = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        record = {"step": self.step, "seconds": self.seconds, "history": self.history, "loaders": loaders}
         save_state(self.out / STATE, parts, record)
 
     def resume(self) -> None:
-        """Takes up the state in the run's folder, where there is one."""
-        if not (self.out / STATE).exists():
-            return
-        parts, record = load_state(self.out / STATE)
+        """Takes up the state in the run's folder, where there is one: on all ranks the same.
+
+        Raises:
+            UserError: it was saved by another number of ranks, or the ranks do not see one folder.
+        """
+        if (self.out / STATE).exists():
+            self._take_up(*load_state(self.out / STATE))
+        if len(set(self.world.gather_json(self.step))) > 1:
+            raise UserError(
+                f"the ranks find different states in {self.out}: put it where every rank sees the same files"
+            )
+
+    def _take_up(self, parts: dict[str, dict[Any, Any]], record: dict[str, Any]) -> None:
+        before = len(record["loaders"])
+        if before != self.world.ranks:
+            raise UserError(
+                f"{self.out} was begun by {before} rank{'s' * (before > 1)}, not {self.world.ranks}: continue with as "
+                f"many (torchrun --nproc-per-node {before}), or give another output folder"
+            )
         self.student.load_state_dict(parts["student"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        self.learner.maps.load_state_dict(parts["maps"])
+        load_optimizer(self.optimizer, parts["optimizer"])
         self.scaler.load_state_dict(parts["scaler"])
         if self.average is not None:
             self.average.module.load_state_dict(parts["average"])
-        if "values" in parts.get("pending", {}):
+        if "values" in parts["pending"]:
             self._pending = list(parts["pending"]["values"].to(self.device))
+        self.batches.seek(record["loaders"][self.world.rank])
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
 
     def finish(self) -> DistillReport:
@@ -188,13 +245,14 @@ class Run:
         final = self.student if self.average is None else self.average.module
         if not all(tensor.isfinite().all() for tensor in final.state_dict().values()):
             raise UserError(f"the last step left weights that are not finite: {_CURE}")
-        save_student(final.model, self.spec, self.out / STUDENT, self.source.class_names)
+        if self.world.writes:
+            save_student(final.model, self.spec, self.out / STUDENT, self.batches.class_names)
         report = DistillReport(
             out=self.out,
             identity=self.identity,
             steps=self.step,
-            images=len(self.source),
-            num_classes=self.source.num_classes,
+            images=self.batches.images,
+            num_classes=self.batches.num_classes,
             parameters=sum(p.numel() for p in self.student.parameters()),
             loss=self.history["loss"][-1],
             agreement=self.history["agreement"][-1],
@@ -203,31 +261,11 @@ class Run:
             history=self.history,
             environment=environment(self.device, str(self.amp or torch.float32).removeprefix("torch.")),
         )
-        report.save()
-        (self.out / STATE).unlink(missing_ok=True)
+        if self.world.writes:
+            report.save()
+            (self.out / STATE).unlink(missing_ok=True)
+        self.world.any(False)  # no rank ends before the files are there
         return report
-
-
-def learning_rate(step: int, steps: int, config: DistillConfig) -> float:
-    """Linear warm-up to the peak, then half a cosine to 0 (Loshchilov & Hutter 2017); ``step`` counts from 0."""
-    warm = round(config.warmup * steps)
-    if step < warm:
-        return config.peak_lr * (step + 1) / (warm + 1)
-    return config.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
-    """By its name in timm's factory, which also keeps weight decay off biases and norms."""
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if config.optimizer not in list_optimizers():
-        near = difflib.get_close_matches(config.optimizer, list_optimizers(), n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"unknown optimizer {config.optimizer!r}: {hint}timm.optim.list_optimizers() has them all")
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        student, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
-    return optimizer
 
 
 def _amp_dtype(name: str, device: torch.device) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""What is trained: a timm classifier with its own preprocessing, and the sizes of the built-in students."""
+"""What is trained: a classifier of timm's, or of a user's module, with its own preprocessing; the built-in sizes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from prism_fast.errors import UserError
+from prism_fast.teachers.own import is_own, make_own
 from prism_fast.teachers.preprocess import Preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
-    """A timm classifier that can be built again from JSON.
+    """A classifier that can be built again from JSON.
 
     Attributes:
-        architecture: timm model name.
-        model_args: keyword arguments of ``timm.create_model``, without the number of classes.
+        architecture: timm model name, or ``package.module:factory``.
+        model_args: keyword arguments of ``timm.create_model``, without the number of classes, or of the factory.
         num_classes: K.
         input_size: side in pixels to which images are resized.
         mean, std: per channel, of images in [0,1].
@@ -67,10 +68,21 @@ class Student(nn.Module):
         self._preprocess = Preprocess((spec.input_size, spec.input_size), spec.mean, spec.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):  # images keep their precision
-            prepared = self._preprocess(images).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(prepared)
+        logits: Tensor = self.model(self._prepared(images))
         return logits
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B,K] and the pooled features [B,D] that they are made of, of models built as timm's are."""
+        model: Any = self.model
+        pooled = model.forward_head(model.forward_features(self._prepared(images)), pre_logits=True)
+        return model.get_classifier()(pooled), pooled
+
+    # The weights of a resize are made once, element by element: nothing to trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _prepared(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):  # images keep their precision
+            prepared: Tensor = self._preprocess(images)
+        return prepared.contiguous(memory_format=torch.channels_last)
 
 
 def student_spec(
@@ -79,7 +91,7 @@ def student_spec(
     """The specification behind a student's name.
 
     Args:
-        name: a key of :data:`BUILT_IN` or a timm architecture (built with random weights).
+        name: a key of :data:`BUILT_IN`, a timm architecture (built with random weights), or ``package.module:factory``.
         num_classes: K of the set.
         model_args: over the student's own.
         input_size: over the student's own.
@@ -93,7 +105,10 @@ def student_spec(
         raise UserError(
             f"student {name!r} was asked for {asked} classes, but the set has {num_classes}: drop num_classes"
         )
-    base = dict(BUILT_IN[name]) if name in BUILT_IN else _timm_defaults(name)
+    if is_own(name):
+        base = _own_defaults(name, input_size)
+    else:
+        base = dict(BUILT_IN[name]) if name in BUILT_IN else _timm_defaults(name)
     arguments = {**base["model_args"], **arguments}
     try:
         json.dumps(arguments)
@@ -113,21 +128,30 @@ def build_student(spec: StudentSpec) -> Student:
     """The classifier with random weights from torch's global generator, in channels-last layout.
 
     Raises:
-        UserError: timm refuses the arguments, or the model does not give K logits at the spec's input size.
+        UserError: timm or the factory refuses the arguments, or the model does not give K logits at the spec's input
+            size.
     """
+    if is_own(spec.architecture):
+        model = make_own(spec.architecture, f"student {spec.architecture!r}", spec.model_args)
+    else:
+        model = _timm_model(spec)
+    student = Student(model.to(memory_format=torch.channels_last), spec)
+    _check_output(student)
+    return student
+
+
+def _timm_model(spec: StudentSpec) -> nn.Module:
     import timm
 
     try:
-        model = timm.create_model(
+        model: nn.Module = timm.create_model(
             spec.architecture, pretrained=False, num_classes=spec.num_classes, **dict(spec.model_args)
         )
     except _REFUSALS as error:
         raise UserError(
             f"timm cannot build {spec.architecture!r} with {dict(spec.model_args)} ({error!r}): correct model_args"
         ) from error
-    student = Student(model.to(memory_format=torch.channels_last), spec)
-    _check_output(student)
-    return student
+    return model
 
 
 def _check_output(student: Student) -> None:
@@ -148,13 +172,24 @@ def _check_output(student: Student) -> None:
         )
 
 
+def _own_defaults(name: str, input_size: int | None) -> dict[str, Any]:
+    if "@" in name:
+        raise UserError(f"student {name!r} begins with random weights: leave out what follows the @")
+    if input_size is None:
+        raise UserError(f"student {name!r} does not say its size: give input_size in pixels")
+    return {"architecture": name, "model_args": {}, "input_size": input_size, "mean": _HALF, "std": _HALF}
+
+
 def _timm_defaults(name: str) -> dict[str, Any]:
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"unknown student {name!r}{hint} (built in: {', '.join(BUILT_IN)}; else a timm architecture)")
+        raise UserError(
+            f"unknown student {name!r}{hint} (built in: {', '.join(BUILT_IN)}; else a timm architecture or "
+            "module:factory)"
+        )
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     size = pretrained.input_size[-1] if pretrained is not None else 224
     mean = tuple(pretrained.mean) if pretrained is not None else _HALF

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from prism_fast.distill.augment import Views, draw_views, make_view, mix
+from prism_fast.distill.batches import TrainingBatch
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import ImageSource
+from prism_fast.distill.stored_views import StoredViews
 from prism_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,33 +35,57 @@ class ViewLoader:
         self, config: DistillConfig, source: ImageSource, teacher: Teacher | None, device: torch.device
     ) -> None:
         self._config = config
-        self._source = source
+        self.source = source
         self._teacher = teacher
         self._device = device
         self._tables: tuple[int, Views] | None = None
         self._kept: dict[int, Tensor] = {}
+        self._stored = None if config.views is None else StoredViews(config.views, config.augment, source)
         if config.targets == "online":
             _check_teacher(teacher, source)
             _check_memory(config, source)
 
-    def try_targets(self) -> None:
+    @property
+    def fingerprint(self) -> str:
+        """Changes when images, labels or stored views do."""
+        return self.source.fingerprint + ("" if self._stored is None else f"/{self._stored.fingerprint}")
+
+    def number(self, epoch: int) -> int:
+        """The view of every image that an epoch shows."""
+        kept = self._config.augment.views
+        return epoch if kept is None else epoch % kept
+
+    def labelled(self, view: int) -> tuple[Views, Tensor]:
+        """Parameters of a view of all images and the teacher's logits [N,K] of it, on the CPU.
+
+        Raises:
+            UserError: logits that are not finite.
+        """
+        # In fixed batches: a resumed run sees the same bits.
+        parts = torch.arange(len(self.source)).split(self._config.batch)
+        logits = torch.cat([self._ask(self._images(view, rows)[0]).cpu() for rows in parts])
+        self._require_finite(logits)
+        return self._table(view), logits
+
+    def try_targets(self) -> TrainingBatch:
         """Takes the first batch as training will, so that what cannot work is told before anything is written.
 
         Raises:
             UserError: images too small for the crop, or targets that are missing or not finite.
         """
-        rows = torch.arange(min(self._config.batch, len(self._source)))
-        side = min(self._source.batch(rows[:1]).images.shape[2:])
+        rows = torch.arange(min(self._config.batch // self._config.accumulate, len(self.source)))
+        side = min(self.source.batch(rows[:1]).images.shape[2:])
         if self._config.augment.pad >= side:
             raise UserError(
                 f"augment.pad is {self._config.augment.pad}, but the images have {side} pixels: crops could miss them; "
                 f"it must be below {side}"
             )
         if self._config.targets == "online":
-            targets = self._ask(self._images(0, rows)[0])
+            batch = self._asked(*self._images(0, rows)[:2])
         else:
-            targets = self.load(0, rows)[1]
-        self._require_finite(targets)
+            batch = self.load(0, rows)
+        self._require_finite(batch.targets)
+        return batch
 
     def not_finite(self) -> str:
         """What to say of targets that are not finite."""
@@ -68,34 +94,45 @@ class ViewLoader:
                 f"the logits of teacher {self._config.teacher} are not finite: its weights are damaged; "
                 "distil with another teacher"
             )
+        if self._config.targets == "views":
+            return f"the logits in {self._config.views} are not finite: write it again, or distil with targets 'online'"
         return "the set's stored logits are not finite: distil with targets 'online'"
 
     def _require_finite(self, targets: Tensor) -> None:
         if not targets.isfinite().all():
             raise UserError(self.not_finite())
 
-    def load(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B,3,H,W] in [0,1] and their targets: logits [B,K], or class indices [B] for targets ``labels``."""
-        if self._config.targets == "online" and self._config.augment.views is not None:
-            targets = self._label_view(view)[rows].to(self._device)
-            return self._images(view, rows)[0], targets
+    def load(self, view: int, rows: Tensor) -> TrainingBatch:
+        """View number ``view`` of the images of row numbers int64 [B], and what the student should say about it."""
         images, labels, stored = self._images(view, rows)
         if self._config.targets == "online":
-            return images, self._ask(images)
-        if self._config.targets == "labels":
-            return images, labels.to(self._device)
+            if self._config.augment.views is None:
+                return self._asked(images, labels)
+            stored = self._label_view(view)[rows]
+        elif self._stored is not None:
+            stored = self._stored.logits(view, rows)
+        elif self._config.targets == "labels":
+            return TrainingBatch(images=images, labels=labels.to(self._device), logits=None)
         if stored is None:
             raise UserError("targets 'stored' need stored logits, and this set has none: use targets 'online'")
-        return images, stored.to(self._device, torch.float32)
+        logits = stored.to(self._device, torch.float32)
+        return TrainingBatch(images=images, labels=labels.to(self._device), logits=logits)
+
+    def _asked(self, images: Tensor, labels: Tensor) -> TrainingBatch:
+        """The teacher's word on these very images, and its features where the loss compares them."""
+        features = None
+        if self._teacher is not None and self._config.loss.features != "none":
+            features = self._teacher.features(images).float()
+        return TrainingBatch(images=images, labels=labels.to(self._device), logits=self._ask(images), features=features)
 
     def _images(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         table = self._table(view)
-        batch = self._source.batch(rows)
+        batch = self.source.batch(rows)
         images = make_view(self._scale(batch.images), table, rows, self._config.augment.pad)
         if table.partner is not None and table.weight is not None:
             partners = table.partner[rows]
             others = make_view(
-                self._scale(self._source.batch(partners).images), table, partners, self._config.augment.pad
+                self._scale(self.source.batch(partners).images), table, partners, self._config.augment.pad
             )
             images = mix(images, others, table.weight[rows])
         return images, batch.labels, batch.logits
@@ -105,15 +142,16 @@ class ViewLoader:
 
     def _table(self, view: int) -> Views:
         if self._tables is None or self._tables[0] != view:
-            self._tables = view, draw_views(self._config.augment, len(self._source), self._config.seed, view)
+            if self._stored is not None:
+                self._tables = view, self._stored.table(view)
+            else:
+                self._tables = view, draw_views(self._config.augment, len(self.source), self._config.seed, view)
         return self._tables[1]
 
     def _label_view(self, view: int) -> Tensor:
-        """Teacher logits [N,K] of a whole view, asked once, in fixed batches: a resumed run sees the same bits."""
+        """Teacher logits [N,K] of a whole view, asked once."""
         if view not in self._kept:
-            rows = torch.arange(len(self._source)).split(self._config.batch)
-            self._kept[view] = torch.cat([self._ask(self._images(view, part)[0]).cpu() for part in rows])
-            self._require_finite(self._kept[view])
+            self._kept[view] = self.labelled(view)[1]
         return self._kept[view]
 
     def _ask(self, images: Tensor) -> Tensor:

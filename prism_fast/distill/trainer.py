@@ -10,17 +10,31 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.batches import Batches, RowBatches
+from prism_fast.distill.config import AugmentConfig, DistillConfig, LossConfig, ScheduleConfig
+from prism_fast.distill.curve import curves
 from prism_fast.distill.images import ImageSource, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
+from prism_fast.distill.targets import ViewLoader
+from prism_fast.distill.world import joined, this_world
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
 
 if TYPE_CHECKING:
     from prism_fast.teachers.base import Teacher
 
-__all__ = ["AugmentConfig", "DistillConfig", "DistillReport", "distill", "distill_images", "train"]
+__all__ = [
+    "AugmentConfig",
+    "DistillConfig",
+    "DistillReport",
+    "LossConfig",
+    "ScheduleConfig",
+    "distill",
+    "distill_images",
+    "train",
+    "train_batches",
+]
 
 
 def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> DistillReport:
@@ -29,19 +43,30 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     Raises:
         UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
+    source = open_set(config)
+    device = this_world().device(config.device, resolve_device(config.device))
+    teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
+    return train(config, source, teacher, progress)
+
+
+def open_set(config: DistillConfig) -> ImageSource:
+    """The images of the shard set ``config.data``.
+
+    Raises:
+        UserError: no such set, or an incomplete or damaged one.
+    """
+    from prism_fast.data.shards import ShardDataset, ShardSet
+
     shards = ShardSet(config.data)
-    teacher = load_teacher(config.teacher, resolve_device(config.device)) if config.targets == "online" else None
-    source = open_images(
+    return open_images(
         ShardDataset(shards),
         shards.num_classes,
         ram_bytes=int(config.ram_gib * 2**30),
         class_names=shards.class_names,
         fingerprint=shards.fingerprint,
     )
-    return train(config, source, teacher, progress)
 
 
 def distill_images(
@@ -77,15 +102,30 @@ def train(
         UserError: another run's folder; class counts that do not fit; a loss that is not finite; no room.
         Interrupted: SIGTERM or Ctrl-C ended it after a step, which is saved.
     """
-    identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None])
+    views = ViewLoader(config, source, teacher, this_world().device(config.device, resolve_device(config.device)))
+    return train_batches(config, RowBatches(config, views, this_world()), teacher, progress)
+
+
+def train_batches(
+    config: DistillConfig, batches: Batches, teacher: Teacher | None, progress: ProgressFactory = silent
+) -> DistillReport:
+    """As :func:`train`, on batches from elsewhere; ``teacher`` is the one that answers in them.
+
+    Under torchrun every rank calls this with its own share; the first writes, and all see the folder.
+    """
+    world = this_world()
+    identity = content_hash([config.identity(), batches.fingerprint, teacher.fingerprint if teacher else None])
     out = Path(config.out)
     if os.path.exists(out / RUN) and os.path.exists(out / METRICS):
         claim(out, identity)
         return DistillReport.load(out)
-    run = Run(config, source, teacher, identity)
-    claim(out, identity)
-    save_yaml(config, out / "config.yaml")
-    run.resume()
-    with stop_on_signals() as stop:
-        run.train(progress, f"distill {config.student}", stop)
+    run = Run(config, batches, identity, world)
+    open_curve = curves(config, world)
+    with stop_on_signals() as stop, joined(world, run.device, config.rank_timeout_s):
+        if world.writes:
+            claim(out, identity)
+            save_yaml(config, out / "config.yaml")
+        world.any(False)  # the others look into the folder once it is the first's
+        run.resume()
+        run.train(progress, f"distill {config.student}", stop, open_curve)
         return run.finish()

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from prism_fast.errors import UserError
-from prism_fast.recipes import load_recipe
+from prism_fast.recipes import SYNTHESIS, load_recipe
 from prism_fast.recipes.fields import Fields, default_fields, field_hints, lay_over, nested_fields, read_fields, without
 
 _ALWAYS = ("--help", "--config")
@@ -65,6 +65,7 @@ class CommandLine:
         options: further flags.
         recipe: the recipe laid over the defaults where none is named; None where recipes do not apply.
         recipe_group: field of the recipe that is laid over ``kind``; None is the whole recipe.
+        recipe_kind: of those that can be named; another kind than the first needs no default.
     """
 
     program: str
@@ -73,6 +74,7 @@ class CommandLine:
     options: Sequence[Option] = ()
     recipe: str | None = None
     recipe_group: str | None = None
+    recipe_kind: str = SYNTHESIS
 
     def parse(self, arguments: Sequence[str]) -> Parsed:
         """Understands the arguments, or prints help and exits.
@@ -130,7 +132,7 @@ class CommandLine:
         if self.kind is None:
             return {}
         _, flags = _take(arguments, "--recipe")
-        has_recipes = self.recipe is not None or self.recipe_group is not None
+        has_recipes = self.recipe is not None or self.recipe_group is not None or self.recipe_kind != SYNTHESIS
         filed = [str(content["recipe"]) for content in read.values() if has_recipes and content.get("recipe")]
         recipe = [self.recipe, *filed, *flags][-1]
         layers = [(path, {k: v for k, v in content.items() if k not in self._own()}) for path, content in read.items()]
@@ -148,7 +150,7 @@ class CommandLine:
         return fields
 
     def _recipe(self, name: str) -> Fields:
-        content = load_recipe(name)
+        content = load_recipe(name, self.recipe_kind)
         return content[self.recipe_group] if self.recipe_group else content
 
     def _parser(self, fields: Fields, read: Mapping[str, Any], arguments: Sequence[str]) -> Any:

@@ -71,7 +71,7 @@ def export(
         UserError: it cannot be exported; the message names the operator, or what in it stops gradients.
     """
     size = size or teacher.input_size
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet_exporter():
         made = torch.onnx.export(
             joint_program(teacher, size, resolve_dtype(dtype), further),
             (),
@@ -137,7 +137,7 @@ def _example(teacher: EagerTeacher, size: tuple[int, int], further: Further) -> 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter prints its stages and logs what it leaves out; errors still come as exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -6,9 +6,11 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -41,6 +43,24 @@ def with_weights(name: str, weights: str) -> str:
     if found["weights"] is not None:
         raise UserError(f"teacher {name!r} names its weights already: give them once")
     return f"{name}@{weights}"
+
+
+def make_own(name: str, what: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
+    """The network with the weights that the function behind ``package.module:factory`` gives it, in fp32 on the CPU.
+
+    Args:
+        name: as for :func:`load_own`, without weights.
+        what: what it is to be, for messages.
+        arguments: keyword arguments of the function.
+
+    Raises:
+        UserError: there is no such function, or it does not make a network.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name!r} is not package.module:factory")
+    with _current_folder():
+        return _made(found["module"], found["factory"], what, arguments).to(device="cpu", dtype=torch.float32)
 
 
 def load_own(
@@ -126,7 +146,7 @@ def _current_folder() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _made(module: str, factory: str, what: str) -> torch.nn.Module:
+def _made(module: str, factory: str, what: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> torch.nn.Module:
     importlib.invalidate_caches()  # the file may be younger than Python's picture of its folder
     try:
         code = importlib.import_module(module)
@@ -142,10 +162,12 @@ def _made(module: str, factory: str, what: str) -> torch.nn.Module:
         raise UserError(
             f"{what} is of type {type(make).__name__}: name a function without arguments that makes the network"
         )
+    called = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     try:
-        model = make()
+        model = make(**arguments)
     except load_errors() + (ImportError, NameError) as error:
-        raise UserError(f"{what}: {factory}() failed ({in_short(error)}); it is called without arguments") from error
+        how = f"with {called}" if called else "without arguments"
+        raise UserError(f"{what}: {factory}() failed ({in_short(error)}); it is called {how}") from error
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{what}: {factory}() gave a {type(model).__name__}, not a torch.nn.Module")
     return model

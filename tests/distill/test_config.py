@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prism_fast.distill.config import DEFAULT_EPOCHS, AugmentConfig, DistillConfig
+from prism_fast.distill.config import DEFAULT_EPOCHS, AugmentConfig, DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.errors import UserError
 
 _BASE = DistillConfig(data="set", out="run")
@@ -25,7 +25,7 @@ _BASE = DistillConfig(data="set", out="run")
         ({"warmup": 1.0}, "warmup"),
         ({"ema": 1.0}, "ema"),
         ({"clip_norm": 0.0}, "clip_norm"),
-        ({"targets": "soft"}, "online, stored, labels"),
+        ({"targets": "soft"}, "online, stored, views, labels"),
         ({"amp": "half"}, "bfloat16"),
         ({"seed": -1}, "seed"),
         *[
@@ -43,6 +43,16 @@ _BASE = DistillConfig(data="set", out="run")
         *[({name: ""}, f"^{name} is ''; it must be a name") for name in ("data", "out", "teacher", "student")],
         ({"targets": "stored"}, "whole image"),
         ({"targets": "labels", "augment": AugmentConfig(mixup=0.2)}, "mixture"),
+        ({"targets": "views"}, "go together"),
+        ({"views": "views.safetensors"}, "go together"),
+        ({"targets": "labels", "loss": LossConfig(hard=1.0)}, "leave label_smoothing alone"),
+        ({"loss": LossConfig(soft=0.0)}, "no term"),
+        ({"loss": LossConfig(label_smoothing=0.1)}, "loss.hard above 0"),
+        ({"loss": LossConfig(hard=0.5), "augment": AugmentConfig(mixup=0.2)}, "mixture: set loss.hard 0"),
+        ({"loss": LossConfig(features="hint"), "augment": AugmentConfig(views=2)}, "features of every view"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"compile": "yes"}, "compile"),
+        ({"rank_timeout_s": 0.0}, "rank_timeout_s"),
     ],
 )
 def test_bad_values_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -63,6 +73,22 @@ def test_bad_augmentations_are_refused(changes: dict[str, Any]) -> None:
         AugmentConfig(**changes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *[(LossConfig, {name: -1.0}) for name in ("soft", "hard", "label_smoothing", "energy_temperature")],
+        *[(LossConfig, {name: math.nan}) for name in ("soft", "features_weight", "features_temperature")],
+        *[(LossConfig, {"features": "crd"}), (LossConfig, {"features_temperature": 0.0})],
+        *[(ScheduleConfig, {"kind": "linear"}), (ScheduleConfig, {"every": 0.0}), (ScheduleConfig, {"rate": 2.0})],
+        *[(ScheduleConfig, {"milestones": bad}) for bad in ([], [0.5, 0.2], [30, 60], "0.3", [math.nan], 0.3)],
+        (ScheduleConfig, {"min_lr": -1.0}),
+    ],
+)
+def test_bad_losses_and_schedules_are_refused(kind: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(changes))):
+        kind(**changes)
+
+
 def test_stored_targets_allow_a_flip() -> None:
     DistillConfig(data="set", out="run", targets="stored", augment=AugmentConfig(pad=0, flip=0.5))
 
@@ -70,6 +96,8 @@ def test_stored_targets_allow_a_flip() -> None:
 def test_identity_is_what_decides_the_weights() -> None:
     same = dataclasses.replace(_BASE, out="elsewhere", device="cpu", log_every=3, checkpoint_every=7)
     assert same.identity() == _BASE.identity()
+    for change in ({"loss": LossConfig(hard=0.1)}, {"schedule": ScheduleConfig(kind="step")}, {"accumulate": 2}):
+        assert dataclasses.replace(_BASE, **change).identity() != _BASE.identity()  # type: ignore[arg-type]
     for change in ({"seed": 1}, {"lr": 0.2}, {"augment": AugmentConfig(pad=3)}, {"model_args": {"drop_rate": 0.1}}):
         assert dataclasses.replace(_BASE, **change).identity() != _BASE.identity()  # type: ignore[arg-type]
 

@@ -32,10 +32,11 @@ def test_online_targets_are_the_teachers_opinion_of_the_view(
     loader = ViewLoader(config, _source(seed), teacher, _CPU)
     for view in (0, 2, 0):
         rows = torch.randperm(40, generator=torch.Generator().manual_seed(view))[:9]
-        images, targets = loader.load(view, rows)
+        batch = loader.load(view, rows)
+        images, targets = batch.images, batch.targets
         assert images.shape == (9, 3, 16, 16) and targets.shape == (9, 4)
         assert torch.allclose(targets, ColourTeacher().outputs(images).logits, atol=1e-5)
-    assert not torch.allclose(loader.load(0, rows)[0], loader.load(1, rows)[0])
+    assert not torch.allclose(loader.load(0, rows).images, loader.load(1, rows).images)
 
 
 def test_each_kept_view_is_asked_once(seed: int, tmp_path: Any) -> None:
@@ -53,14 +54,14 @@ def test_kept_targets_do_not_depend_on_what_was_asked_before(seed: int, tmp_path
     one = ViewLoader(config, _source(seed), ColourTeacher(), _CPU)
     one.load(0, torch.arange(4))
     two = ViewLoader(config, _source(seed), ColourTeacher(), _CPU)
-    for a, b in zip(one.load(1, rows), two.load(1, rows), strict=True):
-        assert torch.equal(a, b)
+    a, b = one.load(1, rows), two.load(1, rows)
+    assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
 
 
 def test_stored_targets_are_the_sets(seed: int, tmp_path: Any) -> None:
     config = tiny_config(tmp_path, targets="stored", augment=AugmentConfig(pad=0))
     source = _source(seed, stored=True)
-    _, targets = ViewLoader(config, source, None, _CPU).load(0, torch.tensor([4, 2]))
+    targets = ViewLoader(config, source, None, _CPU).load(0, torch.tensor([4, 2])).targets
     logits = source.batch(torch.tensor([4, 2])).logits
     assert logits is not None and torch.equal(targets, logits.float())
     with pytest.raises(UserError, match="has none"):
@@ -69,7 +70,7 @@ def test_stored_targets_are_the_sets(seed: int, tmp_path: Any) -> None:
 
 def test_labels_need_no_teacher(seed: int, tmp_path: Any) -> None:
     config = tiny_config(tmp_path, targets="labels")
-    assert ViewLoader(config, _source(seed), None, _CPU).load(0, torch.tensor([4, 2]))[1].tolist() == [0, 2]
+    assert ViewLoader(config, _source(seed), None, _CPU).load(0, torch.tensor([4, 2])).targets.tolist() == [0, 2]
 
 
 def test_unfit_teachers_are_refused(seed: int, tmp_path: Any) -> None:

@@ -19,12 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prism_fast.distill.batches import RowBatches
 from prism_fast.distill.checkpoints import load_state
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.config import AugmentConfig, DistillConfig, LossConfig
 from prism_fast.distill.images import MemoryImages
-from prism_fast.distill.loop import learning_rate
 from prism_fast.distill.losses import distillation_loss
-from prism_fast.distill.trainer import DistillReport, distill_images, train
+from prism_fast.distill.schedule import Schedule
+from prism_fast.distill.targets import ViewLoader
+from prism_fast.distill.trainer import DistillReport, distill_images, train, train_batches
+from prism_fast.distill.world import ALONE
 from prism_fast.errors import UserError
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.teachers.load import load_teacher
@@ -178,7 +181,11 @@ def test_folder_of_something_else_is_left_alone(run: str | None, seed: int, tmp_
 
 
 def test_weights_that_are_not_finite_are_not_saved(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prism_fast.distill.loop.learning_rate", lambda step, steps, config: math.inf)
+    def infinite(schedule: Schedule, step: int) -> float:
+        schedule._optimizer.param_groups[0]["lr"] = math.inf
+        return math.inf
+
+    monkeypatch.setattr(Schedule, "set", infinite)
     with pytest.raises(UserError, match="lower lr"):
         _train(tiny_config(tmp_path, steps=1), seed)
     assert not (tmp_path / "student").exists()
@@ -190,7 +197,7 @@ def test_loss_that_is_not_finite_stops_at_its_step(seed: int, tmp_path: Path, mo
     def loss(*arguments: Any) -> torch.Tensor:
         return distillation_loss(*arguments) * (math.nan if next(calls) == 8 else 1)
 
-    monkeypatch.setattr("prism_fast.distill.loop.distillation_loss", loss)
+    monkeypatch.setattr("prism_fast.distill.losses.distillation_loss", loss)
     with pytest.raises(UserError, match=r"loss became nan at step 8 of 12 .*lower lr.*clip_norm.*amp"):
         _train(tiny_config(tmp_path, checkpoint_every=5, log_every=4), seed)
     assert not (tmp_path / "student").exists()
@@ -349,10 +356,35 @@ def test_reduced_precision_learns_too(seed: int, tmp_path: Path) -> None:
     assert {t.dtype for t in _weights(report).values()} == {torch.float32, torch.int64}
 
 
-def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = tiny_config(Path("x"), lr=1.0, warmup=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)]) and rates[10] == 1
-    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and 0 < rates[-1] < 1e-3
-    assert rates[55] == pytest.approx(0.5)
-    assert learning_rate(0, 1, tiny_config(Path("x"), lr=1.0, warmup=0.9)) > 0
+def test_parts_of_a_step_sum_up_to_it(seed: int, tmp_path: Path) -> None:
+    """A network without batch statistics takes the same steps in one part and in four."""
+    vit: dict[str, Any] = {"student": "test_vit", "model_args": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
+    loss = LossConfig(hard=0.2, label_smoothing=0.1, energy_temperature=5.0)
+    whole, parts = (
+        _train(tiny_config(tmp_path / str(count), accumulate=count, clip_norm=0.5, loss=loss, **vit), seed)
+        for count in (1, 4)
+    )
+    assert parts.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-4)
+    one, other = _weights(whole), _weights(parts)
+    assert all(torch.allclose(one[name], other[name], rtol=1e-2, atol=1e-4) for name in one)
+
+
+def test_batches_of_other_targets_are_refused(seed: int, tmp_path: Path) -> None:
+    asked = tiny_config(tmp_path / "out")
+    stored = dataclasses.replace(asked, targets="labels")
+    views = ViewLoader(stored, MemoryImages(*coloured_images(seed), num_classes=4), None, torch.device("cpu"))
+    with pytest.raises(UserError, match="the loader gives targets 'labels', the run asks for 'online'"):
+        train_batches(asked, RowBatches(stored, views, ALONE), ColourTeacher())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["test_resnet", "test_vit"])
+def test_a_compiled_student_learns_the_same(student: str, seed: int, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"student": student, "model_args": TINY if student == "test_resnet" else {"depth": 1}}
+    loss = LossConfig(features="contrast", features_weight=0.1)
+    compiled, plain = (
+        _train(tiny_config(tmp_path / kind, compile=kind, loss=loss, **shape), seed) for kind in ("on", "off")
+    )
+    assert compiled.history["loss"] == pytest.approx(plain.history["loss"], rel=1e-2)
+    assert set(_weights(compiled)) == set(_weights(plain))

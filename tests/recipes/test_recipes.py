@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.schedule import Schedule, make_optimizer
 from prism_fast.errors import UserError
-from prism_fast.recipes import load_recipe, recipe_names
+from prism_fast.recipes import DISTILL, load_recipe, recipe_names
 from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.synthesis.config import SynthesisConfig
 
@@ -64,3 +67,37 @@ def test_guided_arms_differ_from_their_halves_in_guidance_alone(guided: str, ung
 def test_an_unknown_recipe_is_told_with_near_names() -> None:
     with pytest.raises(UserError, match="did you mean plain"):
         load_recipe("plane")
+
+
+def distill_config_of(name: str) -> DistillConfig:
+    fields = {**default_fields(DistillConfig), "data": "set", "out": "run"}
+    return build(DistillConfig, lay_over(DistillConfig, fields, load_recipe(name, DISTILL), name))
+
+
+@pytest.mark.parametrize("name", recipe_names(DISTILL))
+def test_every_recipe_of_a_training_makes_a_configuration_that_knows_its_name(name: str) -> None:
+    assert distill_config_of(name).recipe == name
+
+
+def test_dm_kd_is_the_published_schedule() -> None:
+    """Per epoch of 5,004 steps: 0.1, and a tenth of it from the epochs 31, 61 and 91 on."""
+    config = distill_config_of("dm-kd")
+    weights = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(weights, config)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.9, 1e-4)}
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 8
+    steps = config.total_steps(5004)
+    schedule = Schedule(optimizer, config, steps)
+    for epoch in (1, 30, 31, 60, 61, 90, 91, 100):
+        wanted = 0.1 * 0.1 ** sum(epoch > mark for mark in (30, 60, 90))
+        for step in (5004 * (epoch - 1), 5004 * epoch - 1):
+            assert schedule.set(step) == pytest.approx(wanted)
+    assert (config.temperature, config.batch, config.loss.hard, config.ema) == (10, 256, 0, 0)
+
+
+def test_the_kinds_of_recipes_are_kept_apart() -> None:
+    with pytest.raises(UserError, match="dm-kd"):
+        load_recipe("eda", DISTILL)
+    with pytest.raises(UserError, match="unknown recipe"):
+        load_recipe("dm-kd")
