@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_fast.config import environment, resolve_device, resolve_dtype
-from prism_fast.distill.augment import generator
+from prism_fast.data.order import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.checkpoints import load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
@@ -20,6 +20,7 @@ from prism_fast.distill.curve import Curve, open_curve
 from prism_fast.distill.images import ImageSource
 from prism_fast.distill.losses import agreement, distillation_loss, label_loss
 from prism_fast.distill.report import STUDENT, DistillReport
+from prism_fast.distill.stream import StreamedViews
 from prism_fast.distill.students import build_student, student_spec
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.errors import UserError
@@ -27,6 +28,7 @@ from prism_fast.progress import ProgressFactory
 from prism_fast.synthesis.interruption import StopRequest
 
 if TYPE_CHECKING:
+    from prism_fast.data.loader import ShardLoader
     from prism_fast.teachers.base import Teacher
 
 STATE = "state.safetensors"
@@ -37,7 +39,14 @@ _CURVE = ("step", "loss", "agreement", "lr", "seconds")
 class Run:
     """Everything that changes while a student is trained."""
 
-    def __init__(self, config: DistillConfig, source: ImageSource, teacher: Teacher | None, identity: str) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        source: ImageSource,
+        teacher: Teacher | None,
+        identity: str,
+        stream: ShardLoader | None = None,
+    ) -> None:
         self.config = config
         self.source = source
         self.identity = identity
@@ -45,7 +54,8 @@ class Run:
         self.device = resolve_device(config.device)
         self.spec = student_spec(config.student, source.num_classes, config.model_args, config.input_size)
         self.views = ViewLoader(config, source, teacher, self.device)
-        self.views.try_targets()
+        self.stream = StreamedViews(self.views, stream) if stream is not None else None
+        (self.stream or self.views).try_targets()
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec).to(self.device)
@@ -94,12 +104,7 @@ class Run:
 
     def _train_step(self) -> Tensor:
         """One optimizer step; returns (loss, agreement, targets are finite) [3] on the device, not waited for."""
-        epoch, position = divmod(self.step, self.epoch_steps)
-        if self._order[0] != epoch:
-            source = generator(self.config.seed, "order", epoch)
-            self._order = epoch, torch.randperm(len(self.source), generator=source)
-        rows = self._order[1][position * self.batch : (position + 1) * self.batch]
-        images, targets = self.views.load(self._view(epoch), rows)
+        images, targets = self.stream.load(self.step) if self.stream is not None else self._load()
         lr = learning_rate(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -119,6 +124,15 @@ class Run:
             self.average.update(self.student, self.step)
         self.step += 1
         return torch.stack([loss.detach(), agreement(logits.detach(), targets), targets.isfinite().all().float()])
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        """The step's views of images in memory, and their targets."""
+        epoch, position = divmod(self.step, self.epoch_steps)
+        if self._order[0] != epoch:
+            source = generator(self.config.seed, "order", epoch)
+            self._order = epoch, torch.randperm(len(self.source), generator=source)
+        rows = self._order[1][position * self.batch : (position + 1) * self.batch]
+        return self.views.load(self._view(epoch), rows)
 
     def _view(self, epoch: int) -> int:
         views = self.config.augment.views
@@ -167,6 +181,8 @@ class Run:
             "pending": {"values": torch.stack(self._pending)} if self._pending else {},
         }
         record = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        if self.stream is not None:
+            record["stream"] = self.stream.state()
         save_state(self.out / STATE, parts, record)
 
     def resume(self) -> None:
@@ -182,6 +198,8 @@ class Run:
         if "values" in parts.get("pending", {}):
             self._pending = list(parts["pending"]["values"].to(self.device))
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
+        if self.stream is not None:
+            self.stream.restore(record["stream"])
 
     def finish(self) -> DistillReport:
         """Writes the student (the averaged weights, where there are any) and the report, then drops the state."""

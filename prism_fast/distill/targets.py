@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prism_fast.distill.augment import Views, draw_views, make_view, mix
+from prism_fast.data.augment import Views, draw_views, make_view, mix
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import ImageSource
 from prism_fast.errors import UserError
@@ -59,7 +59,7 @@ class ViewLoader:
             targets = self._ask(self._images(0, rows)[0])
         else:
             targets = self.load(0, rows)[1]
-        self._require_finite(targets)
+        self.require_finite(targets)
 
     def not_finite(self) -> str:
         """What to say of targets that are not finite."""
@@ -70,7 +70,8 @@ class ViewLoader:
             )
         return "the set's stored logits are not finite: distil with targets 'online'"
 
-    def _require_finite(self, targets: Tensor) -> None:
+    def require_finite(self, targets: Tensor) -> None:
+        """Raises a UserError where targets are not."""
         if not targets.isfinite().all():
             raise UserError(self.not_finite())
 
@@ -80,13 +81,23 @@ class ViewLoader:
             targets = self._label_view(view)[rows].to(self._device)
             return self._images(view, rows)[0], targets
         images, labels, stored = self._images(view, rows)
+        return images, self.label(images, labels, stored)
+
+    def label(self, images: Tensor, labels: Tensor, stored: Tensor | None) -> Tensor:
+        """The targets of views: logits [B,K], or class indices [B] for targets ``labels``.
+
+        Args:
+            images: the views [B,3,H,W].
+            labels: class indices [B].
+            stored: logits [B,K] of the whole images, which for targets ``stored`` the views are; or None.
+        """
         if self._config.targets == "online":
-            return images, self._ask(images)
+            return self._ask(images)
         if self._config.targets == "labels":
-            return images, labels.to(self._device)
+            return labels.to(self._device)
         if stored is None:
             raise UserError("targets 'stored' need stored logits, and this set has none: use targets 'online'")
-        return images, stored.to(self._device, torch.float32)
+        return stored.to(self._device, torch.float32)
 
     def _images(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         table = self._table(view)
@@ -97,7 +108,7 @@ class ViewLoader:
             others = make_view(
                 self._scale(self._source.batch(partners).images), table, partners, self._config.augment.pad
             )
-            images = mix(images, others, table.weight[rows])
+            images = mix(images, others, table.weight[rows], None if table.cut is None else table.cut[rows])
         return images, batch.labels, batch.logits
 
     def _scale(self, images: Tensor) -> Tensor:
@@ -113,7 +124,7 @@ class ViewLoader:
         if view not in self._kept:
             rows = torch.arange(len(self._source)).split(self._config.batch)
             self._kept[view] = torch.cat([self._ask(self._images(view, part)[0]).cpu() for part in rows])
-            self._require_finite(self._kept[view])
+            self.require_finite(self._kept[view])
         return self._kept[view]
 
     def _ask(self, images: Tensor) -> Tensor:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
-from prism_fast.distill.config import AugmentConfig, DistillConfig
-from prism_fast.distill.images import ImageSource, MemoryImages, open_images
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
+from prism_fast.distill.stream import open_stream
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
 
 if TYPE_CHECKING:
+    from prism_fast.data.loader import ShardLoader
     from prism_fast.teachers.base import Teacher
 
 __all__ = ["AugmentConfig", "DistillConfig", "DistillReport", "distill", "distill_images", "train"]
@@ -34,6 +37,10 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
 
     shards = ShardSet(config.data)
     teacher = load_teacher(config.teacher, resolve_device(config.device)) if config.targets == "online" else None
+    with open_stream(config, shards) as stream:
+        if stream is not None:
+            lazy = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+            return train(config, lazy, teacher, progress, stream)
     source = open_images(
         ShardDataset(shards),
         shards.num_classes,
@@ -67,9 +74,13 @@ def distill_images(
 
 
 def train(
-    config: DistillConfig, source: ImageSource, teacher: Teacher | None, progress: ProgressFactory = silent
+    config: DistillConfig,
+    source: ImageSource,
+    teacher: Teacher | None,
+    progress: ProgressFactory = silent,
+    stream: ShardLoader | None = None,
 ) -> DistillReport:
-    """Trains the student on ``source`` and writes the run's folder ``config.out``.
+    """Trains the student on ``source``, read by ``stream`` where there is one, and writes the run's folder.
 
     A finished run of the same configuration, images and teacher is returned as it is; an interrupted one continues.
 
@@ -77,12 +88,13 @@ def train(
         UserError: another run's folder; class counts that do not fit; a loss that is not finite; no room.
         Interrupted: SIGTERM or Ctrl-C ended it after a step, which is saved.
     """
-    identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None])
+    read = [stream.name] if stream is not None else []  # loaders differ in rounding
+    identity = content_hash([config.identity(), source.fingerprint, teacher.fingerprint if teacher else None, *read])
     out = Path(config.out)
     if os.path.exists(out / RUN) and os.path.exists(out / METRICS):
         claim(out, identity)
         return DistillReport.load(out)
-    run = Run(config, source, teacher, identity)
+    run = Run(config, source, teacher, identity, stream)
     claim(out, identity)
     save_yaml(config, out / "config.yaml")
     run.resume()

@@ -19,8 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.checkpoints import load_state
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.loop import learning_rate
 from prism_fast.distill.losses import distillation_loss

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_fast.distill.augment import Views, draw_views, generator, make_view, mix
-from prism_fast.distill.config import AugmentConfig
+from prism_fast.data.augment import Views, draw_views, make_view, mix
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.order import generator
 
 
 def _images(seed: int, count: int = 6, size: int = 10) -> Tensor:

@@ -1,0 +1,94 @@
+"""Training batches of a set that is read while the student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from prism_fast.config import resolve_device
+from prism_fast.data.loader import ShardLoader, image_size
+from prism_fast.data.shards import ShardSet
+from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.targets import ViewLoader
+from prism_fast.errors import UserError
+
+
+@contextmanager
+def open_stream(config: DistillConfig, shards: ShardSet, rank: int = 0, ranks: int = 1) -> Iterator[ShardLoader | None]:
+    """The loader of a run that streams its set; None where the set is decoded into memory once.
+
+    It streams where a loader or a crop size is asked for, and where the decoded images take more than ``ram_gib``.
+
+    Raises:
+        UserError: what :class:`ShardLoader` refuses, or views whose labels would have to be kept.
+    """
+    if config.loader == "auto" and config.stream.crop_size is None and _fits(config, shards):
+        yield None
+        return
+    if config.targets == "online" and config.augment.views is not None:
+        raise UserError(
+            "augment.views keeps the teacher's answers in memory, which a streamed set has no room for: leave views out"
+        )
+    loader = ShardLoader(
+        shards,
+        config.augment,
+        config.stream,
+        name=config.loader,
+        batch=min(config.batch, len(shards) // ranks) or config.batch,
+        seed=config.seed,
+        device=resolve_device(config.device),
+        rank=rank,
+        ranks=ranks,
+        stored=config.targets == "stored",
+    )
+    try:
+        yield loader
+    finally:
+        loader.close()
+
+
+def _fits(config: DistillConfig, shards: ShardSet) -> bool:
+    if not len(shards):
+        raise UserError(f"{shards.path} holds no images: synthesize some first")
+    height, width = image_size(shards)
+    return 3 * height * width * len(shards) <= int(config.ram_gib * 2**30)
+
+
+class StreamedViews:
+    """Views and targets by step; the other side of :class:`ViewLoader`, whose targets they are.
+
+    Args:
+        views: tells what the student should say about a view.
+        loader: gives the views.
+    """
+
+    def __init__(self, views: ViewLoader, loader: ShardLoader) -> None:
+        self._views, self._loader = views, loader
+
+    def try_targets(self) -> None:
+        """Takes the first batch as training will, so that what cannot work is told before anything is written.
+
+        Raises:
+            UserError: targets that are missing or not finite, or what the loader refuses.
+        """
+        self._views.require_finite(self.load(0)[1])
+
+    def not_finite(self) -> str:
+        """What to say of targets that are not finite."""
+        return self._views.not_finite()
+
+    def load(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images [B,3,H,W] in [0,1] and their targets, as :meth:`ViewLoader.load` gives them."""
+        batch = self._loader.load(step)
+        return batch.images, self._views.label(batch.images, batch.labels, batch.logits)
+
+    def state(self) -> dict[str, Any]:
+        """The loader's position and what it found, as JSON values."""
+        return self._loader.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state` gave."""
+        self._loader.restore(state)
