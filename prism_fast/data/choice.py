@@ -8,18 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from prism_fast.data.crops import Fetched, Request
+from prism_fast.data.loader_config import READERS
 from prism_fast.errors import UserError
-from prism_fast.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
-
-READERS = Registry(
-    "loader", {"dali": "prism_fast.data.dali:DaliReader", "torch": "prism_fast.data.torch_loader:TorchReader"}
-)
-LOADERS = ("auto", *READERS.names())
 
 
 class Reader(Protocol):

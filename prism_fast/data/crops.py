@@ -84,8 +84,9 @@ def decode_crop(data: bytes, kind: ImageFormat, box: NDArray[np.float32], size: 
 
     image = read_image(data, kind)
     top, left, height, width = pixels_of(box, image.height, image.width)
-    window = (left, top, left + width, top + height)
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=window))
+    # Not resize(box=...): its filter would reach over the edge of the crop.
+    crop = image.crop((left, top, left + width, top + height))
+    return np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def cut_off(kind: ImageFormat, head: bytes, tail: bytes, size: int) -> str:

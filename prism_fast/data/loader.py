@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from prism_fast.data.augment import Views, draw_views, make_view, mix
 from prism_fast.data.augment_config import AugmentConfig
-from prism_fast.data.choice import READERS, Reader, choose_loader
+from prism_fast.data.choice import Reader, choose_loader
 from prism_fast.data.corrupt import CorruptImages, substitutes
 from prism_fast.data.crops import Fetched, Request, boxes_of
-from prism_fast.data.loader_config import LoaderConfig
+from prism_fast.data.loader_config import READERS, LoaderConfig
 from prism_fast.data.order import Order, generator
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
@@ -63,6 +64,8 @@ class ShardLoader:
         device: where the batches go.
         rank, ranks: whose part of the set, of how many.
         stored: whether batches have the stored logits, which label whole images alone.
+        views: gives the views of all images by their number, where they are known already: labels that are stored
+            with the parameters of their views belong to exactly these batches, by row and view number. None draws them.
 
     Attributes:
         name: of the loader that was taken.
@@ -88,6 +91,7 @@ class ShardLoader:
         rank: int = 0,
         ranks: int = 1,
         stored: bool = False,
+        views: Callable[[int], Views] | None = None,
     ) -> None:
         if stored and not augment.whole:
             raise UserError(
@@ -102,11 +106,14 @@ class ShardLoader:
         self._shards, self._augment, self._seed, self._device = shards, augment, seed, device
         size = (config.crop_size, config.crop_size) if config.crop_size else image_size(shards)
         _check_size(size, augment)
+        # two: batches read ahead may be of the next epoch
+        self._views = lru_cache(maxsize=2)(views or partial(draw_views, augment, len(shards), seed))
+        if views is not None and augment.mixes:
+            raise UserError("stored views that mix images cannot be streamed: mixup 0 and cutmix 0")
         self._reader: Reader = READERS.load(self.name)(
             shards, size, soft=stored, workers=config.workers_here(), device=device
         )
         self._batches: Iterator[Fetched] | None = None
-        self._table: tuple[int, Views] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,21 +155,13 @@ class ShardLoader:
         epoch = step // self.steps_per_epoch
         return epoch if self._augment.views is None else epoch % self._augment.views
 
-    def _views(self, step: int) -> Views:
-        """The views of all images at a step."""
-        view = self._view(step)
-        held = self._table
-        if held is None or held[0] != view:
-            held = self._table = view, draw_views(self._augment, len(self._shards), self._seed, view)
-        return held[1]
-
     def _request(self, step: int) -> Request:
         rows = self.order.rows(step)
-        return Request(rows.numpy(), boxes_of(self._views(step).box, rows))
+        return Request(rows.numpy(), boxes_of(self._views(self._view(step)).box, rows))
 
     def _finish(self, fetched: Fetched) -> LoadedBatch:
-        request, views = self._request(self.step), self._views(self.step)
-        read = (self.step + 1) * len(request.rows) * self.order.ranks
+        request, views = self._request(self.step), self._views(self._view(self.step))
+        read = (self.step + 1) * len(request.rows)
         for slot, why in fetched.bad.items():
             self.corrupt.add(int(request.rows[slot]), why, read)
         taken = substitutes(fetched.bad, len(request.rows))  # the one index of all that a batch holds

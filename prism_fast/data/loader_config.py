@@ -6,7 +6,13 @@ import os
 from dataclasses import dataclass
 
 from prism_fast.config import MAX_COUNT, MAX_SIDE, require, require_whole
+from prism_fast.registry import Registry
 
+READERS = Registry(
+    "loader", {"dali": "prism_fast.data.dali:DaliReader", "torch": "prism_fast.data.torch_loader:TorchReader"}
+)
+LOADERS = ("auto", *READERS.names())
+"""What can be asked for."""
 
 _MOST_WORKERS = 8
 

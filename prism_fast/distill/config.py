@@ -11,8 +11,7 @@ from prism_fast.config import MAX_COUNT, MAX_SIDE, canonical, content_hash
 from prism_fast.config import require as _require
 from prism_fast.config import require_whole as _require_whole
 from prism_fast.data.augment_config import AugmentConfig
-from prism_fast.data.choice import LOADERS
-from prism_fast.data.loader_config import LoaderConfig
+from prism_fast.data.loader_config import LOADERS, LoaderConfig
 from prism_fast.errors import UserError
 
 TARGETS = ("online", "stored", "labels")
