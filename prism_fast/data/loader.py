@@ -114,6 +114,7 @@ class ShardLoader:
             shards, size, soft=stored, workers=config.workers_here(), device=device
         )
         self._batches: Iterator[Fetched] | None = None
+        self._ahead: LoadedBatch | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,11 +130,20 @@ class ShardLoader:
         if step is not None and step != self.step:
             self.close()
             self.step = step
-        if self._batches is None:
-            self._batches = self._reader.read(self._request, self.step)
-        batch = self._finish(next(self._batches))
+        batch = self.peek()
+        self._ahead = None
         self.step += 1
         return batch
+
+    def peek(self) -> LoadedBatch:
+        """The next batch, which stays the next one.
+
+        Raises:
+            UserError: as for :meth:`load`.
+        """
+        if self._ahead is None:
+            self._ahead = self._read()
+        return self._ahead
 
     def state(self) -> dict[str, Any]:
         """The position, as JSON values."""
@@ -149,7 +159,12 @@ class ShardLoader:
         """Stops reading ahead."""
         if self._batches is not None:
             self._batches.close()  # type: ignore[attr-defined]  # a generator
-        self._batches = None
+        self._batches = self._ahead = None
+
+    def _read(self) -> LoadedBatch:
+        if self._batches is None:
+            self._batches = self._reader.read(self._request, self.step)
+        return self._finish(next(self._batches))
 
     def _view(self, step: int) -> int:
         epoch = step // self.steps_per_epoch

@@ -20,7 +20,7 @@ from prism_fast.distill.curve import Curve, open_curve
 from prism_fast.distill.images import ImageSource
 from prism_fast.distill.losses import agreement, distillation_loss, label_loss
 from prism_fast.distill.report import STUDENT, DistillReport
-from prism_fast.distill.stream import StreamedViews
+from prism_fast.distill.stream import StreamedBatches
 from prism_fast.distill.students import build_student, student_spec
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.errors import UserError
@@ -54,8 +54,11 @@ class Run:
         self.device = resolve_device(config.device)
         self.spec = student_spec(config.student, source.num_classes, config.model_args, config.input_size)
         self.views = ViewLoader(config, source, teacher, self.device)
-        self.stream = StreamedViews(self.views, stream) if stream is not None else None
-        (self.stream or self.views).try_targets()
+        self.stream = StreamedBatches(self.views, stream) if stream is not None else None
+        if self.stream is None:
+            self.views.try_targets()
+        else:
+            self.stream.try_first()
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec).to(self.device)
@@ -104,7 +107,7 @@ class Run:
 
     def _train_step(self) -> Tensor:
         """One optimizer step; returns (loss, agreement, targets are finite) [3] on the device, not waited for."""
-        images, targets = self.stream.load(self.step) if self.stream is not None else self._load()
+        images, targets = self.stream.take() if self.stream is not None else self._load()
         lr = learning_rate(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -182,7 +185,7 @@ class Run:
         }
         record = {"step": self.step, "seconds": self.seconds, "history": self.history}
         if self.stream is not None:
-            record["stream"] = self.stream.state()
+            record["stream"] = self.stream.position()
         save_state(self.out / STATE, parts, record)
 
     def resume(self) -> None:
@@ -199,7 +202,7 @@ class Run:
             self._pending = list(parts["pending"]["values"].to(self.device))
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
         if self.stream is not None:
-            self.stream.restore(record["stream"])
+            self.stream.seek(record["stream"])
 
     def finish(self) -> DistillReport:
         """Writes the student (the averaged weights, where there are any) and the report, then drops the state."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_fast.config import resolve_device
-from prism_fast.data.loader import ShardLoader, image_size
+from prism_fast.data.loader import LoadedBatch, ShardLoader, image_size
 from prism_fast.data.shards import ShardSet
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.targets import ViewLoader
@@ -57,8 +57,8 @@ def _fits(config: DistillConfig, shards: ShardSet) -> bool:
     return 3 * height * width * len(shards) <= int(config.ram_gib * 2**30)
 
 
-class StreamedViews:
-    """Views and targets by step; the other side of :class:`ViewLoader`, whose targets they are.
+class StreamedBatches:
+    """Views and targets in the order of a loader.
 
     Args:
         views: tells what the student should say about a view.
@@ -68,27 +68,25 @@ class StreamedViews:
     def __init__(self, views: ViewLoader, loader: ShardLoader) -> None:
         self._views, self._loader = views, loader
 
-    def try_targets(self) -> None:
+    def try_first(self) -> None:
         """Takes the first batch as training will, so that what cannot work is told before anything is written.
 
         Raises:
             UserError: targets that are missing or not finite, or what the loader refuses.
         """
-        self._views.require_finite(self.load(0)[1])
+        self._views.require_finite(self._labelled(self._loader.peek())[1])
 
-    def not_finite(self) -> str:
-        """What to say of targets that are not finite."""
-        return self._views.not_finite()
+    def take(self) -> tuple[Tensor, Tensor]:
+        """The next images [B,3,H,W] in [0,1] and their targets, as :meth:`ViewLoader.load` gives them."""
+        return self._labelled(self._loader.load())
 
-    def load(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images [B,3,H,W] in [0,1] and their targets, as :meth:`ViewLoader.load` gives them."""
-        batch = self._loader.load(step)
-        return batch.images, self._views.label(batch.images, batch.labels, batch.logits)
-
-    def state(self) -> dict[str, Any]:
-        """The loader's position and what it found, as JSON values."""
+    def position(self) -> Any:
+        """JSON from which :meth:`seek` goes on with exactly the batch that is next now."""
         return self._loader.state()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
-        self._loader.restore(state)
+    def seek(self, position: Any) -> None:
+        """Goes to what :meth:`position` gave."""
+        self._loader.restore(position)
+
+    def _labelled(self, batch: LoadedBatch) -> tuple[Tensor, Tensor]:
+        return batch.images, self._views.label(batch.images, batch.labels, batch.logits)
