@@ -276,3 +276,14 @@ def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: 
     assert "pip install 'prism_fast[dali]'" in caplog.messages[2]
     with pytest.raises(UserError, match=r"not installed: pip install 'prism_fast\[dali\]'"):
         choose_loader("dali", CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_on_a_gpu_images_and_labels_belong_together(tmp_path: Path, kind: ImageFormat, name: str) -> None:
+    folder = write_set(tmp_path, (13, 9, 17), kind=kind, damage={6: _cut})
+    device = torch.device("cuda")
+    for batch in take(folder, name, 11, crop_size=16, device=device, max_corrupt=0.1):
+        assert batch.images.is_cuda and batch.labels.is_cuda
+        check_pairing(batch)
