@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.phases import matmul_peak
 from bench.record import RESULTS, append, environment, percentiles, wait
 from prism_fast.config import check_new_file, peak_memory_bytes, replacing, resolve_device
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import RowBatches, TrainingBatch
-from prism_fast.distill.config import AMP, AugmentConfig, DistillConfig
+from prism_fast.distill.config import AMP, DistillConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.loop import Run
 from prism_fast.distill.losses import distillation_loss

@@ -31,7 +31,7 @@ from prism_fast.commands import (
     teacher,
     verify,
 )
-from prism_fast.errors import UserError
+from prism_fast.errors import ToldElsewhere, UserError
 from prism_fast.recipes.output import OutputLost, telling_output
 
 EXIT_ERROR = 2
@@ -82,6 +82,8 @@ def _status(arguments: list[str]) -> int:
     try:
         with _terminable():
             _dispatch(arguments)
+    except ToldElsewhere:
+        return EXIT_ERROR
     except UserError as error:
         return _refused(str(error))
     except (MemoryError, RuntimeError) as error:

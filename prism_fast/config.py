@@ -25,8 +25,33 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+MAX_COUNT = 10**9
+MAX_SIDE = 10**4
+"""Pixels."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FINGERPRINT_PACKAGES = ("torch", "diffusers", "transformers", "timm")
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Refuses an option's value in words.
+
+    Raises:
+        UserError: the condition does not hold.
+    """
+    if not condition:
+        raise UserError(f"{name} is {value!r}; it must be {expected}")
+
+
+def require_whole(config: object, name: str, low: int, high: int) -> None:
+    """Refuses a field that is no whole number from ``low`` to ``high``; None passes where its annotation ends in it.
+
+    Raises:
+        UserError: it is another value.
+    """
+    value, optional = getattr(config, name), type(config).__annotations__[name].endswith("None")
+    whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    none = ", or none" if optional else ""
+    require(whole or (optional and value is None), name, value, f"a whole number from {low} to {high}{none}")
 
 
 def canonical(value: Any) -> Any:

@@ -8,3 +8,10 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with status 2; a traceback is for bugs only.
     """
+
+
+class ToldElsewhere(UserError):
+    """Bad input that another process of the same job tells the user about, in the same words.
+
+    The command line exits with status 2 and prints nothing.
+    """

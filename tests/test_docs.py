@@ -157,6 +157,7 @@ def as_value(text: str) -> Any:
 
 
 def test_options_and_defaults_are_the_codes() -> None:
+    from prism_fast.data.loader_config import LoaderConfig
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
     from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.zoo.world import WorldConfig
@@ -165,6 +166,7 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("guidance", "Options", GuidanceConfig),
         ("guidance", "The rest of the sampler", SamplerConfig),
         ("shards", "Filtering", FilterConfig),
+        ("loading", "Options", LoaderConfig),
     ]
     for page, heading, kind in tables:
         told = {name: as_value(value) for name, value in documented(f"docs/{page}.md", heading).items()}
@@ -198,7 +200,7 @@ SMALL = {"images=1000": "images=12, pilot_images=2", "steps=20": "steps=2, compu
 """What is written for people, and what a test can afford."""
 
 
-def test_python_of_readme_and_shards_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_python_of_readme_loading_and_shards_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """On random weights in the place of the built-in ones: what they draw is noise, how they are used is the same."""
     from prism_fast.synthesis.shards import shard_name
     from tests.tiny import save_tiny_pipeline, save_tiny_teacher
@@ -208,7 +210,8 @@ def test_python_of_readme_and_shards_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md", lambda block: "prism_fast" in block)
     shards = (ROOT / "docs" / "shards.md", lambda block: True)
-    for path, wanted in (readme, shards):
+    loading = (ROOT / "docs" / "loading.md", lambda block: True)
+    for path, wanted in (readme, loading, shards):
         for block in filter(wanted, python_blocks(path)):
             for written, small in SMALL.items():
                 block = block.replace(written, small)

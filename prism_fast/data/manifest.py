@@ -26,12 +26,20 @@ MAX_SHARDS = 10**6
 
 @dataclass(frozen=True)
 class Published:
-    """A shard that is there: its number, how many images it holds, its archive's size and SHA-256."""
+    """A shard that is there.
+
+    Attributes:
+        number: of the shard.
+        images: that it holds.
+        size_bytes, sha256: of its archive.
+        index_sha256: of its index; None where it does not say.
+    """
 
     number: int
     images: int
     size_bytes: int
     sha256: str
+    index_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +179,9 @@ def _published(path: Path, number: int) -> Published:
     size_bytes, sha256 = tar.get("bytes"), tar.get("sha256")
     if not is_whole(size_bytes, 0, 1 << 62) or not isinstance(sha256, str):
         raise UserError(f"damaged {path}: it does not describe its archive; synthesize again to make it anew")
-    return Published(number, images, size_bytes, sha256)
+    index = files.get("idx") if isinstance(files, dict) else None
+    index_sha256 = index.get("sha256") if isinstance(index, dict) else None
+    return Published(number, images, size_bytes, sha256, index_sha256 if isinstance(index_sha256, str) else None)
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from prism_fast.synthesis.shards import LABEL_DTYPE
+from prism_fast.synthesis.shards import LABEL_DTYPE, ROW_DIGITS
 
 MAX_IMAGE_BYTES = 1 << 26
 MAX_RECORD_BYTES = 1 << 20
 
-MEMBER = re.compile(r"(\d{9})\.([a-z]{3,5})\Z", re.ASCII)
+MEMBER = re.compile(rf"(\d{{{ROW_DIGITS}}})\.([a-z]{{3,5}})\Z", re.ASCII)
 """A member's name: the number of its row, and what it is."""
 
 _LIMITS = {"cls": 20, "json": MAX_RECORD_BYTES}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prism_fast.data.index import read_index
 from prism_fast.data.manifest import Published, parse_object, read_manifest
 from prism_fast.data.members import MEMBER, wrong_size
 from prism_fast.data.table import read_table
@@ -25,12 +28,44 @@ from prism_fast.errors import UserError
 from prism_fast.synthesis.images import decode_image
 from prism_fast.synthesis.place import local_folder
 from prism_fast.synthesis.regular_file import open_regular
-from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, row_name, shard_name
 from prism_fast.synthesis.soft import soft_size, unpack_logits
-from prism_fast.synthesis.tar import scan_tar
+from prism_fast.synthesis.tar import BLOCK, Member, scan_tar
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where the members of a shard's rows lie.
+
+    Attributes:
+        path: of the archive.
+        keys: row numbers in the plan, int64 [images].
+        places: offset and size of each member in bytes, int64 [images, members, 2].
+    """
+
+    path: Path
+    keys: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A row as it is stored.
+
+    Attributes:
+        key: row number in the plan.
+        image: the encoded file.
+        label: class index, within the set's.
+        soft: the bytes of ``.soft``.
+    """
+
+    key: int
+    image: bytes
+    label: int
+    soft: bytes
 
 
 class ShardSet:
@@ -44,6 +79,7 @@ class ShardSet:
         info: what ``_info.json`` says.
         num_classes: K.
         class_names: in the order of the labels.
+        image_format: of the image files.
         top_k: how many of an image's logits the set holds, the largest ones; None: all.
         shards: those that are published, in order.
         complete: whether that is all of them.
@@ -57,7 +93,7 @@ class ShardSet:
         manifest = read_manifest(self.path)
         self.info, self.shards = manifest.info, manifest.shards
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
-        self._format, self.top_k = manifest.image_format, manifest.top_k
+        self.image_format, self.top_k = manifest.image_format, manifest.top_k
         self.complete = len(self.shards) == manifest.planned
         if not self.complete and not partial:
             raise UserError(
@@ -65,7 +101,7 @@ class ShardSet:
                 "that began it (its config.yaml) also finishes it"
             )
         self._ends = list(accumulate(shard.images for shard in self.shards))
-        self._indices: dict[int, NDArray[np.int64]] = {}
+        self._opened: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -85,20 +121,43 @@ class ShardSet:
             IndexError: no such place.
             UserError: the shard is damaged; file and member are named.
         """
-        shard, (image, _, label, soft, _) = self._locate(index)
-        path = self._tar(shard)
-        with _open(path) as file:
+        stored = self.stored(index)
+        try:
+            pixels = decode_image(stored.image, self.image_format)
+        except ValueError as error:
+            raise self.bad(index, str(error)) from error
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), stored.label, self.logits(index, stored.soft)
+
+    def stored(self, index: int) -> Stored:
+        """The row at a place in the set, its image still encoded.
+
+        Raises:
+            IndexError, UserError: as for :meth:`sample`, but for what is wrong with the image or the logits.
+        """
+        shard, row = self.locate(index)
+        image, _, label, soft, _ = cast("list[tuple[int, int]]", shard.places[row].tolist())
+        key = int(shard.keys[row])
+        with _open(shard.path) as file:
+            header = _read(file.fileno(), (image[0] - BLOCK, BLOCK))
             data = _read(file.fileno(), image)
             class_index = int(np.frombuffer(_read(file.fileno(), label), LABEL_DTYPE)[0])
             packed = _read(file.fileno(), soft)
+        if header.partition(b"\0")[0] != row_name(key, self.image_format).encode():
+            raise self.bad(index, "another name in the archive than in its index")
         if not 0 <= class_index < self.num_classes:
-            raise self._bad(shard, index, f"label {class_index} of {self.num_classes} classes")
+            raise self.bad(index, f"label {class_index} of {self.num_classes} classes")
+        return Stored(key, data, class_index, packed)
+
+    def logits(self, index: int, soft: bytes) -> Tensor:
+        """The logits [K] of a ``.soft``, as :meth:`sample` gives them.
+
+        Raises:
+            UserError: they are damaged.
+        """
         try:
-            logits = unpack_logits(packed, self.num_classes, self.top_k)
-            pixels = decode_image(data, self._format)
+            return torch.from_numpy(unpack_logits(soft, self.num_classes, self.top_k))
         except ValueError as error:
-            raise self._bad(shard, index, str(error)) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), class_index, torch.from_numpy(logits)
+            raise self.bad(index, str(error)) from error
 
     def record(self, index: int) -> dict[str, Any]:
         """Where an image comes from: its ``.json`` member.
@@ -106,13 +165,13 @@ class ShardSet:
         Raises:
             IndexError, UserError: as for :meth:`sample`.
         """
-        shard, members = self._locate(index)
-        with _open(self._tar(shard)) as file:
-            text = _read(file.fileno(), members[-1])
+        shard, row = self.locate(index)
+        with _open(shard.path) as file:
+            text = _read(file.fileno(), cast("list[tuple[int, int]]", shard.places[row].tolist())[-1])
         try:
             return parse_object(text)
         except ValueError as error:
-            raise self._bad(shard, index, f"record that cannot be read: {error}") from error
+            raise self.bad(index, f"record that cannot be read: {error}") from error
 
     def images(self) -> Tensor:
         """All images, uint8 [N, 3, H, W], in memory.
@@ -157,26 +216,42 @@ class ShardSet:
             raise UserError(f"{self.path} holds no images yet")
         return pa.concat_tables(parts).unify_dictionaries()
 
-    def _locate(self, index: int) -> tuple[Published, list[tuple[int, int]]]:
-        """The shard of an image and (offset, size) of each of its members."""
+    def open_indices(self) -> None:
+        """Opens all shards by their ``.idx`` files.
+
+        Raises:
+            UserError: an archive that is cut off, or an index that is not its own; it is named.
+        """
+        for shard in self.shards:
+            self._opened[shard.number] = self._arrange(shard, read_index(self.path, shard))
+
+    def locate(self, index: int) -> tuple[Shard, int]:
+        """The shard of an image, and which of its rows it is.
+
+        Raises:
+            IndexError, UserError: as for :meth:`sample`.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         place = bisect_right(self._ends, index)
         shard = self.shards[place]
-        if shard.number not in self._indices:  # two threads may both do it: the same result
-            self._indices[shard.number] = self._scan(shard)
-        row = self._indices[shard.number][index - (self._ends[place] - shard.images)]
-        return shard, cast("list[tuple[int, int]]", row.tolist())
+        if shard.number not in self._opened:  # two threads may both do it: the same result
+            self._opened[shard.number] = self._scan(shard)
+        return self._opened[shard.number], index - (self._ends[place] - shard.images)
 
-    def _scan(self, shard: Published) -> NDArray[np.int64]:
-        """Offsets and sizes of all members, int64 [images, members, 2], from the archive's own headers."""
+    def _scan(self, shard: Published) -> Shard:
+        """A shard opened by its archive's own headers."""
         path = self._tar(shard)
         with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
         if size != shard.size_bytes:
             raise UserError(f"damaged shard {path}: {size} bytes where its .json says {shard.size_bytes}")
-        members, soft_bytes = scan_tar(path), soft_size(self.num_classes, self.top_k)
-        extensions = (self._format, *LABEL_MEMBERS)
+        return self._arrange(shard, scan_tar(path))
+
+    def _arrange(self, shard: Published, members: Sequence[Member]) -> Shard:
+        """Finds the members in order and of the right sizes."""
+        path, soft_bytes = self._tar(shard), soft_size(self.num_classes, self.top_k)
+        extensions = (self.image_format, *LABEL_MEMBERS)
         if len(members) != len(extensions) * shard.images:
             raise UserError(
                 f"damaged shard {path}: {len(members)} members where {shard.images} images have {len(extensions)} each"
@@ -190,14 +265,17 @@ class ShardSet:
             if problem:
                 raise UserError(f"damaged shard {path}: member {member.name!r} has {member.size} bytes, {problem}")
         flat = np.array([(member.offset, member.size) for member in members], np.int64)
-        return flat.reshape(shard.images, len(extensions), 2)
+        keys = np.array([int(member.name.partition(".")[0]) for member in members[:: len(extensions)]], np.int64)
+        return Shard(path, keys, flat.reshape(shard.images, len(extensions), 2))
 
     def _tar(self, shard: Published) -> Path:
         return self.path / shard_name(shard.number, "tar")
 
-    def _bad(self, shard: Published, index: int, what: str) -> UserError:
-        begin = self._ends[bisect_right(self._ends, index)] - shard.images
-        return UserError(f"damaged shard {self._tar(shard)}: its image number {index - begin} has {what}")
+    def bad(self, index: int, what: str) -> UserError:
+        """The message for a damaged image; file and place are named."""
+        place = bisect_right(self._ends, index)
+        number = index - (self._ends[place] - self.shards[place].images)
+        return UserError(f"damaged shard {self._tar(self.shards[place])}: its image number {number} has {what}")
 
 
 class ShardDataset:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from prism_fast.data.order import shuffled
 from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.world import World
 from prism_fast.errors import UserError
 
@@ -128,13 +130,14 @@ class RowBatches:
         self.epoch_batches = self._epoch_steps * config.accumulate
 
     def try_first(self) -> TrainingBatch:
-        return self._views.try_targets()
+        with refused_alike(self._world.local_rank):  # every rank tries the same rows
+            return self._views.try_targets()
 
     def take(self) -> TrainingBatch:
         step, part = divmod(self._taken, self._config.accumulate)
         epoch, place = divmod(step, self._epoch_steps)
         if self._order[0] != epoch:
-            self._order = epoch, order_of(self.images, self._config.seed, epoch)
+            self._order = epoch, shuffled(self.images, self._config.seed, epoch)
         begin = place * self._step_images + (self._world.rank * self._config.accumulate + part) * self.size
         self._taken += 1
         return self._views.load(self._views.number(epoch), self._order[1][begin : begin + self.size])
@@ -147,10 +150,3 @@ class RowBatches:
 
     def not_finite(self) -> str:
         return self._views.not_finite()
-
-
-def order_of(images: int, seed: int, epoch: int) -> Tensor:
-    """Row numbers int64 [images] in the order of an epoch."""
-    from prism_fast.distill.augment import generator
-
-    return torch.randperm(images, generator=generator(seed, "order", epoch))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from prism_fast.config import canonical, content_hash
+from prism_fast.config import MAX_COUNT, MAX_SIDE, canonical, content_hash
+from prism_fast.config import require as _require
+from prism_fast.config import require_whole as _require_whole
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.loader_config import LOADERS, LoaderConfig
 from prism_fast.errors import UserError
 
 TARGETS = ("online", "stored", "views", "labels")
@@ -18,44 +21,6 @@ SCHEDULES = ("cosine", "step", "multistep", "constant")
 COMPILE = ("auto", "on", "off")
 AMP = ("auto", "off", "bfloat16", "float16")
 DEFAULT_EPOCHS = 40
-MAX_COUNT = 10**9
-MAX_SIDE = 10**4
-"""Pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """How a training view of an image is made. Parameters are drawn per image and per view.
-
-    Attributes:
-        pad: random crop of the original size after zero-padding by this many pixels, fewer than an image has; 0 is off.
-        flip: probability of a horizontal flip, in [0, 1].
-        crop_scale: smallest share of the image's area that a random-resized-crop keeps, in (0, 1]; 1 is off.
-        crop_ratio: largest aspect ratio (and inverse of the smallest) of that crop, in [1, 100].
-        mixup: Beta(mixup, mixup) parameter of the mixing weight of two views (Zhang et al. 2018); 0 is off.
-        views: how many different views of each image there are; None draws a new one every epoch. With ``views``
-            the teacher labels each view once and its logits are kept (views x images x classes x 4 bytes).
-    """
-
-    pad: int = 2
-    flip: float = 0.5
-    crop_scale: float = 1.0
-    crop_ratio: float = 4 / 3
-    mixup: float = 0.0
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        _require_whole(self, "pad", 0, MAX_SIDE)
-        _require(0 <= self.flip <= 1, "flip", self.flip, "a probability")
-        _require(0 < self.crop_scale <= 1, "crop_scale", self.crop_scale, "in (0, 1]")
-        _require(1 <= self.crop_ratio <= 100, "crop_ratio", self.crop_ratio, "from 1 to 100")
-        _require(self.mixup == 0 or 1e-3 <= self.mixup <= 1e3, "mixup", self.mixup, "0, or from 0.001 to 1000")
-        _require_whole(self, "views", 1, MAX_COUNT)
-
-    @property
-    def identity(self) -> bool:
-        """Whether a view is always the whole image, unchanged."""
-        return self.pad == 0 and self.flip == 0 and self.crop_scale == 1 and self.mixup == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +126,10 @@ class DistillConfig:
         seed: decides initial weights, order of the images and their views.
         checkpoint_every: steps between checkpoints.
         log_every: steps between points of the training curve.
-        ram_gib: sets whose decoded images are larger are decoded batch by batch.
+        ram_gib: sets whose decoded images are larger are streamed from the shards.
+        loader: ``dali`` or ``torch`` streams the shards; ``auto`` streams sets that are larger than ``ram_gib``, by
+            DALI on CUDA and by torch on the CPU.
+        stream: how sets are streamed.
         rank_timeout_s: how long a rank waits for the others before it gives up.
         wandb: project in Weights & Biases that gets the curve too; None: TensorBoard alone.
     """
@@ -198,6 +166,8 @@ class DistillConfig:
     checkpoint_every: int = 500
     log_every: int = 10
     ram_gib: float = 2.0
+    loader: str = "auto"
+    stream: LoaderConfig = field(default_factory=LoaderConfig)
     rank_timeout_s: float = 600.0
     wandb: str | None = None
 
@@ -211,6 +181,7 @@ class DistillConfig:
         _require_whole(self, "input_size", 1, MAX_SIDE)
         _require_whole(self, "seed", 0, 2**63 - 1)
         _require(self.targets in TARGETS, "targets", self.targets, f"one of {', '.join(TARGETS)}")
+        _require(self.loader in LOADERS, "loader", self.loader, f"one of {', '.join(LOADERS)}")
         _require(self.amp in AMP, "amp", self.amp, f"one of {', '.join(AMP)}")
         _require(self.compile in COMPILE, "compile", self.compile, f"one of {', '.join(COMPILE)}")
         # Bounds that no training needs to cross, inside which T^2 and lr times weights fit fp32.
@@ -229,14 +200,13 @@ class DistillConfig:
 
     def _check_targets(self) -> None:
         """What goes together: each kind of targets belongs to one kind of views."""
-        whole = dataclasses.replace(self.augment, flip=0.0)
-        if self.targets == "stored" and not whole.identity:
+        if self.targets == "stored" and not self.augment.whole:
             raise UserError(
-                "targets 'stored' are logits of the whole image: they are wrong for crops and mixtures; "
-                "use targets 'online', or augment with pad 0, crop_scale 1 and mixup 0"
+                "targets 'stored' are logits of the whole image: they are wrong for crops, other colours and mixtures; "
+                "use targets 'online', or augment with pad 0, crop_scale 1, jitter 0, mixup 0 and cutmix 0"
             )
-        if self.targets == "labels" and self.augment.mixup > 0:
-            raise UserError("a class index cannot label a mixture: use targets 'online', or mixup 0")
+        if self.targets == "labels" and self.augment.mixes:
+            raise UserError("a class index cannot label a mixture: use targets 'online', or mixup 0 and cutmix 0")
         if (self.targets == "views") != (self.views is not None):
             raise UserError(
                 "targets 'views' and the file 'views' go together: give both "
@@ -256,8 +226,8 @@ class DistillConfig:
             raise UserError("loss has no term: set loss.soft or loss.hard above 0, or loss.features")
         if loss.label_smoothing > 0 and loss.hard == 0:
             raise UserError("loss.label_smoothing smooths the cross-entropy: set loss.hard above 0, or it to 0")
-        if loss.hard > 0 and self.augment.mixup > 0:
-            raise UserError("a class index cannot label a mixture: set loss.hard 0, or augment.mixup 0")
+        if loss.hard > 0 and self.augment.mixes:
+            raise UserError("a class index cannot label a mixture: set loss.hard 0, or augment.mixup 0 and cutmix 0")
         if loss.features != "none" and (self.targets != "online" or self.augment.views is not None):
             raise UserError(
                 "loss.features needs the teacher's features of every view: use targets 'online' and augment.views null"
@@ -277,8 +247,10 @@ class DistillConfig:
     def identity(self) -> str:
         """Hash of all that decides the weights: not where they are written, nor on what device, nor what is logged."""
         told = {"out", "data", "views", "device", "checkpoint_every", "log_every", "ram_gib", "recipe", "wandb"}
-        elsewhere = told | {"rank_timeout_s"}
-        return content_hash({k: v for k, v in canonical(self).items() if k not in elsewhere})
+        elsewhere = told | {"rank_timeout_s", "loader"}  # batches tell which loader gave them
+        values = {k: v for k, v in canonical(self).items() if k not in elsewhere}
+        values["stream"] = {k: v for k, v in values["stream"].items() if k not in ("workers", "max_corrupt")}
+        return content_hash(values)
 
 
 def _rising(shares: object) -> bool:
@@ -288,13 +260,6 @@ def _rising(shares: object) -> bool:
     return numbers and all(one < other for one, other in pairwise(shares))
 
 
-def _require_whole(config: object, name: str, low: int, high: int) -> None:
-    value, optional = getattr(config, name), type(config).__annotations__[name].endswith("None")
-    whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    none = ", or none" if optional else ""
-    _require(whole or (optional and value is None), name, value, f"a whole number from {low} to {high}{none}")
-
-
 def _require_plain(model_args: object) -> None:
     expected = "a mapping of names to plain JSON values and finite numbers"
     _require(isinstance(model_args, Mapping), "model_args", model_args, expected)
@@ -302,8 +267,3 @@ def _require_plain(model_args: object) -> None:
         json.dumps(canonical(model_args), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"model_args is {model_args!r}; it must be {expected} ({error})") from error
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{name} is {value!r}; it must be {expected}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prism_fast.config import environment, resolve_device, resolve_dtype
-from prism_fast.distill.augment import generator
+from prism_fast.data.order import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.batches import Batches, TrainingBatch
 from prism_fast.distill.checkpoints import load_optimizer, load_state, save_state, save_student
@@ -20,6 +20,7 @@ from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.distill.learner import Answer, Learner
 from prism_fast.distill.losses import agreement, energy_weights, free_energy, training_loss
+from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import STUDENT, DistillReport
 from prism_fast.distill.schedule import Schedule, make_optimizer
 from prism_fast.distill.students import build_student, student_spec
@@ -47,27 +48,28 @@ class Run:
     """
 
     def __init__(self, config: DistillConfig, batches: Batches, identity: str, world: World) -> None:
-        if batches.targets != config.targets:
-            raise UserError(
-                f"the loader gives targets {batches.targets!r}, the run asks for {config.targets!r}: give one"
-            )
         self.config = config
         self.batches = batches
         self.identity = identity
         self.world = world
         self.out = Path(config.out)
         self.device = world.device(config.device, resolve_device(config.device))
-        self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
-        features = batches.try_first().features
-        with torch.random.fork_rng():
+        with refused_alike(world.local_rank):
+            if batches.targets != config.targets:
+                raise UserError(
+                    f"the loader gives targets {batches.targets!r}, the run asks for {config.targets!r}: give one"
+                )
+            self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
+            self.amp = _amp_dtype(config.amp, self.device)
+        features = batches.try_first().features  # of this rank's own images
+        with refused_alike(world.local_rank), torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec)
             learner = Learner(self.student, config.loss, None if features is None else features.shape[1])
-        self.learner = learner.to(self.device)
+            self.learner = learner.to(self.device)
+            self.optimizer = make_optimizer(self.learner, config)
         self.network: Any = self.learner
-        self.optimizer = make_optimizer(self.learner, config)
         self.average = Average(self.student, config.ema) if config.ema > 0 else None
-        self.amp = _amp_dtype(config.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.batch = batches.size * config.accumulate * world.ranks
         self.steps = config.total_steps(batches.epoch_batches // config.accumulate)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from prism_fast.config import canonical, check_new_file, content_hash, replacing
-from prism_fast.distill.augment import Views
-from prism_fast.distill.config import AugmentConfig
+from prism_fast.data.augment import Views
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.images import ImageSource
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import fingerprint, write_tensors

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from prism_fast.distill.augment import Views, draw_views, make_view, mix
+from prism_fast.data.augment import Views, draw_views, make_view, mix
 from prism_fast.distill.batches import TrainingBatch
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import ImageSource
@@ -50,6 +51,11 @@ class ViewLoader:
         """Changes when images, labels or stored views do."""
         return self.source.fingerprint + ("" if self._stored is None else f"/{self._stored.fingerprint}")
 
+    @property
+    def stored_table(self) -> Callable[[int], Views] | None:
+        """Gives the parameters of stored views by their number; None where views are drawn."""
+        return None if self._stored is None else self._stored.table
+
     def number(self, epoch: int) -> int:
         """The view of every image that an epoch shows."""
         kept = self._config.augment.views
@@ -64,7 +70,7 @@ class ViewLoader:
         # In fixed batches: a resumed run sees the same bits.
         parts = torch.arange(len(self.source)).split(self._config.batch)
         logits = torch.cat([self._ask(self._images(view, rows)[0]).cpu() for rows in parts])
-        self._require_finite(logits)
+        self.require_finite(logits)
         return self._table(view), logits
 
     def try_targets(self) -> TrainingBatch:
@@ -84,7 +90,7 @@ class ViewLoader:
             batch = self._asked(*self._images(0, rows)[:2])
         else:
             batch = self.load(0, rows)
-        self._require_finite(batch.targets)
+        self.require_finite(batch.targets)
         return batch
 
     def not_finite(self) -> str:
@@ -98,13 +104,28 @@ class ViewLoader:
             return f"the logits in {self._config.views} are not finite: write it again, or distil with targets 'online'"
         return "the set's stored logits are not finite: distil with targets 'online'"
 
-    def _require_finite(self, targets: Tensor) -> None:
+    def require_finite(self, targets: Tensor) -> None:
+        """Raises a UserError where targets are not."""
         if not targets.isfinite().all():
             raise UserError(self.not_finite())
 
     def load(self, view: int, rows: Tensor) -> TrainingBatch:
         """View number ``view`` of the images of row numbers int64 [B], and what the student should say about it."""
-        images, labels, stored = self._images(view, rows)
+        return self.answer(view, rows, *self._images(view, rows))
+
+    def answer(self, view: int, rows: Tensor, images: Tensor, labels: Tensor, stored: Tensor | None) -> TrainingBatch:
+        """What the student should say about views that are made already.
+
+        Args:
+            view: number of the views.
+            rows: whose they are, int64 [B].
+            images: the views [B,3,H,W] in [0,1], on the device.
+            labels: class indices int64 [B].
+            stored: logits [B,K] of the whole images, which for targets ``stored`` the views are; or None.
+
+        Raises:
+            UserError: targets that are missing or damaged.
+        """
         if self._config.targets == "online":
             if self._config.augment.views is None:
                 return self._asked(images, labels)
@@ -134,7 +155,7 @@ class ViewLoader:
             others = make_view(
                 self._scale(self.source.batch(partners).images), table, partners, self._config.augment.pad
             )
-            images = mix(images, others, table.weight[rows])
+            images = mix(images, others, table.weight[rows], None if table.cut is None else table.cut[rows])
         return images, batch.labels, batch.logits
 
     def _scale(self, images: Tensor) -> Tensor:

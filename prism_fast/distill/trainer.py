@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import Batches, RowBatches
-from prism_fast.distill.config import AugmentConfig, DistillConfig, LossConfig, ScheduleConfig
+from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
-from prism_fast.distill.images import ImageSource, MemoryImages, open_images
+from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
+from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
+from prism_fast.distill.stream import open_stream, streams
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.world import joined, this_world
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
 
 if TYPE_CHECKING:
+    from prism_fast.data.shards import ShardSet
     from prism_fast.teachers.base import Teacher
 
 __all__ = [
@@ -43,23 +48,33 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     Raises:
         UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
     """
+    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
-    source = open_set(config)
-    device = this_world().device(config.device, resolve_device(config.device))
-    teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
-    return train(config, source, teacher, progress)
+    world = this_world()
+    device = world.device(config.device, resolve_device(config.device))
+    with ExitStack() as reading:
+        with refused_alike(world.local_rank):
+            shards = ShardSet(config.data)
+            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
+            batches: Batches
+            if streams(config, shards):
+                source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+                views = ViewLoader(config, source, teacher, device)
+                batches = reading.enter_context(open_stream(config, shards, views, world))
+            else:
+                batches = RowBatches(config, ViewLoader(config, open_set(config, shards), teacher, device), world)
+        return train_batches(config, batches, teacher, progress)
 
 
-def open_set(config: DistillConfig) -> ImageSource:
-    """The images of the shard set ``config.data``.
+def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
+    """The images of a shard set, decoded into memory where they fit.
 
     Raises:
-        UserError: no such set, or an incomplete or damaged one.
+        UserError: a damaged set.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
+    from prism_fast.data.shards import ShardDataset
 
-    shards = ShardSet(config.data)
     return open_images(
         ShardDataset(shards),
         shards.num_classes,
@@ -102,8 +117,11 @@ def train(
         UserError: another run's folder; class counts that do not fit; a loss that is not finite; no room.
         Interrupted: SIGTERM or Ctrl-C ended it after a step, which is saved.
     """
-    views = ViewLoader(config, source, teacher, this_world().device(config.device, resolve_device(config.device)))
-    return train_batches(config, RowBatches(config, views, this_world()), teacher, progress)
+    world = this_world()
+    device = world.device(config.device, resolve_device(config.device))
+    with refused_alike(world.local_rank):
+        batches = RowBatches(config, ViewLoader(config, source, teacher, device), world)
+    return train_batches(config, batches, teacher, progress)
 
 
 def train_batches(

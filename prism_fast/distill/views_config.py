@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import DistillConfig
 from prism_fast.errors import UserError
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import DistillConfig
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.synthesis.config import SynthesisConfig

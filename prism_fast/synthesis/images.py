@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ImageFormat = Literal["png", "webp", "jpg"]
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
@@ -49,6 +52,11 @@ def decode_image(data: bytes, kind: ImageFormat | None = None, max_pixels: int =
     Raises:
         ValueError: not such an image, damaged, or too large.
     """
+    return np.array(read_image(data, kind, max_pixels))
+
+
+def read_image(data: bytes, kind: ImageFormat | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A decoded image file in RGB, as Pillow holds it; arguments and errors are those of :func:`decode_image`."""
     from PIL import Image
 
     codecs = list(_CODECS.values()) if kind is None else [_CODECS[kind]]
@@ -57,6 +65,6 @@ def decode_image(data: bytes, kind: ImageFormat | None = None, max_pixels: int =
             width, height = image.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels (limit {max_pixels})")
-            return np.array(image.convert("RGB"))
+            return image.convert("RGB")
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable {kind or 'image'} file: {error}") from error

@@ -53,6 +53,9 @@ SHARD_FILES = ("tar", "idx", "parquet", "json")
 
 LABEL_DTYPE = np.dtype("<i8")
 
+ROW_DIGITS = 9
+"""Of a row's number in the names of its members."""
+
 _COLUMNS = {
     "index": "int64", "seed": "int64", "attempt": "int32", "class_index": "int32", "class_name": "string",
     "prompt": "string", "sense": "string", "content": "string", "style": "string", "source": "string",
@@ -74,7 +77,7 @@ def shard_name(shard: int, kind: str) -> str:
 
 def row_name(index: int, extension: str) -> str:
     """``000001234.png``: a member's name from its row's number in the plan."""
-    return f"{index:09d}.{extension}"
+    return f"{index:0{ROW_DIGITS}d}.{extension}"
 
 
 def describe_splits(images: Mapping[int, int]) -> dict[str, Any]:

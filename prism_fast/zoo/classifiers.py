@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prism_fast.data.augment import draw_views, make_view
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.fashion_mnist import as_images, load, load_split
-from prism_fast.distill.augment import draw_views, make_view
 from prism_fast.distill.checkpoints import save_student
-from prism_fast.distill.config import AugmentConfig
 from prism_fast.distill.students import StudentSpec, build_student
 from prism_fast.metrics.accuracy import accuracy
 from prism_fast.teachers.load import load_teacher

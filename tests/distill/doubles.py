@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import DistillConfig
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.8, 0.8, 0.1]])
 TINY = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_width": 4}

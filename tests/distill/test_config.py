@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from prism_fast.distill.config import DEFAULT_EPOCHS, AugmentConfig, DistillConfig, LossConfig, ScheduleConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import DEFAULT_EPOCHS, DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.errors import UserError
 
 _BASE = DistillConfig(data="set", out="run")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.shards import ShardSet
-from prism_fast.distill.config import AugmentConfig, DistillConfig
+from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.trainer import distill
 from prism_fast.errors import UserError
 from prism_fast.progress import silent

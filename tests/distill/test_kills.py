@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_fast.distill.config import AugmentConfig, LossConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import LossConfig
 from prism_fast.distill.trainer import DistillReport, distill_images
 from tests.distill.doubles import TINY, ColourTeacher, coloured_images, tiny_config
 from tests.distill.lives import after, ended, fork, kill_me

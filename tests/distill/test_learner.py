@@ -10,7 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from prism_fast.distill.config import AugmentConfig, LossConfig
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill.config import LossConfig
 from prism_fast.distill.learner import EMBEDDING, Learner
 from prism_fast.distill.students import build_student, student_spec
 from prism_fast.distill.trainer import distill_images

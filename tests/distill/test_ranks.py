@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from prism_fast.config import torchrun_place
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import RowBatches, check_shares
 from prism_fast.distill.checkpoints import load_state
-from prism_fast.distill.config import AugmentConfig, DistillConfig, LossConfig
+from prism_fast.distill.config import DistillConfig, LossConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.trainer import distill_images

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prism_fast.distill.config import AugmentConfig
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.stored_views import StoredViews, write_views
 from prism_fast.distill.targets import ViewLoader

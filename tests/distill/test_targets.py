@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prism_fast.distill.config import AugmentConfig
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.errors import UserError

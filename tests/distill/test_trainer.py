@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import RowBatches
 from prism_fast.distill.checkpoints import load_state
-from prism_fast.distill.config import AugmentConfig, DistillConfig, LossConfig
+from prism_fast.distill.config import DistillConfig, LossConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.losses import distillation_loss
 from prism_fast.distill.schedule import Schedule

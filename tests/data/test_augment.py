@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_fast.distill.augment import Views, draw_views, generator, make_view, mix
-from prism_fast.distill.config import AugmentConfig
+from prism_fast.data.augment import Views, draw_views, make_view, mix
+from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.order import generator
 
 
 def _images(seed: int, count: int = 6, size: int = 10) -> Tensor:
@@ -103,3 +104,68 @@ def test_mix_is_a_weighted_mean(seed: int) -> None:
 def test_generators_of_different_purposes_differ(seed: int) -> None:
     draws = {torch.rand(1, generator=generator(seed, *p)).item() for p in (("a", 0), ("a", 1), ("b", 0))}
     assert len(draws) == 3
+
+
+# Colours and rectangles
+
+
+def test_colours_change_by_their_factors(seed: int) -> None:
+    images = 0.4 + 0.2 * _images(seed)
+    luma = (images * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    keep, rows = torch.ones(6, 3), torch.arange(6)
+
+    def recoloured(*factors: float) -> Tensor:
+        return make_view(images, _whole(6, colour=torch.tensor(factors).expand(6, 3)), rows, pad=0)
+
+    assert torch.allclose(make_view(images, _whole(6, colour=keep), rows, pad=0), images, atol=1e-6)
+    assert torch.allclose(recoloured(1.25, 1, 1), 1.25 * images, atol=1e-6)
+    mean = luma.mean((2, 3), keepdim=True)
+    assert torch.allclose(recoloured(1, 0.5, 1), (images + mean) / 2, atol=1e-6)
+    assert torch.allclose(recoloured(1, 1, 0), luma.expand_as(images), atol=1e-6)
+    assert recoloured(3, 1, 1).max() == 1  # inside [0, 1]
+
+
+def test_colour_factors_are_uniform_about_one(seed: int) -> None:
+    colour = draw_views(AugmentConfig(jitter=0.4), 4000, seed, 0).colour
+    assert colour is not None and colour.shape == (4000, 3)
+    assert colour.min() >= 0.6 and colour.max() <= 1.4
+    assert torch.allclose(colour.mean(0), torch.ones(3), atol=0.02)
+    assert torch.allclose(colour.std(0), torch.full((3,), 0.8 / 12**0.5), atol=0.01)
+
+
+def test_a_rectangle_of_the_partner(seed: int) -> None:
+    a, b = _images(seed), _images(seed + 1)
+    cut = torch.tensor([[0.0, 0.5, 0.4, 1.0]]).repeat(6, 1)
+    cut[5] = 0
+    got = mix(a, b, torch.ones(6), cut)
+    assert torch.equal(got[:5, :, :4, 5:], b[:5, :, :4, 5:])
+    assert torch.equal(got[:, :, 4:], a[:, :, 4:]) and torch.equal(got[:, :, :, :5], a[:, :, :, :5])
+    assert torch.equal(got[5], a[5])
+
+
+def test_rectangles_have_the_drawn_area_and_lie_in_the_image(seed: int) -> None:
+    views = draw_views(AugmentConfig(cutmix=1.0), 8000, seed, 0)
+    assert views.cut is not None and views.weight is not None and (views.weight == 1).all()
+    top, left, bottom, right = views.cut.T
+    assert (top <= bottom).all() and (left <= right).all() and views.cut.min() >= 0 and views.cut.max() <= 1
+    inside = (top > 0) & (left > 0) & (bottom < 1) & (right < 1)
+    assert torch.allclose((bottom - top)[inside], (right - left)[inside], atol=1e-6)
+    # E of a side clipped at both ends: half-length h around a uniform centre covers 2h - h^2; the square's area is
+    # u = 4 h^2 with u uniform, so E[(2h - h^2)^2] = E[u - sqrt(u) u / 2 + u^2 / 16] = 1/2 - 1/5 + 1/48
+    area = (bottom - top) * (right - left)
+    assert area.mean().item() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.015)
+
+
+def test_mixup_and_cutmix_share_the_images(seed: int) -> None:
+    views = draw_views(AugmentConfig(mixup=1.0, cutmix=1.0), 4000, seed, 0)
+    assert views.cut is not None and views.weight is not None
+    cut, blended = views.cut.any(1), views.weight < 1
+    assert not (cut & blended).any()
+    assert blended.float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_came_later_changes_no_earlier_view(seed: int) -> None:
+    plain = draw_views(AugmentConfig(crop_scale=0.3, mixup=0.4), 50, seed, 2)
+    more = draw_views(AugmentConfig(crop_scale=0.3, mixup=0.4, jitter=0.2, cutmix=1.0), 50, seed, 2)
+    for name in ("shift", "flip", "box", "partner"):
+        assert torch.equal(getattr(plain, name), getattr(more, name))
