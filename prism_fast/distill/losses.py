@@ -68,7 +68,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, stan
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Z(x) = (x - mean(x)) / std(x) of each row [B,K], std over K: Sun et al. 2024, algorithm 1 (without its T).
+    """Z(x) = (x - mean(x)) / std(x) of each row [B,K]: the Z-score of Sun et al. 2024; T divides it afterwards.
+
+    The deviation is the population's, over K. The authors' code takes the sample's, over K - 1: another T by the factor
+    sqrt(K / (K - 1)), 1.005 for 100 classes.
 
     The student need not copy the teacher's shift and scale, only the order and the relations of its logits.
     """

@@ -12,7 +12,7 @@ from prism_fast import cli
 from prism_fast.data.shards import ShardSet
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_classifier
 from tests.tiny import save_tiny_pipeline, save_tiny_teacher
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from prism_fast.data.augment import draw_views
+from prism_fast.data.augment import draw_views, make_view
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.choice import choose_loader
 from prism_fast.data.loader import LoadedBatch, ShardLoader
@@ -249,6 +249,17 @@ def test_views_that_are_known_already_are_the_ones_read(tmp_path: Path, seed: in
         assert box is not None and torch.allclose(batch.boxes[:, 3], box[batch.rows, 2])
     with pytest.raises(UserError, match="stored views that mix images cannot be streamed"):
         take(folder, "torch", 0, AugmentConfig(mixup=0.5), views=known.__getitem__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_view_is_the_one_of_images_in_memory(tmp_path: Path, name: str, seed: int) -> None:
+    """But for the resampling: labels of the same row and view fit both. Boxes end at whole pixels here, of 120."""
+    folder = write_set(tmp_path, (8,), kind="png", picture=ramp)
+    augment = AugmentConfig(pad=3, flip=0.5, crop_scale=0.3)
+    images = torch.from_numpy(np.stack([ramp(row) for row in range(8)])).permute(0, 3, 1, 2) / 255
+    (batch,) = take(folder, name, 1, augment, seed=seed)
+    expected = make_view(images[batch.rows], draw_views(augment, 8, seed, 0), batch.rows, augment.pad)
+    assert batch.images.shape == expected.shape and (batch.images - expected).abs().max() < 0.03
 
 
 def test_an_unfit_set_is_refused(tmp_path: Path) -> None:

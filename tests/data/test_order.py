@@ -45,6 +45,11 @@ def test_few_shards_are_read_in_the_order_of_images_in_memory(seed: int) -> None
         assert _epoch(_order(seed), epoch) == expected.tolist()
 
 
+def test_an_epoch_can_have_whole_groups_of_batches(seed: int) -> None:
+    assert [_order(seed, multiple=multiple).steps_per_epoch for multiple in (1, 2, 3, 4)] == [10, 10, 9, 8]
+    assert _order(seed, multiple=4).rows(7).tolist() == _order(seed).rows(7).tolist()
+
+
 def test_a_window_holds_few_shards_at_a_time(seed: int) -> None:
     order = Order(sizes=(10,) * 12, batch=10, seed=seed, window=3)
     for first in range(0, 12, 3):

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from prism_fast.cli import main
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader_config import LoaderConfig
+from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.images import LazyImages
 from prism_fast.distill.report import RUN
+from prism_fast.distill.stored_views import write_views
+from prism_fast.distill.stream import StreamedBatches, open_stream
+from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.trainer import distill
-from prism_fast.errors import UserError
-from tests.data.sets import CLASSES, write_set
-from tests.distill.doubles import tiny_config
+from prism_fast.distill.world import ALONE, World
+from prism_fast.errors import ToldElsewhere, UserError
+from tests.data.sets import CLASSES, row_of, write_set
+from tests.distill.doubles import ColourTeacher, tiny_config
+from tests.distill.lives import REFUSED, after, ended, fork, free_port, kill_me, rank_variables
 from tests.distill.test_trainer import _Stop, _stop_after
 from tests.tiny import save_tiny_teacher
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'prism_fast[dali]'")
 
 STREAM = LoaderConfig(crop_size=16, workers=1, max_corrupt=0.1)
+HERE = LoaderConfig(crop_size=16, workers=0, max_corrupt=0.1)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +52,30 @@ def _config(world: Path, out: Path, **changes: Any) -> DistillConfig:
     return tiny_config(out, **{"augment": AugmentConfig(pad=1, crop_scale=0.5, mixup=0.4), **fields})
 
 
+@contextmanager
+def _streaming(config: DistillConfig, place: World = ALONE) -> Iterator[StreamedBatches]:
+    """The batches of a run whose teacher is a :class:`ColourTeacher`."""
+    shards = ShardSet(config.data)
+    source = LazyImages(ShardDataset(shards), CLASSES, shards.class_names, shards.fingerprint)
+    views = ViewLoader(config, source, ColourTeacher(CLASSES), CPU)
+    with open_stream(config, shards, views, place) as batches:
+        yield batches
+
+
 @pytest.mark.parametrize("loader", ["torch", "dali"])
 def test_a_killed_run_goes_on_bit_for_bit(world: Path, tmp_path: Path, loader: str) -> None:
-    whole = distill(_config(world, tmp_path / "whole", loader=loader, checkpoint_every=2))
-    config = _config(world, tmp_path / "killed", loader=loader, checkpoint_every=2)
-    for images in (3 * 8, 4 * 8):  # in step 3 (saved: 2) and, from there, in step 6 (saved: 4)
-        with pytest.raises(_Stop):
-            distill(config, progress=_stop_after(images))
+    settings = {"loader": loader, "checkpoint_every": 2, "steps": 5, "log_every": 1}
+    whole = distill(_config(world, tmp_path / "whole", **settings))
+    config = _config(world, tmp_path / "killed", **settings)
+    with pytest.raises(_Stop):  # in step 3 (saved: 2)
+        distill(config, progress=_stop_after(3 * 8))
     resumed = distill(config)
     del whole.history["seconds"], resumed.history["seconds"]
-    assert resumed.history == whole.history and resumed.steps == 12
+    assert resumed.history == whole.history and resumed.steps == 5
     assert (resumed.student / "model.safetensors").read_bytes() == (whole.student / "model.safetensors").read_bytes()
-
-
-def test_another_loader_is_another_run(world: Path, tmp_path: Path) -> None:
-    distill(_config(world, tmp_path / "run", loader="torch", steps=1))
+    other = {"torch": "dali", "dali": "torch"}[loader]
     with pytest.raises(UserError, match="holds another run"):
-        distill(_config(world, tmp_path / "run", loader="dali", steps=1))
+        distill(_config(world, tmp_path / "whole", **{**settings, "loader": other}))
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])
@@ -65,6 +85,104 @@ def test_stored_logits_need_whole_images(world: Path, tmp_path: Path, loader: st
     assert report.steps == 2
     with pytest.raises(UserError, match="targets 'stored' are logits of the whole image"):
         _config(world, tmp_path / "other", loader=loader, targets="stored")
+
+
+def slope(row: int) -> np.ndarray:
+    """Red grows from left to right, green from top to bottom, blue with the row: a crop's mean says where it was."""
+    y, x = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 192), indexing="ij")
+    return np.stack([x, y, np.full_like(x, 8 * row)], 2).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_a_stored_label_belongs_to_the_crop_that_is_read(tmp_path: Path, seed: int, loader: str) -> None:
+    """Also where another image takes the place of a damaged one."""
+    sound = write_set(tmp_path / "sound", (8, 8), kind="png", picture=slope)
+    augment = AugmentConfig(pad=2, crop_scale=0.2, views=2)
+    plain = tiny_config(tmp_path / "out", data=str(sound), augment=augment, seed=seed)
+    shards = ShardSet(sound)
+    source = LazyImages(ShardDataset(shards), CLASSES, shards.class_names, shards.fingerprint)
+    write_views(
+        tmp_path / "views", augment, source, "colours", None, ViewLoader(plain, source, ColourTeacher(7), CPU).labelled
+    )
+    fields = {"targets": "views", "views": str(tmp_path / "views"), "batch": 5, "loader": loader, "seed": seed + 1}
+    config = tiny_config(
+        tmp_path / "out", data=str(sound), augment=augment, stream=LoaderConfig(workers=1, max_corrupt=0.1), **fields
+    )
+    with _streaming(config) as batches:
+        first, taken = batches.try_first(), [batches.take() for _ in range(7)]  # over two epochs' ends
+    assert torch.equal(first.images, taken[0].images)
+    for batch in taken:
+        right = ColourTeacher(CLASSES).outputs(batch.images).logits
+        assert batch.logits is not None and (batch.logits - right).abs().max() < 0.4
+        assert (batch.logits.roll(1, 0) - right).abs().max() > 0.4  # another image's would not do
+
+
+def test_ranks_stream_disjoint_parts_in_equal_steps(world: Path, tmp_path: Path) -> None:
+    config = _config(
+        world, tmp_path, loader="torch", accumulate=2, targets="labels", augment=AugmentConfig(pad=0), stream=HERE
+    )
+    seen = []
+    for rank in range(3):
+        with pytest.raises(UserError, match="batch 8 cannot be shared among 3 ranks"):
+            _streaming(config, World(rank=rank, ranks=3)).__enter__()
+    for rank in range(2):
+        with _streaming(config, World(rank=rank, ranks=2)) as batches:
+            assert batches.size == 2 and batches.epoch_batches == 6  # whole steps of two parts
+            means = [mean for _ in range(6) for mean in batches.take().images.mean((2, 3)).tolist()]
+        seen.append({row_of(mean) for mean in means})
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) >= 23  # of 24; one may be damaged
+
+
+def _lives(config: DistillConfig, tmp_path: Path, **options: Any) -> list[int]:
+    port = free_port()
+    return [
+        fork(
+            lambda rank=rank: distill(config, **(options if rank == 0 else {})),  # type: ignore[misc]
+            str(tmp_path / f"said-{rank}"),
+            **rank_variables(rank, 2, port),
+        )
+        for rank in range(2)
+    ]
+
+
+def test_ranks_that_were_killed_go_on_bit_for_bit(world: Path, tmp_path: Path) -> None:
+    settings = {"loader": "torch", "checkpoint_every": 2, "steps": 5, "rank_timeout_s": 30.0, "stream": HERE}
+    killed = _config(world, tmp_path / "killed", **settings)
+    lives = _lives(killed, tmp_path, progress=after(3 * 8, kill_me))
+    assert [ended(life) for life in lives][1] == REFUSED
+    for config in (killed, _config(world, tmp_path / "whole", **settings)):
+        assert [ended(life) for life in _lives(config, tmp_path)] == [0, 0]
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["steps"] == 5
+    one, other = (tmp_path / name / "student" / "model.safetensors" for name in ("killed", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_more_ranks_than_shards_is_told_once_and_before_ranks_are_joined(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Alone, as one of 4: joining would wait for the others."""
+    for name, value in rank_variables(rank, 4, free_port()).items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="4 ranks for 3 shards: start at most") as refusal:
+        distill(_config(world, out, loader="torch"))
+    assert isinstance(refusal.value, ToldElsewhere) == (rank > 0)
+    arguments = ["distill", "--data", world / "set", "--teacher", world / "teacher", "--out", out, "--loader", "torch"]
+    assert main([*map(str, arguments), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.count("4 ranks for 3 shards") == (rank == 0)
+    assert main([*map(str, arguments), "--batch", "0"]) == 2
+    assert bool(capsys.readouterr().err) == (rank == 0)
+    assert not out.exists()
+
+
+def test_what_a_rank_alone_finds_it_tells(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_set(tmp_path / "set", (8, 8), damage=dict.fromkeys(range(16), lambda data: data[:50]))
+    for name, value in rank_variables(1, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="cannot be decoded, more than max_corrupt") as refusal:
+        distill(_config(world, tmp_path / "run", data=str(folder), loader="torch", stream=HERE))
+    assert not isinstance(refusal.value, ToldElsewhere)
 
 
 def test_what_does_not_fit_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:

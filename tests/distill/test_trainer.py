@@ -33,6 +33,7 @@ from prism_fast.errors import UserError
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.teachers.load import load_teacher
 from tests.distill.doubles import TINY, ColourTeacher, coloured_images, tiny_config
+from tests.distill.lives import after
 
 
 def _train(config: DistillConfig, seed: int, **options: Any) -> DistillReport:
@@ -53,24 +54,7 @@ def _stop() -> None:
 
 def _stop_after(images: int, stop: Callable[[], None] = _stop) -> Any:
     """A progress that raises once so many images are done: a killed process, as far as the folder is concerned."""
-
-    class Bar:
-        def __init__(self) -> None:
-            self.done = 0
-
-        def update(self, n: int = 1) -> None:
-            self.done += n
-            if self.done >= images:
-                stop()
-
-        def note(self, text: str) -> None:
-            pass
-
-    @contextmanager
-    def progress(total: int, unit: str = "", label: str = "", done: int = 0) -> Iterator[Bar]:
-        yield Bar()
-
-    return progress
+    return after(images, stop)
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "lr": 0.02, "clip_norm": 1.0}, {"targets": "labels"}])
