@@ -39,8 +39,8 @@ SHORT = replace(PUBLISHED, level="exact", guidance=LAST, cfg_stop=0.6)
 """And classifier-free guidance at the first 12."""
 REUSED = replace(LAST, every=5, reuse_gradient=True)
 """The gradient at two of the 10 alone, the others going along the last one."""
-FAST = replace(SHORT, level="fast", guidance=replace(REUSED, start=0.3, every=7, scale=0.21))
-"""At two of the last 14, and 0.7 of the scale: a gradient that is followed for seven steps leads too far."""
+FAST = replace(SHORT, level="fast", cfg_stop=0.5, guidance=replace(REUSED, start=0.3, scale=0.21))
+"""At three of the last 14, CFG at the first 10, and 0.7 of the scale: an old gradient leads too far."""
 FAST_REUSE = replace(SHORT, level="fast", guidance=REUSED, reuse_features=3)
 TINY = replace(SHORT, level="fast", guidance=replace(LAST, decoder="tiny"))
 SETTINGS = {

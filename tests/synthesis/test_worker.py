@@ -21,6 +21,7 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.pending import Pending
 from prism_fast.synthesis import job, publish
 from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.images import decode_image
@@ -53,6 +54,41 @@ def members(folder: Path, shard: int) -> dict[str, bytes]:
     path = folder / f"shard-{shard:06d}.tar"
     data = path.read_bytes()
     return {m.name: data[m.offset : m.offset + m.size] for m in scan_tar(path)}
+
+
+class Eager(SeedSampler):
+    """A batch is there only once the next one of its shard has been begun: ten images, four a batch."""
+
+    begun: list[threading.Event]
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        batch, last = self.sample(prompts, class_indices, seeds), len(seeds) < self.config.compute_batch
+        if self.begun:
+            self.begun[-1].set()
+        following = threading.Event()
+        self.begun = [] if last else [following]
+
+        def finish() -> SampleBatch:
+            assert last or following.wait(30), "the next batch was not begun before this one was waited for"
+            return batch
+
+        return Pending(images=batch.images, finish=finish)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_the_next_batch_is_begun_before_one_is_waited_for(kind: str, tmp_path: Path) -> None:
+    config = small_config(tmp_path, sampler=PLAIN, images=20, format=kind)
+    assert config.shard_size % PLAIN.compute_batch and not config.shard_size % 10
+    made = replace(models(), make_sampler=_eager)
+    assert run(config, tmp_path / "out", made).images == 20
+    run(config, tmp_path / "plain")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def _eager(config: SamplerConfig, gate: Any) -> SeedSampler:
+    sampler = Eager(config, gate)
+    sampler.begun = []
+    return sampler
 
 
 # What a set looks like
