@@ -94,13 +94,18 @@ def contenders(published: SamplerConfig, ours: Schedule, levels: Sequence[str], 
         found["unguided"] = Contender(config=replace(unguided, level="exact"))
         found["exact"] = Contender(config=replace(scheduled, level="exact"))
     if "fast" in levels:
-        through = replace(scheduled.guidance or guidance, decoder=ours.decoder, backend=ours.backend)
-        longer = replace(through, start=ours.fast_start, every=ours.every, reuse_gradient=ours.every > 1)
-        fast = replace(scheduled, level="fast")
+        through = replace(
+            scheduled.guidance or guidance,
+            decoder=ours.decoder,
+            backend=ours.backend,
+            every=ours.every,
+            reuse_gradient=ours.every > 1,
+        )
+        fast = replace(scheduled, level="fast", guidance=through)
+        longer = replace(through, start=ours.fast_start)
         found["fast"] = Contender(config=replace(fast, guidance=longer, cfg_stop=ours.fast_cfg_stop))
         if ours.reuse_features > 1:
-            shorter = replace(through, every=ours.every, reuse_gradient=ours.every > 1)
-            found["fast-reuse"] = Contender(config=replace(fast, guidance=shorter, reuse_features=ours.reuse_features))
+            found["fast-reuse"] = Contender(config=replace(fast, reuse_features=ours.reuse_features))
     return found
 
 

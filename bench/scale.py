@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.checkout import git
 from bench.simulated import CONFIG_HASH, SIDE, MemoryLog, Simulation
+from prism_fast.config import cores
 from prism_fast.progress import Bar, progress
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.config import SamplerConfig
@@ -137,11 +137,9 @@ def environment() -> dict[str, object]:
     """What the numbers depend on; without torch, which this benchmark has no use for."""
     import ray
 
-    git = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {
-        "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "python": platform.python_version(),
-        "ray": ray.__version__, "commit": done.stdout.strip() or None,
+        "cores": cores(), "machine": platform.machine(), "python": platform.python_version(),
+        "ray": ray.__version__, "commit": git("rev-parse", "HEAD"),
     }  # fmt: skip
 
 

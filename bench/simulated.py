@@ -20,6 +20,7 @@ from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.images import ImageFormat, encode_image
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.plan import Plan
+from prism_fast.synthesis.record import Labels
 from prism_fast.synthesis.worker import Worker
 
 CONFIG_HASH = "simulated"
@@ -47,19 +48,6 @@ class Batch:
     skipped: NDArray[np.int64]
     finite: NDArray[np.bool_]
     compute_batch: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Stands in for :class:`~prism_fast.synthesis.label.Labels`."""
-
-    logits: NDArray[np.float16]
-    energy: list[float]
-    free_energy: list[float]
-    class_energy: list[float]
-    probability: list[float]
-    top1: list[int]
-    top1_probability: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that torch sees, as CUDA_VISIBLE_DEVICES names them."""
     import torch

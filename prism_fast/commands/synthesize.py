@@ -99,11 +99,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _dry_run(config: SynthesisConfig, part: Part | None, options: Mapping[str, Any]) -> None:
+    from prism_fast.engine.choice import check_workers
     from prism_fast.pilot.dry_run import dry_run, dry_run_text
 
     rate, workers = options["images_per_s"], options["workers"]
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}: give a whole number from 1")
+    check_workers(workers)
     found = dry_run(config, workers or 1, part, rate, options["price_per_hour"])
     print(dry_run_text(found))
 

@@ -9,6 +9,15 @@ from prism_fast.synthesis.work import Engine
 ENGINES = ("local", "ray")
 
 
+def check_workers(workers: int | None) -> None:
+    """
+    Raises:
+        UserError: there would be none.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}: give a whole number from 1")
+
+
 def choose_engine(name: str, device: str, workers: int | None, address: str | None) -> Engine:
     """An engine by name.
 
@@ -23,8 +32,7 @@ def choose_engine(name: str, device: str, workers: int | None, address: str | No
     """
     if name not in ENGINES:
         raise UserError(f"--engine must be one of {', '.join(ENGINES)}, not {name!r}")
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}: give a whole number from 1")
+    check_workers(workers)
     if name == "local":
         if address is not None:
             raise UserError("--address is of a Ray cluster: add --engine ray")

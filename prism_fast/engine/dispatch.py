@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 from prism_fast.engine.outcome import Outcome
 from prism_fast.errors import UserError
-from prism_fast.synthesis.work import Work
-
-BUSY_WAIT_S = 0.2
-"""How long a shard rests that another run was making."""
+from prism_fast.synthesis.work import BUSY_WAIT_S, Work
 
 MAX_LOSSES = 3
 """Workers that may be lost over one shard, and before any shard one after the other. The last one ends the run."""

@@ -29,7 +29,7 @@ class Outcome:
 def attempt(worker: Worker, shard: int) -> Outcome:
     """Has ``worker`` make a shard."""
     try:
-        stats = worker.make(shard, wait=False)
+        stats = worker.make(shard)
     except Interrupted:
         return Outcome(kind="stopped")
     except UserError as error:

@@ -15,7 +15,7 @@ from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.part import Part
 from prism_fast.synthesis.plan import Plan, sampler_arguments
-from prism_fast.synthesis.shards import SHARD_FILES, Sample
+from prism_fast.synthesis.shards import SHARD_FILES
 from prism_fast.synthesis.soft import soft_size
 from prism_fast.synthesis.tar import member_bytes
 
@@ -147,15 +147,9 @@ def _measure(job: Job) -> Rates:
         reasons = worker.filter.reasons(batch.images, batch.finite, shown, labels)
         records = batch_records(rows, batch, labels, reasons, _HASH)
         sizes = [
-            sum(
-                member_bytes(len(data))
-                for _, data in Sample(
-                    index=row.index, image=files[n], extension=config.format, label=row.class_index,
-                    logits=labels.logits[n], record=records[n], top_k=config.soft_top_k,
-                ).members()
-            )
-            for n, row in enumerate(rows)
-        ]  # fmt: skip
+            sum(member_bytes(len(data)) for _, data in worker.stored(*row).members())
+            for row in zip(files, labels.logits, records, strict=True)
+        ]
         storing = encoding + time.perf_counter() - stored
         making = made - begin
         # a GPU makes the next batch meanwhile

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, FilterConfig
+from prism_fast.synthesis.record import Labels
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from prism_fast.synthesis.label import Labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prism_fast.config import environment
+from prism_fast.config import cores, environment
 from prism_fast.errors import UserError
 from prism_fast.progress import Bar, ProgressFactory
 from prism_fast.progress import progress as show_progress
@@ -277,7 +276,7 @@ def _encoders(device: torch.device) -> int:
     """Threads that compress images beside one sampler: on the CPU it needs the cores itself."""
     if device.type != "cuda":
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count()))
+    return max(1, cores() // max(1, torch.cuda.device_count()))
 
 
 def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabulary) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prism_fast.energy.terms import CrossEntropy, FreeEnergy, Outputs
@@ -15,32 +12,9 @@ from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.transfer import marked, to_device, to_host
-from prism_fast.synthesis.record import significant
+from prism_fast.synthesis.record import Labels, significant
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.taps import outputs_for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """The teacher's verdict on n images.
-
-    Args:
-        logits: fp16 [n, K] at T = 1.
-        energy: the guidance energy E of each image and its class.
-        free_energy: −T·logsumexp(f/T), T of the guidance.
-        class_energy: cross-entropy with the class, in nats.
-        probability: softmax probability of the class.
-        top1: the teacher's own choice.
-        top1_probability: its softmax probability.
-    """
-
-    logits: NDArray[np.float16]
-    energy: list[float]
-    free_energy: list[float]
-    class_energy: list[float]
-    probability: list[float]
-    top1: list[int]
-    top1_probability: list[float]
 
 
 class Labeller:

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from prism_fast.synthesis.plan import Row
 
 if TYPE_CHECKING:
     from prism_fast.sampling.batch import SampleBatch
-    from prism_fast.synthesis.label import Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The teacher's verdict on n images.
+
+    Args:
+        logits: fp16 [n, K] at T = 1.
+        energy: the guidance energy E of each image and its class.
+        free_energy: −T·logsumexp(f/T), T of the guidance.
+        class_energy: cross-entropy with the class, in nats.
+        probability: softmax probability of the class.
+        top1: the teacher's own choice.
+        top1_probability: its softmax probability.
+    """
+
+    logits: NDArray[np.float16]
+    energy: list[float]
+    free_energy: list[float]
+    class_energy: list[float]
+    probability: list[float]
+    top1: list[int]
+    top1_probability: list[float]
 
 
 def batch_records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from prism_fast.progress import Bar
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.tally import Tally
 from prism_fast.synthesis.worker import Worker
+
+BUSY_WAIT_S = 0.2
+"""How long a shard rests that another run was making."""
 
 WorkerFactory = Callable[[StopRequest, Bar], Worker]
 """A worker that looks at this request and tells this bar."""
@@ -56,9 +60,21 @@ Engine = Callable[[Work], None]
 
 
 def in_turn(work: Work) -> None:
-    """One shard after the other, in this process."""
+    """Makes shards in this process; those that another live run is making come last, and it waits for them.
+
+    Raises:
+        Interrupted, UserError: as :meth:`Worker.make`.
+    """
     worker = work.here(work.stop, work.bar)
-    for shard in work.shards:
-        stats = worker.make(shard)
-        if stats is not None:
-            work.finished(shard, stats)
+    pending = list(work.shards)
+    while pending:
+        busy = []
+        for shard in pending:
+            stats = worker.make(shard)
+            if stats is None:
+                busy.append(shard)
+            else:
+                work.finished(shard, stats)
+        if len(busy) == len(pending):
+            time.sleep(BUSY_WAIT_S)
+        pending = busy

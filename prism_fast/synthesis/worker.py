@@ -5,13 +5,15 @@ Light to import: torch comes with the sampler and the labeller, so that a proces
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from prism_fast.errors import UserError
 from prism_fast.progress import Bar
@@ -20,7 +22,7 @@ from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
-from prism_fast.synthesis.record import batch_records
+from prism_fast.synthesis.record import Labels, batch_records
 from prism_fast.synthesis.row_order import RowOrder
 from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
 from prism_fast.synthesis.tally import shard_stats
@@ -29,12 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prism_fast.sampling.pending import Pending, QueuingSampler
-    from prism_fast.synthesis.label import Labels
 
 Encoder = Callable[[Any, ImageFormat], bytes]
 """One of a sampler's images to an image file."""
-
-_WAIT_S = 0.2
 
 
 class Labelling(Protocol):
@@ -78,26 +77,19 @@ class Worker:
     filter: Filter = NO_FILTER
     remake: frozenset[int] = frozenset()
 
-    def make(self, shard: int, wait: bool = True) -> dict[str, Any] | None:
+    def make(self, shard: int) -> dict[str, Any] | None:
         """Publishes a shard, or finds it published: the same bytes, whoever makes them.
 
         Args:
             shard: its number.
-            wait: for another live run on this folder that is making it.
 
         Returns:
-            Its statistics; None where another run is making it and ``wait`` is not set.
+            Its statistics; None while another live run on this folder is making it.
 
         Raises:
             Interrupted: a stop was asked for; nothing of the shard is left.
             UserError: the disk is full.
         """
-        while (stats := self._try(shard)) is None and wait:
-            time.sleep(_WAIT_S)
-        return stats
-
-    def _try(self, shard: int) -> dict[str, Any] | None:
-        """The published shard's statistics, or None while another run is making it."""
         self.stop.check()
         with writing(self.out):
             writer = claim_shard(self.out, shard)
@@ -153,7 +145,7 @@ class Worker:
 
     def _store(self, sampled: _Sampled, order: RowOrder) -> list[dict[str, Any]]:
         """Stores a sampled batch with its labels; the records of those rows that have to be drawn again."""
-        config, rows, files = self.plan.config, sampled.rows, sampled.files.result()
+        rows, files = sampled.rows, sampled.files.result()
         batch = sampled.pending.result()
         classes = [row.class_index for row in rows]
         stored = batch.images if sampled.asked is not None else _decoded(files)
@@ -163,20 +155,25 @@ class Worker:
         for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash)):
             sample = None
             if record["accepted"]:
-                sample = Sample(
-                    index=rows[place].index,
-                    image=files[place],
-                    extension=config.format,
-                    label=classes[place],
-                    logits=labels.logits[place],
-                    record=record,
-                    top_k=config.soft_top_k,
-                )
+                sample = self.stored(files[place], labels.logits[place], record)
             elif record["attempt"] + 1 < self.filter.config.attempts:
                 again.append(record)
                 continue
             order.settle(record, sample)
         return again
+
+    def stored(self, image: bytes, logits: NDArray[np.float16], record: dict[str, Any]) -> Sample:
+        """A row as its shard gets it: an image file, logits [K] and provenance."""
+        config = self.plan.config
+        return Sample(
+            index=record["index"],
+            image=image,
+            extension=config.format,
+            label=record["class_index"],
+            logits=logits,
+            record=record,
+            top_k=config.soft_top_k,
+        )
 
     def _guidances(self, sampled: _Sampled) -> int:
         """How many guidances a batch asked for."""

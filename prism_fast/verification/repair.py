@@ -67,10 +67,9 @@ def repair(
     remade: tuple[int, ...] = ()
     if not found.sound:
         config = _config(found, trust_code)
-        from prism_fast.engine import local
         from prism_fast.synthesis.job import synthesize
 
-        synthesize(config, found.folder, progress=progress, models=models, engine=local.run, remake=found.damaged)
+        synthesize(config, found.folder, progress=progress, models=models, remake=found.damaged)
         remade = found.damaged
     after = verify(found.folder, deep=found.deep, workers=workers, progress=progress)
     changed = [shard for shard in remade if found.archives.get(shard, "") not in ("", after.archives.get(shard))]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from prism_fast.config import cores
 from prism_fast.data.manifest import Manifest, read_set
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
@@ -176,8 +177,7 @@ def _check_shards(
     shards = listing.published
     sizes = {shard: listing.archive_bytes.get(shard, 0) for shard in shards}
     total = sum(sizes.values())
-    cores = len(os.sched_getaffinity(0)) if workers is None else workers
-    wanted = cores if workers is not None else min(cores, 1 + total // WORTH_A_PROCESS)
+    wanted = min(cores(), 1 + total // WORTH_A_PROCESS) if workers is None else workers
     check = partial(check_shard, claims, deep)
     verdicts, done = [], 0
     with progress(_megabytes(total), "MB", "verify", 0) as bar:

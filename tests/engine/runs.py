@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prism_fast.progress import Bar
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.filter_config import ENERGY, FLAT, FilterConfig
+from prism_fast.synthesis.work import Engine
+from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, darkened, models, run, small_config
 
 
@@ -35,6 +40,38 @@ def filtered_set(folder: Path) -> dict[str, bytes]:
     assert report.redrawn[FLAT] and report.redrawn[ENERGY] and report.images + sum(report.rejected.values()) == 23
     assert report.rejected
     return contents(folder / "alone")
+
+
+def end(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
+def killed_in_a_shard(
+    folder: Path, engine: Engine, log: Path, kill: Callable[[int], object] = end
+) -> tuple[dict[str, bytes], int]:
+    """A run of two workers, of which one is killed while both are in the middle of a shard.
+
+    Args:
+        folder: of the test.
+        engine: with two workers.
+        log: gets what the workers do.
+        kill: one of them, whose process is given.
+
+    Returns:
+        The set, and what the bar showed in the end.
+    """
+    hold, bar = folder / "hold", Count()
+    hold.touch()
+
+    def kill_one() -> None:
+        until(lambda: len(logged(log)) == 2)
+        kill(logged(log)[0][0])
+        hold.unlink()
+
+    load = partial(doubles.load, log=log, hold=hold, pause_s=0.05)
+    with meanwhile(kill_one):
+        run(config_in(folder), folder / "out", engine=engine, load=load, progress=bar)
+    return contents(folder / "out"), bar.rows
 
 
 def same(found: dict[str, bytes], whole: dict[str, bytes]) -> bool:

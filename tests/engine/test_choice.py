@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from prism_fast.engine import local
 from prism_fast.engine.choice import choose_engine
 from prism_fast.engine.processes import Processes
 from prism_fast.errors import UserError
+from prism_fast.synthesis.work import in_turn
 
 
 def test_the_cpu_has_one_process_or_as_many_as_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose_engine("local", "cpu", None, None) is choose_engine("local", "cpu", 1, None) is local.run
+    assert choose_engine("local", "cpu", None, None) is choose_engine("local", "cpu", 1, None) is in_turn
     with caplog.at_level(logging.WARNING, "prism_fast"):
         assert choose_engine("local", "cpu", 10_000, None) == Processes(workers=10_000)
     assert "OMP_NUM_THREADS=1" in caplog.text
@@ -26,7 +26,7 @@ def test_every_visible_gpu_has_a_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_engine("local", "auto", None, None) == Processes(workers=3, gpus=("0", "1", "2"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6,7")
     assert choose_engine("local", "cuda", 2, None) == Processes(workers=2, gpus=("4", "6"))
-    assert choose_engine("local", "cuda", 1, None) is choose_engine("local", "cuda:2", None, None) is local.run
+    assert choose_engine("local", "cuda", 1, None) is choose_engine("local", "cuda:2", None, None) is in_turn
     with pytest.raises(UserError, match="--workers 4, but 3 GPUs are visible"):
         choose_engine("local", "auto", 4, None)
     with pytest.raises(UserError, match="one GPU has one worker; use --device cuda"):

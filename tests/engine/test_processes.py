@@ -17,7 +17,18 @@ from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import seed_of
-from tests.engine.runs import BLACK, Count, config_in, filtered_in, filtered_set, logged, meanwhile, same, until
+from tests.engine.runs import (
+    BLACK,
+    Count,
+    config_in,
+    filtered_in,
+    filtered_set,
+    killed_in_a_shard,
+    logged,
+    meanwhile,
+    same,
+    until,
+)
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, run, small_config
@@ -65,19 +76,10 @@ def test_rows_are_drawn_again_by_several_processes_too(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_shard_made(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    log, hold, bar = tmp_path / "log", tmp_path / "hold", Count()
-    hold.touch()
-
-    def kill_one() -> None:
-        until(lambda: len(logged(log)) == 2)  # both are in the middle of a shard
-        os.kill(logged(log)[0][0], signal.SIGKILL)
-        hold.unlink()
-
-    load = partial(doubles.load, log=log, hold=hold, pause_s=0.05)
-    with meanwhile(kill_one):
-        run(config_in(tmp_path), tmp_path / "out", engine=Processes(workers=2), load=load, progress=bar)
-    assert same(contents(tmp_path / "out"), whole)
-    assert bar.rows == 23
+    log = tmp_path / "log"
+    found, rows = killed_in_a_shard(tmp_path, Processes(workers=2), log)
+    assert same(found, whole)
+    assert rows == 23
     assert len({pid for pid, _ in logged(log)}) == 3
 
 

@@ -18,7 +18,18 @@ import pytest
 from prism_fast.errors import UserError
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.plan import seed_of
-from tests.engine.runs import BLACK, Count, config_in, filtered_in, filtered_set, logged, meanwhile, same, until
+from tests.engine.runs import (
+    BLACK,
+    Count,
+    config_in,
+    filtered_in,
+    filtered_set,
+    killed_in_a_shard,
+    logged,
+    meanwhile,
+    same,
+    until,
+)
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, run, small_config
@@ -82,19 +93,10 @@ def test_rows_are_drawn_again_by_actors_too(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_process_killed_in_a_shard_is_replaced(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    log, hold, bar = tmp_path / "log", tmp_path / "hold", Count()
-    hold.touch()
-
-    def kill_one() -> None:
-        until(lambda: len(logged(log)) == 2)
-        os.kill(logged(log)[0][0], signal.SIGKILL)
-        hold.unlink()
-
-    load = partial(doubles.load, log=log, hold=hold, pause_s=0.05)
-    with meanwhile(kill_one):
-        run(config_in(tmp_path), tmp_path / "out", engine=Cluster(workers=2), load=load, progress=bar)
-    assert same(contents(tmp_path / "out"), whole)
-    assert bar.rows == 23
+    log = tmp_path / "log"
+    found, rows = killed_in_a_shard(tmp_path, Cluster(workers=2), log)
+    assert same(found, whole)
+    assert rows == 23
     assert sum(len(seeds) for _, seeds in logged(log)) > 23  # the killed one's batch was made twice
 
 
@@ -108,19 +110,11 @@ def test_an_actor_killed_in_a_shard_is_replaced(
     crews: list[_Crew] = []
     hire = _Crew.hire
     monkeypatch.setattr(_Crew, "hire", lambda crew, count: (crews.append(crew), hire(crew, count)))
-    log, hold, bar = tmp_path / "log", tmp_path / "hold", Count()
-    hold.touch()
-
-    def kill_one() -> None:
-        until(lambda: len(logged(log)) == 2)
-        ray.kill(crews[0].members[0].actor)
-        hold.unlink()
-
-    load = partial(doubles.load, log=log, hold=hold, pause_s=0.05)
-    with meanwhile(kill_one):
-        run(config_in(tmp_path), tmp_path / "out", engine=Cluster(workers=2), load=load, progress=bar)
-    assert same(contents(tmp_path / "out"), whole)
-    assert bar.rows == 23 and crews[-1].hired == 3
+    found, rows = killed_in_a_shard(
+        tmp_path, Cluster(workers=2), tmp_path / "log", lambda _process: ray.kill(crews[0].members[0].actor)
+    )
+    assert same(found, whole)
+    assert rows == 23 and crews[-1].hired == 3
 
 
 @pytest.mark.slow

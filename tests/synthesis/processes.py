@@ -51,7 +51,6 @@ def slow_doubles(
     """
     import torch
 
-    from prism_fast.engine import local
     from tests.synthesis import doubles
 
     def before(seeds: Sequence[int]) -> None:
@@ -61,7 +60,7 @@ def slow_doubles(
 
     torch.set_num_threads(1)
     config = (doubles.filtered if black else doubles.small_config)(vocabulary, **sizes)
-    doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
+    doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None))
 
 
 def slow_doubles_in_store(variables: Mapping[str, str], vocabulary: Path, out: str, log: Path, pause_s: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -45,17 +44,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 rows in shards of 4, some of them drawn again and some given up."""
     folder = tmp_path_factory.mktemp("whole")
     with one_thread():
         filtered_set(folder)
     return folder / "alone"
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to spoil: 23 rows in shards of 4, some of them drawn again and some given up."""
-    shutil.copytree(whole, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def told(report: VerifyReport) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,6 @@ from tests.synthesis.doubles import contents, models, run, small_config
 def repair(folder: Path, made: Models | None = None, **options: Any) -> RepairReport:
     found = verify(folder, progress=silent)
     return repair_loudly(found, progress=silent, models=made or models(), **options)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    run(small_config(folder), folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to damage: 23 rows in shards of 10, 10 and 3."""
-    shutil.copytree(whole, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def modified(folder: Path) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +34,6 @@ from tests.synthesis.test_worker import breaking
 
 def verify(folder: Path, **options: Any) -> VerifyReport:
     return verify_loudly(folder, progress=silent, **options)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    run(small_config(folder), folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to spoil: 23 rows in shards of 10, 10 and 3."""
-    shutil.copytree(whole, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def told(report: VerifyReport) -> str:
