@@ -3,8 +3,8 @@
 #   make install      .venv with the versions of constraints.txt, and .venv/bin/prism-fast
 #   make demo         the main job on the built-in pipeline; DEMO_ARGS="--full" for every arm
 #   make test         tests for everyday use         make test-slow   the long ones
-#   make gpu          all of a CUDA device: its tests (gpu-test), operations (gpu-ops), teachers (gpu-teachers), Stable
-#                     Diffusion 1.5 and Turbo (gpu-sd15, gpu-turbo), each at most 8 minutes and by itself too; results go
+#   make gpu          all of a CUDA device: its tests (gpu-test), operations (gpu-ops), teachers (gpu-teachers), the
+#                     trainer (gpu-train), the loaders (gpu-loaders), Stable Diffusion 1.5 and Turbo (gpu-sd15, gpu-turbo), each at most 8 minutes and by itself too; results go
 #                     to bench/results/.
 #                     INSTALL=no PYTHON=python3 takes an interpreter as it is: no environment, no native kernels
 #   make test-gpu     gpu-test by its other name     make test-oldest the fast ones on the oldest supported versions
@@ -30,7 +30,7 @@ SHELL := /bin/sh
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory
 .PHONY: install demo native test test-native test-sanitize test-slow test-gpu test-oldest lint format clean reinstall \
-  gpu gpu-device gpu-test gpu-ops gpu-teachers gpu-sd15 gpu-turbo gpu-plots
+  gpu gpu-device gpu-test gpu-ops gpu-teachers gpu-train gpu-loaders gpu-sd15 gpu-turbo gpu-plots
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -108,6 +108,12 @@ gpu-ops: gpu-device
 gpu-teachers: gpu-device
 	$(gpu_run) -m bench.teachers --device cuda --dtype bfloat16 --pipeline sd15
 
+gpu-train: gpu-device
+	$(gpu_run) -m bench.train --device cuda --student resnet50 --teacher resnet50 --classes 1000 --size 224 --batch 256
+
+gpu-loaders: gpu-device
+	$(gpu_run) -m bench.loaders --device cuda --workers 8 --workers 16 --batch 256 --images 1024 --student resnet50
+
 gpu-sd15: gpu-device
 	$(gpu_throughput) --pipeline sd15
 
@@ -120,7 +126,7 @@ gpu-plots: gpu-device
 
 # A stage that fails keeps no other from running: each has results of its own.
 gpu: gpu-device
-	@failed=; for stage in gpu-test gpu-ops gpu-teachers gpu-sd15 gpu-turbo gpu-plots; do $(MAKE) $$stage || failed="$$failed $$stage"; \
+	@failed=; for stage in gpu-test gpu-ops gpu-teachers gpu-train gpu-loaders gpu-sd15 gpu-turbo gpu-plots; do $(MAKE) $$stage || failed="$$failed $$stage"; \
 	done; [ -z "$$failed" ] || { echo "make: failed:$$failed" >&2; exit 1; }
 
 test-gpu: gpu-test

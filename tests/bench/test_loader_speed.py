@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from bench.loaders import photo
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader import ShardLoader
 from prism_fast.data.loader_config import LoaderConfig
@@ -26,18 +26,6 @@ WARMUP = 31
 """Steps until DALI's first pipelines, which are short, are done: what it reads ahead then is what it had read ahead."""
 
 CUDA = torch.cuda.is_available()
-
-
-def photo(row: int) -> np.ndarray:
-    """A picture with detail of many sizes, about 190 kB at quality 95."""
-    from scipy.ndimage import zoom
-
-    rng = np.random.default_rng(row)
-    layers = [
-        zoom(rng.random((n, n, 3)), (512 / n, 512 / n, 1), order=1) / (2 + k) for k, n in enumerate((4, 16, 64, 256))
-    ]
-    total = sum(layers)
-    return np.clip(255 * (total - total.min()) / np.ptp(total), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

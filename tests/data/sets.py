@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from prism_fast.synthesis.images import ImageFormat, encode_image
 from prism_fast.synthesis.shards import LABEL_MEMBERS, Sample, claim_shard
 from prism_fast.synthesis.soft import describe_logits
-from tests.data.test_shards import record
 
 CLASSES = 7
 
@@ -35,6 +35,17 @@ def label_of(row: int) -> int:
 
 def logits_of(row: int) -> NDArray[np.float16]:
     return np.array([row / 8, *(-index - row / 16 for index in range(CLASSES - 1))], np.float16)
+
+
+def record(index: int, **changes: Any) -> dict[str, Any]:
+    """Provenance of a row."""
+    return {
+        "index": index, "seed": 2**62 + index, "attempt": 0, "class_index": index % 3,
+        "class_name": ("cat", "dog", "eel")[index % 3],
+        "prompt": f"prompt {index}", "sense": "", "content": "none", "style": "none", "source": "test",
+        "energy": -float(index), "free_energy": 0.5, "class_energy": 0.5, "teacher_probability": 0.5,
+        "teacher_top1": index % 3, "skipped": 0, "compute_batch": 4, "accepted": True, "reason": "", **changes,
+    }  # fmt: skip
 
 
 def write_set(

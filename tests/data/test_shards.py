@@ -27,6 +27,7 @@ from tests.data.hostile import (
     trap_path,
     write_archive,
 )
+from tests.data.sets import record
 
 CLASSES = ("cat", "dog", "eel")
 COUNTS = (3, 2)
@@ -34,15 +35,6 @@ COUNTS = (3, 2)
 
 def picture(seed: int, size: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
-
-
-def record(index: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "index": index, "seed": 2**62 + index, "attempt": 0, "class_index": index % 3, "class_name": CLASSES[index % 3],
-        "prompt": f"prompt {index}", "sense": "", "content": "none", "style": "none", "source": "test",
-        "energy": -float(index), "free_energy": 0.5, "class_energy": 0.5, "teacher_probability": 0.5,
-        "teacher_top1": index % 3, "skipped": 0, "compute_batch": 4, "accepted": True, "reason": "", **changes,
-    }  # fmt: skip
 
 
 def sample(index: int, size: int = 8) -> Sample:
