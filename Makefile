@@ -4,8 +4,8 @@
 #   make demo         the main job on the built-in pipeline; DEMO_ARGS="--full" for every arm
 #   make test         tests for everyday use         make test-slow   the long ones
 #   make gpu          all of a CUDA device: its tests (gpu-test), operations (gpu-ops), teachers (gpu-teachers), the
-#                     trainer (gpu-train), the loaders (gpu-loaders), Stable Diffusion 1.5 and Turbo (gpu-sd15, gpu-turbo), each at most 8 minutes and by itself too; results go
-#                     to bench/results/.
+#                     trainer (gpu-train), the loaders (gpu-loaders), Stable Diffusion 1.5 and Turbo (gpu-sd15,
+#                     gpu-turbo), each at most 8 minutes and by itself too; results go to bench/results/.
 #                     INSTALL=no PYTHON=python3 takes an interpreter as it is: no environment, no native kernels
 #   make test-gpu     gpu-test by its other name     make test-oldest the fast ones on the oldest supported versions
 #   make native       the C++ and CUDA kernels in place (prism_fast._C); PRISM_FAST_BUILD=cpu|cuda|auto

@@ -38,8 +38,12 @@ def cases(name: str, device: torch.device) -> Iterator[Case]:
     return (case for case in made if case.backend != "plain torch")
 
 
-def run(case: Case, device: torch.device) -> Row:
-    """Raises AssertionError where operation, expression and compiled expression do not agree."""
+def run(case: Case, device: torch.device, budget_s: float) -> Row:
+    """Times each side for about ``budget_s``.
+
+    Raises:
+        AssertionError: operation, expression and compiled expression do not agree.
+    """
     torch._dynamo.reset()
     compiled = torch.compile(case.expression, fullgraph=True, dynamic=False)
 
@@ -52,11 +56,11 @@ def run(case: Case, device: torch.device) -> Row:
     case.verify(once(case.op), want)
     case.verify(once(compiled), want)
     seconds = {
-        side: measure(partial(function, *case.arguments), device)
+        side: measure(partial(function, *case.arguments), device, budget_s=budget_s)
         for side, function in (("op", case.op), ("eager", case.expression), ("compiled", compiled))
     }
     op = seconds["op"]
-    public = measure(partial(case.public[1], *case.arguments), device) if case.public else None
+    public = measure(partial(case.public[1], *case.arguments), device, budget_s=budget_s) if case.public else None
     return Row(
         op=case.name,
         backend=case.backend,
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--op", choices=OPS, action="append", help="default: all")
     parser.add_argument("--threads", type=int, default=None, help="of the CPU; default: torch's own choice")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each of a case's rivals (default: 2)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="where the rows are appended")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -93,7 +98,7 @@ def main() -> None:
     print(columns, f"{'eager':>7} {'compiled':>8} {'public':>7}")
     for name in options.op or OPS:
         for case in cases(name, device):
-            row = run(case, device)
+            row = run(case, device, options.seconds)
             sizes = f"{row.op:27} {row.backend:15} {row.shape:>16} {row.dtype:>9} {row.seconds_p50 * 1e3:9.3f}"
             ratios = f"{row.ratio_to_eager:6.2f}x {row.ratio_to_compiled:7.2f}x"
             if row.ratio_to_public:

@@ -75,7 +75,7 @@ def parser() -> Parser:
     add("--cfg-stop", type=float, help="... and ends")
     add("--fast-cfg-stop", type=float, help="... in the row fast")
     add("--reuse-features", type=int, help="ours: steps from one whole UNet to the next; 1: no such row")
-    add("--compile", action="store_true", help="torch.compile on the CPU too")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: on CUDA (default)")
     add("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     add("--threads", type=int, help="of the CPU; default: torch's own choice")
     add("--json", type=Path, metavar="FILE", help="a new file: environment, settings and rows as one object")
@@ -113,7 +113,7 @@ def configuration(options: argparse.Namespace) -> tuple[SamplerConfig, Schedule]
         level="reference",
         compute_batch=options.batch,
         dtype=options.dtype,
-        compile="on" if options.compile else "auto",
+        compile=options.compile,
         guidance=GuidanceConfig(scale=options.scale, gate="none", tiny=options.tiny),
         **settings,
     )
@@ -180,7 +180,7 @@ def report(made: Sequence[Row], where: dict[str, object], options: argparse.Name
 
 
 def _compiles(options: argparse.Namespace) -> bool:
-    return bool(options.compile) or options.device == "cuda"
+    return bool(options.compile == "on" or (options.compile == "auto" and options.device == "cuda"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

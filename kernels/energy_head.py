@@ -85,7 +85,12 @@ def _energy_head_partials_kernel(
             inside = (d < width)[None, :]
             x = tl.load(x_rows + d[None, :], mask=here[:, None] & inside, other=0.0)
             w = tl.load(w_rows + d[None, :], mask=known[:, None] & inside, other=0.0)
-            f = tl.dot(x, tl.trans(w), f, input_precision="ieee")
+            if weight.dtype.element_ty == tl.float32:
+                # Not added in the product: on the fp32 units that would be one sum as long as D, with its errors. The
+                # where keeps the compiler from putting it back there.
+                f += tl.where(here[:, None], tl.dot(x, tl.trans(w), input_precision="ieee"), 0.0)
+            else:
+                f = tl.dot(x, tl.trans(w), f, input_precision="ieee")
         if BIAS:
             f += tl.load(bias + j, mask=known, other=0.0).to(tl.float32)[None, :]
         is_target = j[None, :] == y[:, None]
@@ -103,7 +108,11 @@ def _energy_head_partials_kernel(
         for c in tl.static_range(CHUNKS):
             d = slab + c * BLOCK_D + lanes
             w = tl.load(w_rows + d[None, :], mask=known[:, None] & (d < width)[None, :], other=0.0)
-            added = added + (tl.dot(e, w, total[c] * rescale[:, None], input_precision="ieee"),)
+            if weight.dtype.element_ty == tl.float32:  # as above
+                product = tl.where(here[:, None], tl.dot(e, w, input_precision="ieee"), 0.0)
+                added = added + (total[c] * rescale[:, None] + product,)
+            else:
+                added = added + (tl.dot(e, w, total[c] * rescale[:, None], input_precision="ieee"),)
         total = added
 
     row = s * batch + i

@@ -121,7 +121,8 @@ class DistillConfig:
         loss: what is minimised; targets ``labels`` leave only its cross-entropy, of weight 1.
         ema: decay a step of the averaged weights, in [0, 1); the average is the student; 0 is off.
         clip_norm: largest gradient norm; None is off.
-        amp: ``auto`` is off on the CPU; on CUDA bfloat16 where the device has it, else float16 with loss scaling.
+        amp: of student and teacher: ``auto`` is off on the CPU; on CUDA bfloat16 where the device has it, else
+            float16 with loss scaling.
         compile: torch.compile for the student; ``auto`` is on for CUDA.
         seed: decides initial weights, order of the images and their views.
         checkpoint_every: steps between checkpoints.

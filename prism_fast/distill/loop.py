@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from prism_fast.config import environment, resolve_device, resolve_dtype
+from prism_fast.config import environment, resolve_device
 from prism_fast.data.order import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.batches import Batches, TrainingBatch
@@ -20,6 +20,7 @@ from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.distill.learner import Answer, Learner
 from prism_fast.distill.losses import agreement, energy_weights, free_energy, training_loss
+from prism_fast.distill.precision import amp_dtype, autocast
 from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import STUDENT, DistillReport
 from prism_fast.distill.schedule import Schedule, make_optimizer
@@ -60,7 +61,7 @@ class Run:
                     f"the loader gives targets {batches.targets!r}, the run asks for {config.targets!r}: give one"
                 )
             self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
-            self.amp = _amp_dtype(config.amp, self.device)
+            self.amp = amp_dtype(config.amp, self.device)
         features = batches.try_first().features  # of this rank's own images
         with refused_alike(world.local_rank), torch.random.fork_rng():
             torch.manual_seed(config.seed)
@@ -134,7 +135,7 @@ class Run:
         said = []
         for number, (part, weight) in enumerate(zip(parts, weights, strict=True), 1):
             with self._summing(number < len(parts)):
-                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+                with autocast(self.device, self.amp):
                     answer: Answer = self.network(part.images, part.features)
                 loss = training_loss(self.config, answer, part, weight)
                 self.scaler.scale(loss / len(parts)).backward()
@@ -268,14 +269,3 @@ class Run:
             (self.out / STATE).unlink(missing_ok=True)
         self.world.any(False)  # no rank ends before the files are there
         return report
-
-
-def _amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision of ``amp``, or None for fp32."""
-    if name == "off" or (name == "auto" and device.type != "cuda"):
-        return None
-    if name == "auto":
-        name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if name == "float16" and device.type != "cuda":
-        raise UserError("amp float16 needs a CUDA device: use amp auto, off or bfloat16")
-    return resolve_dtype(name)

@@ -12,6 +12,7 @@ from prism_fast.data.augment import Views, draw_views, make_view, mix
 from prism_fast.distill.batches import TrainingBatch
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import ImageSource
+from prism_fast.distill.precision import amp_dtype, autocast
 from prism_fast.distill.stored_views import StoredViews
 from prism_fast.errors import UserError
 
@@ -39,6 +40,7 @@ class ViewLoader:
         self.source = source
         self._teacher = teacher
         self._device = device
+        self._amp = amp_dtype(config.amp, device)
         self._tables: tuple[int, Views] | None = None
         self._kept: dict[int, Tensor] = {}
         self._stored = None if config.views is None else StoredViews(config.views, config.augment, source)
@@ -143,7 +145,8 @@ class ViewLoader:
         """The teacher's word on these very images, and its features where the loss compares them."""
         features = None
         if self._teacher is not None and self._config.loss.features != "none":
-            features = self._teacher.features(images).float()
+            with autocast(self._device, self._amp):
+                features = self._teacher.features(images).float()
         return TrainingBatch(images=images, labels=labels.to(self._device), logits=self._ask(images), features=features)
 
     def _images(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -178,7 +181,7 @@ class ViewLoader:
     def _ask(self, images: Tensor) -> Tensor:
         if self._teacher is None:
             raise TypeError("online targets without a teacher")
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self._device, self._amp):
             return self._teacher.outputs(images).logits.float()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prism_fast.sampling.state import state_of
+from prism_fast.sampling.state import State, state_of
 
 
 class Copies:
@@ -19,7 +19,7 @@ class Copies:
 
     def __init__(self, channels_last: bool) -> None:
         self._channels_last = channels_last
-        self._made: dict[str, tuple[list[object], Any]] = {}
+        self._made: dict[str, tuple[State, Any]] = {}
 
     @property
     def layout(self) -> torch.memory_format:
@@ -42,9 +42,9 @@ class Copies:
             self._made[part] = state, made.to(memory_format=self.layout) if self._channels_last else made
         return self._made[part][1]
 
-    def state(self, network: Any, dtype: torch.dtype | None = None) -> list[object]:
+    def state(self, network: Any, dtype: torch.dtype | None = None) -> State:
         """Changes whenever a copy of ``network`` has to be made again. Arguments are those of :meth:`of`."""
-        return [dtype, *state_of(network, contents=self._owns(network, dtype))]
+        return State((dtype,)) + state_of(network, contents=self._owns(network, dtype))
 
     def _owns(self, network: Any, dtype: torch.dtype | None) -> bool:
         """Whether a copy has weights of its own."""

@@ -40,10 +40,10 @@ from prism_fast.sampling.guidance import (
     guided_steps,
 )
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
-from prism_fast.sampling.pending import Pending
+from prism_fast.sampling.pending import Pending, done
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import check_term, is_capturable, serving
-from prism_fast.sampling.state import text_state
+from prism_fast.sampling.state import State, text_state
 from prism_fast.sampling.tables import step_table
 from prism_fast.sampling.transfer import marked, to_device, to_host
 from prism_fast.teachers.base import Teacher
@@ -121,6 +121,7 @@ class FastSampler:
         self._copies = copies if copies is not None else Copies(self._cuda)
         self._sizes = sizes if sizes is not None else Sizes.of(pipe)
         self._told = text_state(pipe)
+        self._prepared = State()
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         schedule = build_schedule(pipe.scheduler, config, self.device)
         table = step_table(schedule, config.guidance)
@@ -131,7 +132,7 @@ class FastSampler:
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
         self._traced = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
-        self._thresholds = _thresholds(self._gate, self.device)
+        self._thresholds = None if self._gate is None else self._gate.on(self.device)
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
         self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
         self._prepare()
@@ -148,14 +149,41 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        return self.begin(prompts, class_indices, seeds).result()
+        rows, noise = self._prepared_rows(prompts, class_indices, seeds)
+        self.run(rows, noise)
+        return self._finish(rows.count).result()
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
-        """As :meth:`sample`, without waiting for a CUDA device: everything is queued, the copies to the host too."""
-        rows, noise = self._prepared_rows(prompts, class_indices, seeds)
-        self.run(rows, noise)
-        return self._finish(rows.count)
+        """As :meth:`sample`, without waiting for a CUDA device: everything is queued, the copies to the host too.
+
+        A write through ``weight.data`` shows on the device alone. Where one came before, the batch is of the weights
+        before it: that is found when the batch is there, and its ``result`` raises UserError.
+        """
+        if not self._cuda:
+            return done(self.sample(prompts, class_indices, seeds))
+        now, told = self._state(), text_state(self._pipe)
+        if now.seen != self._prepared.seen:
+            self._renew()
+            now = self._prepared
+        if told.seen != self._told.seen:
+            self._forget(told)
+        rows = self._rows(prompts, class_indices, seeds)
+        self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        pending, made_of = self._finish(rows.count), (self._prepared, self._told)
+
+        def finish() -> SampleBatch:
+            batch = pending.result()
+            if (now, told) != made_of:
+                self._prepared = State()
+                self._forget(State())
+                raise UserError(
+                    "the pipeline's weights were written to through weight.data, which a batch that is begun ahead "
+                    "cannot see: begin it again, or write to the weights themselves"
+                )
+            return batch
+
+        return Pending(images=pending.images, finish=finish)
 
     @torch.no_grad()
     def follow(
@@ -186,8 +214,7 @@ class FastSampler:
         self.refresh()
         told = text_state(self._pipe)
         if told != self._told:
-            self._rows.forget()
-            self._told = told
+            self._forget(told)
         rows = self._rows(prompts, class_indices, seeds)
         return rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws)
 
@@ -200,10 +227,18 @@ class FastSampler:
             UserError: it was moved to another device or converted to another precision.
         """
         if self._state() != self._prepared:
-            check_parts(self._pipe, self.config, self._teacher)
-            if self._pipe.unet.device != self.device:
-                raise UserError(f"the pipeline was moved from {self.device} to {self._pipe.unet.device}: move it back")
-            self._prepare()
+            self._renew()
+
+    def _renew(self) -> None:
+        check_parts(self._pipe, self.config, self._teacher)
+        if self._pipe.unet.device != self.device:
+            raise UserError(f"the pipeline was moved from {self.device} to {self._pipe.unet.device}: move it back")
+        self._prepare()
+
+    def _forget(self, told: State) -> None:
+        """The prompts: the text encoders are others now."""
+        self._rows.forget()
+        self._told = told
 
     @torch.no_grad()
     def run(self, rows: Rows, noise: Noise) -> None:
@@ -232,7 +267,8 @@ class FastSampler:
         buffers = self._buffers
         energy, norms = buffers.energies[self._traced], buffers.norms[self._traced]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
-        gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
+        thresholds = None if self._thresholds is None else (buffers.tau, buffers.delta)
+        gate = torch.where(applied, gate_values(energy, thresholds), 0.0)
         return energy[:, :count], gate[:, :count], (~applied[:, :count]).long().sum(0)
 
     # -- what is made once --------------------------------------------------------------------------------------------
@@ -252,10 +288,10 @@ class FastSampler:
         self._gradient = self._make_gradient()
         self._graphs = Captured(self._buffers.all(), self._cuda and is_capturable(self._teacher))
 
-    def _state(self) -> list[object]:
+    def _state(self) -> State:
         """Of the networks that are copied."""
         unet, vae = self._pipe.unet, self._pipe.vae
-        return [*self._copies.state(unet), *self._copies.state(vae, decoding_dtype(vae))]
+        return self._copies.state(unet) + self._copies.state(vae, decoding_dtype(vae))
 
     def _make_gradient(self) -> RawGradient | None:
         guidance, teacher = self.config.guidance, self._teacher
@@ -407,8 +443,3 @@ def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: Gate
     check_parts(pipe, config, teacher)
     if config.guidance is not None and teacher is not None:
         check_gate(config.guidance, teacher, gate)
-
-
-def _thresholds(gate: GateThresholds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """tau and delta of every class, fp32 [K]."""
-    return None if gate is None else (torch.tensor(gate.tau, device=device), torch.tensor(gate.delta, device=device))

@@ -76,6 +76,15 @@ class GateThresholds:
             delta.append(max((high - low) / 4, MIN_GATE_WIDTH))
         return cls(tau=tuple(tau), delta=tuple(delta))
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """tau and delta of every class, fp32 [K]."""
+        return torch.tensor(self.tau, device=device), torch.tensor(self.delta, device=device)
+
+    def of(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """tau and delta of classes int64 [B], fp32 [B]."""
+        tau, delta = self.on(targets.device)
+        return tau[targets], delta[targets]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
@@ -119,12 +128,11 @@ def step_weight(config: GuidanceConfig, level: NoiseLevel) -> float:
     return {"constant": 1.0, "sigma": level.sigma, "alpha": level.alpha}[config.weighting]
 
 
-def gate_values(energy: Tensor, targets: Tensor, thresholds: GateThresholds | None) -> Tensor:
-    """Gate [B] in [0, 1] of energies [B]; one where there are no thresholds."""
+def gate_values(energy: Tensor, thresholds: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Gate [B] in [0, 1] of energies [B], from tau and delta of their classes, [B] each; one where there are none."""
     if thresholds is None:
         return torch.ones_like(energy)
-    tau = torch.tensor(thresholds.tau, device=energy.device, dtype=energy.dtype)[targets]
-    delta = torch.tensor(thresholds.delta, device=energy.device, dtype=energy.dtype)[targets]
+    tau, delta = thresholds
     return ((energy - tau) / delta).sigmoid()
 
 
@@ -230,7 +238,7 @@ class Guide:
         gradient = gradient.float()
         energy = result.energy.to(gradient)
         finite = result.finite.to(gradient.device) & gradient.flatten(1).isfinite().all(1)
-        gate = gate_values(energy, targets, self._gate)
+        gate = gate_values(energy, None if self._gate is None else self._gate.of(targets))
         return correction(
             energy, gradient, finite, gate, self.config.scale * step_weight(self.config, level), direction
         )

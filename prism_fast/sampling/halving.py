@@ -11,11 +11,12 @@ import torch
 
 from prism_fast.errors import UserError
 from prism_fast.sampling.batch import SampleBatch
-from prism_fast.sampling.pending import Pending, QueuingSampler, joined
+from prism_fast.sampling.pending import Pending, QueuingSampler, done, joined
 
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Use = Callable[[QueuingSampler, Sequence[str], Sequence[int], Sequence[int]], Pending]
 
 
 class HalvingSampler:
@@ -39,18 +40,21 @@ class HalvingSampler:
         self._until_it_fits(self._made)
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
-        """As :meth:`begin`, and waits."""
-        return self.begin(prompts, class_indices, seeds).result()
-
-    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
         """
         Raises:
             UserError: too many rows, or as the sampler raises.
             torch.OutOfMemoryError: not even one row fits.
         """
+        return self._run(lambda sampler, *part: done(sampler.sample(*part)), prompts, class_indices, seeds).result()
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        """As :meth:`sample`, and waits for nothing."""
+        return self._run(lambda sampler, *part: sampler.begin(*part), prompts, class_indices, seeds)
+
+    def _run(self, use: Use, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
         if len(prompts) > self._most:
             raise UserError(f"{len(prompts)} rows, but a batch has 1 to {self._most} (compute_batch)")
-        return self._until_it_fits(lambda: self._in_parts(prompts, class_indices, seeds))
+        return self._until_it_fits(lambda: self._in_parts(use, prompts, class_indices, seeds))
 
     def _until_it_fits(self, work: Callable[[], Result]) -> Result:
         while True:
@@ -68,11 +72,13 @@ class HalvingSampler:
             self._sampler = self._make(self._batch)
         return self._sampler
 
-    def _in_parts(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+    def _in_parts(
+        self, use: Use, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]
+    ) -> Pending:
         sampler = self._made()
         starts = range(0, max(len(prompts), 1), self._batch)
         cuts = [slice(start, start + self._batch) for start in starts]
-        return joined([sampler.begin(prompts[cut], class_indices[cut], seeds[cut]) for cut in cuts])
+        return joined([use(sampler, prompts[cut], class_indices[cut], seeds[cut]) for cut in cuts])
 
 
 def halved(batch: int, first: int) -> int:

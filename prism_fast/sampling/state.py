@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from prism_fast.sampling.transfer import marked, to_host
 
 _SAMPLES = 64
 """Values of each weight that are compared one by one, spread over it."""
@@ -21,15 +24,60 @@ _IGNORED = frozenset(vars(nn.Module())) - {"training"} | {"_output_capturing_hoo
 """Attributes that every module has and that say nothing about its output, and one that transformers sets in a call."""
 
 
-def state_of(*networks: Any, contents: bool) -> list[object]:
+class Contents:
+    """The norm of every weight and :data:`_SAMPLES` of its values; only a comparison waits for the device.
+
+    Norms are fp32, so that a write to a few elements of a large weight shows where it moves the norm by 1e-7 of it. The
+    samples show what leaves norms alone.
+
+    Args:
+        weights: those of other types than floating point are left out.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        weights = [weight.detach() for weight in weights if weight.dtype in _FLOATS and weight.numel()]
+        self._values, self._wait = torch.empty(0), marked(torch.device("cpu"))
+        if weights:
+            norms = torch.stack(torch._foreach_norm(weights, 2, dtype=torch.float32))
+            samples = torch.cat([_sample(weight) for weight in weights]).float()
+            self._values, self._wait = to_host(torch.cat([norms, samples])), marked(norms.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contents) and self._bytes() == other._bytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _bytes(self) -> bytes:
+        self._wait()
+        return self._values.numpy().tobytes()  # a weight that is not a number equals itself
+
+
+@dataclass(frozen=True)
+class State:
+    """Equals another one if nothing was changed in between.
+
+    Attributes:
+        seen: what the host knows.
+        contents: what only the device knows, of networks whose weights somebody else has copied.
+    """
+
+    seen: tuple[object, ...] = ()
+    contents: tuple[Contents, ...] = ()
+
+    def __add__(self, other: State) -> State:
+        return State(self.seen + other.seen, self.contents + other.contents)
+
+
+def state_of(*networks: Any, contents: bool) -> State:
     """Changes with a weight, and with any setting of a module: an adapter's, FreeU, an attention processor.
 
     Args:
         networks: None is left out.
-        contents: look into the weights too (:func:`contents_of`): what is written through ``weight.data`` shows nowhere
+        contents: look into the weights too (:class:`Contents`): what is written through ``weight.data`` shows nowhere
             else. Whoever shares the weights need not; who has copied them, or kept something computed with them, must.
     """
     state: list[object] = []
+    found: list[Contents] = []
     for network in networks:
         if network is None:
             continue
@@ -41,28 +89,14 @@ def state_of(*networks: Any, contents: bool) -> list[object]:
             state += map(_place, own)
             weights += own
         if contents:
-            state.append(contents_of(weights))
-    return state
+            found.append(Contents(weights))
+    return State(tuple(state), tuple(found))
 
 
-def contents_of(weights: Iterable[Tensor]) -> bytes:
-    """The norm of every weight and :data:`_SAMPLES` of its values; waits for the device once.
-
-    Norms are fp32, so that a write to a few elements of a large weight shows where it moves the norm by 1e-7 of it. The
-    samples show what leaves norms alone.
-    """
-    weights = [weight.detach() for weight in weights if weight.dtype in _FLOATS and weight.numel()]
-    if not weights:
-        return b""
-    norms = torch.stack(torch._foreach_norm(weights, 2, dtype=torch.float32))
-    samples = torch.cat([_sample(weight) for weight in weights]).float()
-    return torch.cat([norms, samples]).cpu().numpy().tobytes()  # bytes: a weight that is not a number equals itself
-
-
-def text_state(pipe: Any) -> list[object]:
+def text_state(pipe: Any) -> State:
     """The state of a pipeline's text encoders, whose embeddings are kept."""
     encoders = pipe.text_encoder, getattr(pipe, "text_encoder_2", None)
-    return [encoder is None for encoder in encoders] + state_of(*encoders, contents=True)
+    return State(tuple(encoder is None for encoder in encoders)) + state_of(*encoders, contents=True)
 
 
 def _own_weights(module: nn.Module) -> list[Tensor]:

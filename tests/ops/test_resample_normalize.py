@@ -222,7 +222,7 @@ def _compare(
     assert_as_accurate(got, resample_normalize_ref(images, height, width, **arguments), exact)
     assert got.is_contiguous(memory_format=memory_format(images))
 
-    grad = torch.randn(got.shape, dtype=torch.float32).to(got.dtype)
+    grad = torch.randn(got.shape, dtype=torch.float32).to(got)
     options = _backward_options(options)
     pulled = resample_normalize_backward_cuda(grad, images, **options)
     exact = resample_normalize_backward_ref(grad.double(), images.double(), **options)

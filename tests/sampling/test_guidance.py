@@ -84,9 +84,9 @@ def test_gate_values(seed: int) -> None:
     energy = torch.tensor([0.0, 5.0, 5.0, -30.0])
     targets = torch.tensor([0, 1, 0, 0])
     expected = torch.tensor([0.5, 0.5, 1 / (1 + math.exp(-5)), 0.0])
-    torch.testing.assert_close(gate_values(energy, targets, thresholds), expected)
-    assert torch.equal(gate_values(energy, targets, None), torch.ones(4))
-    finer = gate_values(torch.tensor([0.5]), torch.tensor([0]), GateThresholds(tau=(0.0,), delta=(0.25,)))
+    torch.testing.assert_close(gate_values(energy, thresholds.of(targets)), expected)
+    assert torch.equal(gate_values(energy, None), torch.ones(4))
+    finer = gate_values(torch.tensor([0.5]), GateThresholds(tau=(0.0,), delta=(0.25,)).of(torch.tensor([0])))
     assert finer.item() == pytest.approx(1 / (1 + math.exp(-2)))
 
 
