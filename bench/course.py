@@ -166,7 +166,7 @@ class Course:
                 times = time_phases(parts, flop, batch, self._device, self._peak)
             del parts
             self._free()
-        make = maker(self._pipe, one, self._teacher) if sampler is None else partial(_sampled, sampler)
+        make = maker(self._pipe, one, self._teacher) if sampler is None else partial(_sampled, sampler, batch)
         self._reset_peak()
         make(self._rows(0, images))
         tflop = images * sum(once * times for once, times in zip(flop, uses, strict=True)) / 1e12
@@ -234,12 +234,11 @@ def maker(pipe: Any, one: Contender, teacher: Teacher) -> Maker:
     return partial(_piped, theirs, config)
 
 
-def _sampled(sampler: Sampler, rows: Rows) -> Tensor:
+def _sampled(sampler: Sampler, batch: int, rows: Rows) -> Tensor:
     """
     Raises:
         UserError: latents that are not finite: their speed is nobody's.
     """
-    batch = int(sampler.config.compute_batch)  # type: ignore[attr-defined]
     made = [sampler.sample(*rows.part(start, start + batch)) for start in range(0, len(rows.seeds), batch)]
     if not all(bool(part.finite.all()) for part in made):
         raise UserError("latents are not finite: take another dtype, fewer steps or a smaller guidance scale")

@@ -138,6 +138,8 @@ GPU_STAGES = {
     "gpu-test": "bench.gpu_tests",
     "gpu-ops": "bench.ops --device cuda",
     "gpu-teachers": "bench.teachers --device cuda",
+    "gpu-train": "bench.train --device cuda",
+    "gpu-loaders": "bench.loaders --device cuda",
     "gpu-sd15": "--repeats 2 --pipeline sd15",
     "gpu-turbo": "--repeats 2 --pipeline sd-turbo",
 }
