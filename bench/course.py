@@ -157,10 +157,12 @@ class Course:
     def _ready(self, one: Contender, images: int, with_phases: bool, config: SamplerConfig) -> tuple[Maker, Measured]:
         """A contender after its first call, and what is known of it then."""
         one, batch = replace(one, config=config), config.compute_batch
-        sampler = make_sampler(self._pipe, config, self._teacher) if one.by == "prism_fast" else None
+        # Not make_sampler's, which halves its batch by itself: what a row says of it would be wrong.
+        ours = one.by == "prism_fast" and config.level != "reference"
+        sampler = FastSampler(self._pipe, config, self._teacher) if ours else None
         flop, uses = self._work(config)
         times: tuple[PhaseTime, ...] = ()
-        if with_phases and isinstance(sampler, FastSampler):
+        if with_phases and sampler is not None:
             with torch.no_grad():
                 parts = phases(sampler, self._rows(0, batch).prompts)
                 times = time_phases(parts, flop, batch, self._device, self._peak)

@@ -7,7 +7,22 @@ from typing import Any
 
 import torch
 
+from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.state import State, state_of
+
+
+def is_compiled(config: SamplerConfig, device: torch.device) -> bool:
+    """Whether the networks of a configuration are compiled."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+def copies_for(config: SamplerConfig, device: torch.device) -> Copies:
+    """In channels-last layout on CUDA where the networks are compiled.
+
+    Not compiled, Stable Diffusion 1.5 was slower in that layout on an H100 (bench/results/throughput-cuda.jsonl: exact
+    beside same-schedule), probably because torch's group norm copies such inputs.
+    """
+    return Copies(device.type == "cuda" and is_compiled(config, device))
 
 
 class Copies:

@@ -28,7 +28,7 @@ from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.sampling.copies import Copies, decoding_dtype, decoding_network
+from prism_fast.sampling.copies import Copies, copies_for, decoding_dtype, decoding_network, is_compiled
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import (
     GateThresholds,
@@ -117,8 +117,8 @@ class FastSampler:
         self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
-        self._compile = config.compile == "on" or (config.compile == "auto" and self._cuda)
-        self._copies = copies if copies is not None else Copies(self._cuda)
+        self._compile = is_compiled(config, self.device)
+        self._copies = copies if copies is not None else copies_for(config, self.device)
         self._sizes = sizes if sizes is not None else Sizes.of(pipe)
         self._told = text_state(pipe)
         self._prepared = State()
@@ -373,8 +373,7 @@ class FastSampler:
         inputs, text = inputs.to(self._pipe.unet.dtype), buffers.text
         if kind.cfg:
             inputs, text = torch.cat([inputs, inputs]), torch.cat([buffers.unconditional, text])
-        if self._cuda:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=self._copies.layout)
         timestep, added = self._timesteps.index_select(0, buffers.step), buffers.added(kind.cfg)
         if self._split is None:
             return self._denoiser.predict(inputs, timestep, text, added)

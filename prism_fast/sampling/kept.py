@@ -12,7 +12,7 @@ import torch
 
 from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.config import SamplerConfig
-from prism_fast.sampling.copies import Copies
+from prism_fast.sampling.copies import Copies, copies_for, is_compiled
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.halving import halved
 from prism_fast.sampling.serving import serving
@@ -34,7 +34,7 @@ class KeptSamplers:
 
     def __init__(self, pipe: Any, teacher: Teacher | None) -> None:
         self._pipe, self._teacher = pipe, teacher
-        self._copies = Copies(pipe.unet.device.type == "cuda")
+        self._copies: dict[bool, Copies] = {}  # by whether they are compiled
         self._kept: OrderedDict[object, FastSampler] = OrderedDict()
         self._served: WeakValueDictionary[int, Teacher] = WeakValueDictionary()  # by batch, while a sampler has it
         self._most: dict[tuple[int, int, int], int] = {}  # rows that fit, of latents for which memory ran out
@@ -70,7 +70,9 @@ class KeptSamplers:
         key = config, sizes, type(scheduler), repr(sorted(scheduler.config.items(), key=lambda item: item[0]))
         if key not in self._kept:
             teacher = self._serving(config)
-            self._kept[key] = FastSampler(self._pipe, config, teacher, sizes=sizes, copies=self._copies)
+            device = self._pipe.unet.device
+            copies = self._copies.setdefault(is_compiled(config, device), copies_for(config, device))
+            self._kept[key] = FastSampler(self._pipe, config, teacher, sizes=sizes, copies=copies)
         self._kept.move_to_end(key)
         while len(self._kept) > SAMPLERS:
             self._kept.popitem(last=False)

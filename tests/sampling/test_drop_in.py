@@ -279,7 +279,7 @@ def test_changes_that_no_version_shows(
     pipe: Any, channels_last: bool, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Merged adapters, FreeU, processors, writes through ``.data``; with copies that own weights, and that do not."""
-    monkeypatch.setattr(kept, "Copies", lambda _: Copies(channels_last))
+    monkeypatch.setattr(kept, "copies_for", lambda *_: Copies(channels_last))
     attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     attention.to_q = layer = _Layer(attention.to_q)
     fast = prism_fast.compile(pipe)
