@@ -20,29 +20,39 @@ def run(arguments: Sequence[str]) -> None:
         program="prism-fast evaluate",
         description=(
             "Measures against real images: the accuracy of a classifier (a built-in name, a folder, a hub id), or of a "
-            "shard set the agreement of teacher and judge and how its images cover the real ones."
+            "shard set or a folder of images how they cover the real ones, the agreement of teacher and judge, and "
+            "copies."
         ),
         kind=EvaluateConfig,
         options=[
-            Option(name="target", description="classifier or shard set"),
+            Option(name="target", description="classifier, shard set or folder of images"),
             Option(name="--out", description="also write the figures and settings to this JSON file", metavar="FILE"),
+            Option(
+                name="--report",
+                description="of images: also write a page of all this to this HTML file",
+                metavar="FILE",
+            ),
             Option(name="--json", description="print JSON", kind=bool, default=False),
         ],
     )
     parsed = line.parse(arguments)
     fields, options = parsed.fields, parsed.options
     if options["target"] is None:
-        raise UserError("evaluate needs a classifier or a shard set: prism-fast evaluate FOLDER")
+        raise UserError("evaluate needs a classifier, a shard set or a folder of images: prism-fast evaluate FOLDER")
     config = build(EvaluateConfig, {**fields, "target": options["target"]})
-    out = Path(options["out"]) if options["out"] is not None else None
-    if out is not None:
-        check_new_file(out)  # before the measuring, which takes minutes
+    out, report = (None if options[name] is None else Path(options[name]) for name in ("out", "report"))
+    for path in (out, report):
+        if path is not None:
+            check_new_file(path)  # before the measuring, which takes minutes
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
     from prism_fast.study.evaluate import evaluate, figures_text
+    from prism_fast.study.evaluation_page import write_page
 
-    figures = evaluate(config, progress)
-    result = {**figures, "config": canonical(config)}
+    found = evaluate(config, progress)
+    result = {**found.figures, "config": canonical(config)}
     if out is not None:
         write_json(out, result)
-    print(json.dumps(result, indent=1) if options["json"] else figures_text(figures))
+    if report is not None and found.comparison is not None:
+        write_page(found.comparison, config, report)
+    print(json.dumps(result, indent=1) if options["json"] else figures_text(found.figures))

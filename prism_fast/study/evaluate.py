@@ -1,18 +1,20 @@
-"""``prism-fast evaluate``: a classifier on real images, or a shard set beside them."""
+"""``prism-fast evaluate``: a classifier on real images, or a set of images beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from prism_fast.config import MAX_COUNT, require_whole
 from prism_fast.errors import UserError
 from prism_fast.study.text import percent
 from prism_fast.synthesis.place import local_folder
 
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
+    from prism_fast.study.compared import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,109 +22,157 @@ class EvaluateConfig:
     """What to measure.
 
     Args:
-        target: a classifier (built-in name, folder of a student or teacher, ``hf-hub:ORG/NAME``), or a shard set.
-        teacher: for a shard set: whose agreement with the classes is measured.
-        judge: for a shard set: the independent classifier whose agreement and features are used.
-        reference: real images: the test set, or a split of the training set (V is for tuning).
-        seed: decides which real images a smaller shard set is compared with.
+        target: a classifier (built-in name, folder of a student or teacher, ``hf-hub:ORG/NAME``), a shard set, or a
+            folder of images or of a folder of them for each class.
+        teacher: for images: whose agreement with the classes is measured; its features are never used.
+        judge: for images: the independent classifier whose agreement and features are used.
+        reference: real images: ``test`` or a split ``T``, ``G``, ``J``, ``V`` of Fashion-MNIST (V is for tuning), a
+            folder of images, or a shard set.
+        extractors: further features: names with commas between them, classifiers or ``inception@FOLDER``; ``auto``:
+            ``imagenet`` where its package is installed; ``none``.
+        images: at most so many of the set; None: all.
+        searched: real images that are searched for copies, in the judge's features.
+        resamples: of the intervals; 0: no intervals.
+        set_resamples: of the intervals of distances, each of which takes about a second at 1,280 features.
+        seed: decides which images are compared.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
     target: str
     teacher: str = "fashion"
     judge: str = "fashion-judge"
-    reference: Literal["test", "T", "G", "J", "V"] = "test"
+    reference: str = "test"
+    extractors: str = "auto"
+    images: int | None = None
+    searched: int = 50_000
+    resamples: int = 1000
+    set_resamples: int = 50
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2**63")
+        require_whole(self, "images", 1, MAX_COUNT)
+        for name in ("searched", "resamples", "set_resamples"):
+            require_whole(self, name, 0, MAX_COUNT)
 
 
-def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> dict[str, Any]:
-    """The figures: ``accuracy`` of a classifier, or agreements and ``distribution`` of a shard set.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        figures: as JSON values: ``accuracy`` of a classifier, or the ``figures`` of images.
+        comparison: of images: what the report shows; None of a classifier.
+    """
+
+    figures: dict[str, Any]
+    comparison: Comparison | None = None
+
+
+def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
+    """Measures a classifier or a set of images.
 
     Raises:
         UserError: no such classifier or set, or its classes are not those of the real images.
     """
     folder = local_folder(config.target)
+    from prism_fast.data.image_folder import ImageFolder
     from prism_fast.study.sets import is_set
+    from prism_fast.study.sources import check_source
 
+    check_source(config.reference)
     if is_set(folder):
-        return _evaluate_set(config, folder, progress)
+        return _evaluate_images(config, progress)
     if is_set(folder / "shards"):
         raise UserError(f"{folder} is an arm of a study: give {folder / 'shards'} or {folder / 'student' / 'student'}")
     arms = sorted(arm.name for arm in folder.iterdir() if is_set(arm / "shards")) if folder.is_dir() else []
     if arms:
         arm = folder / arms[0]
         raise UserError(f"{folder} is a demo: give {arm / 'shards'}, {arm / 'student' / 'student'} or another arm's")
+    if folder.is_dir() and not _classifier_folder(folder):
+        try:
+            ImageFolder(folder)
+        except UserError as error:
+            raise UserError(
+                f"{folder} is neither a classifier (config.json, model.safetensors) nor a shard set (_info.json, "
+                f"shards), and as a folder of images: {error}"
+            ) from error
+        return _evaluate_images(config, progress)
     return _evaluate_classifier(config, progress)
 
 
-def _evaluate_classifier(config: EvaluateConfig, progress: ProgressFactory) -> dict[str, Any]:
+def _classifier_folder(folder: Path) -> bool:
+    from prism_fast.distill.report import STUDENT
+
+    return any((each / "config.json").is_file() for each in (folder, folder / STUDENT))
+
+
+def _evaluate_classifier(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
     from prism_fast.config import resolve_device
     from prism_fast.distill.report import STUDENT
-    from prism_fast.study.measure import Reference, measure_accuracy
-    from prism_fast.study.real import real_images
+    from prism_fast.metrics.accuracy import accuracy
+    from prism_fast.study.sources import every_image, open_source
     from prism_fast.teachers.load import load_teacher
 
     run = Path(config.target) / STUDENT
     name = str(run) if (run / "config.json").is_file() else config.target  # the folder of a distillation
-    device = resolve_device(config.device)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(
-            f"{name} is neither a classifier (config.json, model.safetensors) nor a shard set (_info.json, shards): "
-            "give the folder of a student, a teacher or a set"
-        )
     try:
-        classifier = load_teacher(name, device)
+        classifier = load_teacher(name, resolve_device(config.device))
     except UserError as error:
-        raise UserError(f"{name} is no shard set, and as a classifier: {error}") from error
-    reference = Reference(config.reference, *real_images(config.reference))
-    classes = len(reference.labels.unique())
+        raise UserError(f"{name} is no set of images, and as a classifier: {error}") from error
+    reference = open_source(config.reference, classifier.num_classes, classifier.label_names)
+    if reference.classes is None:
+        raise UserError(f"{reference.name} has no classes: put its images into a folder for each class")
+    classes = len(reference.classes.unique())
     if classifier.num_classes != classes:
         raise UserError(f"{name} knows {classifier.num_classes} classes, the real images have {classes}")
-    value = measure_accuracy(classifier, reference, "evaluate", progress)
-    return {
-        "classifier": name,
-        "accuracy": value,
-        "images": len(reference.labels),
-        "reference": config.reference,
-    }
+    found = accuracy(classifier, every_image(reference, "evaluate", progress), reference.classes)
+    return Evaluation(
+        figures={
+            "classifier": name,
+            "accuracy": round(found.value, 6),
+            "images": found.count,
+            "reference": config.reference,
+        }
+    )
 
 
-def _evaluate_set(config: EvaluateConfig, folder: Path, progress: ProgressFactory) -> dict[str, Any]:
+def _evaluate_images(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
     from prism_fast.config import resolve_device
-    from prism_fast.study.measure import Reference, measure_agreement, measure_distribution
-    from prism_fast.study.real import real_images
-    from prism_fast.study.sets import read_set
-    from prism_fast.teachers.load import load_teacher
+    from prism_fast.study.compared import compare, load_networks
+    from prism_fast.study.sources import open_source
 
-    made = read_set(folder)
     device = resolve_device(config.device)
-    teacher, judge = load_teacher(config.teacher, device), load_teacher(config.judge, device)
-    reference = Reference(config.reference, *real_images(config.reference))
-    return {
-        "shards": str(folder),
-        "config_hash": made.identity,
-        "images": len(made),
-        "teacher_agreement": measure_agreement(teacher, made.images, made.classes, "teacher", progress),
-        "judge_agreement": measure_agreement(judge, made.images, made.classes, "judge", progress),
-        "distribution": measure_distribution(judge, config.judge, made.images, reference, config.seed, progress),
-    }
+    networks = load_networks(config, device)
+    judge = networks.classifiers["judge"]
+    generated, reference = (
+        open_source(name, judge.num_classes, judge.label_names) for name in (config.target, config.reference)
+    )
+    found = compare(config, generated, reference, networks, device, progress)
+    return Evaluation(figures=found.figures, comparison=found)
 
 
 def figures_text(figures: Mapping[str, Any]) -> str:
     """The figures in words."""
     if "accuracy" in figures:
         return f"accuracy {percent(figures['accuracy'], 2)} on {figures['images']} real images ({figures['reference']})"
-    found = figures["distribution"]
-    settings = found["settings"]
-    return (
-        f"{figures['images']} images; teacher agrees {percent(figures['teacher_agreement'])}, "
-        f"judge agrees {percent(figures['judge_agreement'])}\n"
-        + ", ".join(f"{name} {found[name]:.3f}" for name in ("precision", "recall", "density", "coverage"))
-        + f"\n  in features of {settings['extractor']}, k = {settings['k_precision_recall']} and "
-        f"{settings['k_density_coverage']}, against {settings['real_images']} real images ({settings['reference']})"
+    lines = [f"{figures['images']} images, {figures['compared']} of them against as many of {figures['reference']}"]
+    rows = [row for row in figures["figures"] if row["class_name"] is None]
+    width = max(len(row["name"]) for row in rows)
+    for of in dict.fromkeys(row["of"] for row in rows):
+        lines.append(f"\n{of}")
+        for row in rows:
+            if row["of"] == of:
+                ends = row["interval"]
+                between = "" if ends is None else f"  ({ends['low']:.4g} to {ends['high']:.4g})"
+                lines.append(f"  {row['name']:<{width}}  {row['value']:.4g}{between}")
+    copies = figures["copies"]
+    lines.append(
+        f"\n{copies['same_pixels_as_another']} of {copies['generated_images']} images repeat another, "
+        f"{copies['same_pixels_as_real']} are one of {copies['real_images']} real ones; "
+        f"{percent(copies['as_close_to_real'])} lie as near to a real image as "
+        f"{percent(copies['close_share_of_real'], 0)} of the real ones to another"
     )
+    return "\n".join(lines)

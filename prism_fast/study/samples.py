@@ -14,6 +14,8 @@ from prism_fast.study.pairs import Pair, Side
 
 COLUMNS = 10
 ZOOM = 2
+THUMBNAIL = 96
+"""Pixels of the longer side of an image that is shown beside others."""
 _GAP = 2
 _MARK = 3
 _MARK_COLOUR = (46, 160, 107)
@@ -41,6 +43,22 @@ def overview(pair: Pair, names: Sequence[str], columns: int = COLUMNS) -> bytes:
         left, top = gap + column * (width + gap), gap // 2 + row * (height + label + gap)
         draw.text((left, top), name, fill=(70, 70, 70), font=font)
         sheet.paste(strip, (left, top + label), strip)
+    return _png(sheet)
+
+
+def paired_rows(above: Sequence[Tensor], below: Sequence[Tensor]) -> bytes:
+    """PNG of two rows of images uint8 [3,H,W] of any sizes, cell by cell, transparent between."""
+    shown = [[Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in row] for row in (above, below)]
+    side = min(THUMBNAIL, ZOOM * max(image.height for row in shown for image in row))
+    cell = side + _GAP
+    sheet = Image.new("RGBA", (len(above) * cell - _GAP, 2 * cell - _GAP), (0, 0, 0, 0))
+    for line, row in enumerate(shown):
+        for place, image in enumerate(row):
+            small = max(image.size) < side
+            way = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            scale = side / max(image.size)
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            sheet.paste(image.resize(size, way), (place * cell, line * cell))
     return _png(sheet)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_fast.errors import UserError
-from prism_fast.metrics.prdc import METHODS, Prdc, neighbour_distances, prdc
+from prism_fast.metrics.neighbours import METHODS, Tiles, nearest
+from prism_fast.metrics.prdc import Prdc, prdc
 
 
 def _points(seed: int, count: int, width: int = 8) -> Tensor:
@@ -48,19 +51,72 @@ def test_equals_brute_force(n: int, m: int, block: int, method: str, seed: int) 
     assert (got.neighbours, got.density_neighbours, got.real_count, got.generated_count) == (3, 5, n, m)
 
 
-def test_neighbour_distances_leave_the_point_itself_out(seed: int) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_nearest_are_others_than_the_point_itself(method: str, seed: int) -> None:
     points = _points(seed, 30, 4)
-    first, third = neighbour_distances(points, (1, 3), block=7)
+    squared, places = nearest(Tiles(points, points, method=method, block=7), 3)
     for i in range(30):
-        assert first[i].item() == pytest.approx(_radius(points.tolist(), i, 1))
-        assert third[i].item() == pytest.approx(_radius(points.tolist(), i, 3))
-    assert first.min() > 0
+        assert squared[i].sqrt().tolist() == pytest.approx([_radius(points.tolist(), i, k) for k in (1, 2, 3)])
+        away = [math.dist(points[i], points[j]) for j in places[i]]
+        assert i not in places[i] and away == pytest.approx(squared[i].sqrt().tolist())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_nearest_of_another_set(method: str, seed: int) -> None:
+    left, right = _points(seed, 11, 4), _points(seed + 1, 40, 4)
+    squared, places = nearest(Tiles(left, right, method=method, block=9), 2)
+    wanted = torch.cdist(left, right).topk(2, largest=False)
+    assert places.equal(wanted.indices) and torch.allclose(squared.sqrt(), wanted.values)
 
 
 def test_line_has_known_radii() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0], [7.0], [7.0]])
-    assert neighbour_distances(points, (1, 2))[0].tolist() == [1, 1, 2, 0, 0]
-    assert neighbour_distances(points, (1, 2))[1].tolist() == [3, 2, 3, 4, 4]
+    for method in METHODS:
+        squared, _ = nearest(Tiles(points, points, method=method, block=2), 2)
+        assert squared[:, 0].sqrt().tolist() == pytest.approx([1, 1, 2, 0, 0])
+        assert squared[:, 1].sqrt().tolist() == pytest.approx([3, 2, 3, 4, 4])
+
+
+def test_too_few_points_have_no_neighbours() -> None:
+    points = torch.zeros(4, 2)
+    with pytest.raises(UserError, match="3 other points are too few for 4 neighbours"):
+        nearest(Tiles(points, points, block=3), 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_sets_given_stay_as_they_are(method: str, seed: int) -> None:
+    real, fake = _points(seed, 20), _points(seed + 1, 20)
+    before = real.clone(), fake.clone()
+    prdc(real, fake, method=method)
+    assert real.equal(before[0]) and fake.equal(before[1])
+
+
+class _Largest(TorchDispatchMode):
+    """The largest tensor, in bytes, that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, Tensor) and not each._is_view():
+                self.size_bytes = max(self.size_bytes, each.numel() * each.element_size())
+        return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_tensor_is_larger_than_a_tile_or_a_set(method: str, seed: int) -> None:
+    count, width, block = 1500, 4, 100
+    real, fake = (_points(place, count, width).float() for place in (seed, seed + 1))
+    with _Largest() as largest:
+        prdc(real, fake, method=method, block=block)
+    tile = 8 * block * max(block, width)
+    assert largest.size_bytes <= max(tile, 8 * count * 5)  # five neighbours' distances of each point are kept
+    with _Largest() as coarse:  # the test can fail
+        prdc(real, fake, method=method, block=count)
+    assert coarse.size_bytes >= 8 * count**2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

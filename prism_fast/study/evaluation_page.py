@@ -1,0 +1,204 @@
+"""The report of ``prism-fast evaluate``: one page of every figure, each class, and the images behind them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_fast.config import canonical, replacing
+from prism_fast.metrics.comparison import FRECHET, KERNEL
+from prism_fast.metrics.prdc import PRDC
+from prism_fast.study import page
+from prism_fast.study.compared import CEILING, GENERATED
+from prism_fast.study.samples import paired_rows
+from prism_fast.study.text import percent
+
+if TYPE_CHECKING:
+    from prism_fast.study.compared import Comparison
+    from prism_fast.study.evaluate import EvaluateConfig
+
+COLUMNS = 8
+CLASSES = 12
+"""How many classes are shown with their images; all are in the table."""
+
+_AGREEMENTS = ("teacher_agreement", "judge_agreement")
+_TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
+Row = Mapping[str, Any]
+
+
+def write_page(found: Comparison, config: EvaluateConfig, path: Path) -> None:
+    """Writes the report as one file, by a rename.
+
+    Raises:
+        UserError: the place cannot be written, or an image cannot be read again.
+    """
+    html = page_html(found, config)
+    with replacing(path) as staged:
+        staged.write_text(html, encoding="utf-8")
+
+
+def page_html(found: Comparison, config: EvaluateConfig) -> str:
+    """The whole document."""
+    figures = found.figures
+    title = f"Images of {Path(figures['target']).name} beside real ones"
+    rows: list[Row] = figures["figures"]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{figures["images"]:,} images of {escape(figures["target"])}, {figures["compared"]:,} of them '
+        f"compared with as many of {escape(figures['reference'])}, seed {config.seed}.</p>",
+        page.tiles(_tiles(rows, figures)),
+        "<h2>Overlap with real images</h2>",
+        _overlap(rows, figures),
+        *_classes(found, rows),
+        "<h2>Copies</h2>",
+        _copies(found),
+        *_samples(found),
+        "<h2>Settings</h2>",
+        page.definitions([(name, str(value)) for name, value in canonical(config).items()]),
+    ]
+    return page.page(title, body)
+
+
+def _pick(rows: Sequence[Row], of: str, metric: str, extractor: str | None, class_name: str | None) -> Row | None:
+    wanted = {"of": of, "metric": metric, "class_name": class_name}
+    wanted |= {} if extractor is None else {"extractor": extractor}
+    return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
+
+
+def _tiles(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    items = []
+    for metric in ("precision", "recall"):
+        made, real = (_pick(rows, of, metric, figures["headline"], None) for of in (GENERATED, CEILING))
+        if made is not None and real is not None:
+            items.append((f"{made['value']:.2f}", f"{metric} in judge features; real images: {real['value']:.2f}"))
+    for metric, who in zip(_AGREEMENTS, ("the teacher agrees", "the judge agrees"), strict=True):
+        made = _pick(rows, GENERATED, metric, None, None)
+        if made is not None:
+            items.append((percent(made["value"]), f"{who} with the class asked for"))
+    copies = figures["copies"]
+    items.append((str(copies["same_pixels_as_real"]), f"copies among {copies['real_images']:,} real images"))
+    return items
+
+
+def _overlap(rows: Sequence[Row], figures: Mapping[str, Any]) -> str:
+    whole = [row for row in rows if row["class_name"] is None]
+    extractors = dict.fromkeys(row["extractor"] for row in whole if row["metric"] == "precision")
+    metrics = (*PRDC, FRECHET, KERNEL)
+    lines = []
+    for extractor in extractors:
+        for of, what in ((GENERATED, "generated"), (CEILING, "real, in their place")):
+            found = [_pick(whole, of, metric, extractor, None) for metric in metrics]
+            cells = [f"{what}<small>features of {escape(extractor)}</small>", *map(_cell, found)]
+            lines.append((cells, of == GENERATED and extractor == figures["headline"]))
+    head = ["", *(_head(_pick(whole, GENERATED, metric, None, None), metric) for metric in metrics)]
+    ties = sum(row["ties"] or 0 for row in whole)
+    note = (
+        f'<p class="note">N = {figures["compared"]:,} images on either side, as many of each class; against '
+        f"{escape(figures['reference'])}. The second row of each pair compares other real images with the same ones: "
+        "what a perfect generator would get. Small print: 95 % bootstrap intervals. Distances grow as N falls, and are "
+        f"comparable at equal N alone. Rounding may have decided {ties} verdicts.</p>"
+    )
+    agreements = []
+    for of, what in ((GENERATED, "generated"), (CEILING, "real")):
+        found = [_pick(whole, of, metric, None, None) for metric in _AGREEMENTS]
+        if found[0] is not None and found[1] is not None:
+            name = f"{what}<small>{found[0]['count']:,} images</small>"
+            agreements.append(([name, *(_cell(row, share=True) for row in found)], of == GENERATED))
+    if not agreements:
+        return page.table(head, lines) + note
+    titles = [f"{who} agrees" for who in ("teacher", "judge")]
+    return page.table(head, lines) + note + page.table(["", *titles], agreements)
+
+
+def _head(row: Row | None, metric: str) -> str:
+    k = "" if row is None or row["k"] is None else f" (k = {row['k']})"
+    return f"{_TITLES.get(metric, metric)}{k}"
+
+
+def _cell(row: Row | None, share: bool = False) -> str:
+    if row is None:
+        return "–"
+
+    def said(value: float) -> str:
+        if share:
+            return percent(value)
+        return {FRECHET: f"{value:.2f}", KERNEL: f"{1000 * value:.2f}"}.get(row["metric"], f"{value:.3f}")
+
+    ends = row["interval"]
+    return said(row["value"]) + ("" if ends is None else f"<small>{said(ends['low'])} – {said(ends['high'])}</small>")
+
+
+def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
+    present = dict.fromkeys(row["class_name"] for row in rows if row["class_name"] is not None)
+    if not present:
+        return []
+    lines = []
+    for name in sorted(present, key=found.class_names.index):
+        agreed = [_pick(rows, GENERATED, metric, None, name) for metric in _AGREEMENTS]
+        cells = [escape(name), *("–" if row is None else percent(row["value"]) for row in agreed)]
+        count = None
+        for metric in PRDC:
+            made, real = (_pick(rows, of, metric, None, name) for of in (GENERATED, CEILING))
+            if made is None or real is None:
+                cells.append("–")
+                continue
+            count = made["count"]
+            cells.append(f"{made['value']:.2f}<small>real {real['value']:.2f}</small>")
+        cells[0] += "" if count is None else f"<small>N = {count:,}</small>"
+        lines.append((cells, False))
+    note = (
+        f'<p class="note">Within each class, in features of {escape(found.figures["headline"])}; below, what other '
+        "real images of the class get. A dash: too few images.</p>"
+    )
+    return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *PRDC], lines) + note]
+
+
+def _copies(found: Comparison) -> str:
+    copies = found.figures["copies"]
+    pairs = found.nearest[:COLUMNS]
+    picture = _picture(
+        [found.generated.image(row) for row, _, _ in pairs],
+        [found.reference.image(row) for _, row, _ in pairs],
+        "generated images above the real ones nearest to them",
+    )
+    return (
+        f"<p>{copies['same_pixels_as_another']:,} of {copies['generated_images']:,} images have the pixels of another, "
+        f"{copies['same_pixels_as_real']:,} those of one of {copies['real_images']:,} real images. "
+        f"{percent(copies['as_close_to_real'])} lie as near to a real image as "
+        f"{percent(copies['close_share_of_real'], 0)} of the real ones do to another; "
+        f"{percent(copies['as_close_to_generated'])} lie as near to another generated one. "
+        f"Authenticity {percent(copies['authenticity'])}: farther from the nearest real image than that one is from "
+        f"the real one next to it (features of {escape(copies['extractor'])}).</p>"
+        f"<figure><figcaption>The generated images nearest to a real one, above it</figcaption>{picture}</figure>"
+        '<p class="note">What a generator has learned by heart shows against the images it was trained on; others give '
+        "the shares to expect.</p>"
+    )
+
+
+def _samples(found: Comparison) -> list[str]:
+    classes = found.matched.classes
+    if classes is None:
+        shown = [("", range(min(COLUMNS, len(found.matched))))]
+    else:
+        present = classes.unique().tolist()[:CLASSES]
+        places = {index: (classes == index).nonzero()[:COLUMNS, 0].tolist() for index in present}
+        shown = [(found.class_names[index], rows) for index, rows in places.items()]
+    figures = []
+    for name, rows in shown:
+        made = [found.generated.image(int(found.matched.generated[row])) for row in rows]
+        real = [found.reference.image(int(found.matched.reference[row])) for row in rows]
+        picture = _picture(made, real, f"{name}: generated above, real below")
+        figures.append(f"<figure><figcaption><b>{escape(name)}</b></figcaption>{picture}</figure>")
+    return [
+        "<h2>Images</h2>",
+        "<p>Generated images above, real ones below; the first that were compared, not a choice.</p>",
+        f'<div class="classes">{"".join(figures)}</div>',
+    ]
+
+
+def _picture(above: Sequence[Any], below: Sequence[Any], what: str) -> str:
+    data = base64.b64encode(paired_rows(above, below)).decode()
+    return f'<img src="data:image/png;base64,{data}" loading="lazy" alt="{escape(what, quote=True)}">'

@@ -1,0 +1,144 @@
+"""Where the images of an evaluation come from: a shard set, a folder, or the real Fashion-MNIST images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prism_fast.data.image_folder import ImageFolder
+from prism_fast.data.shards import ShardSet
+from prism_fast.errors import UserError
+from prism_fast.progress import ProgressFactory
+from prism_fast.study.real import REFERENCES, real_images
+from prism_fast.study.sets import is_set
+from prism_fast.synthesis.place import local_folder
+
+BATCH = 64
+"""Images a network call; larger ones gain nothing on a CPU, at 224 pixels they lose by the memory they take."""
+
+
+class Source(Protocol):
+    """Images by row number."""
+
+    @property
+    def name(self) -> str:
+        """For figures."""
+        ...
+
+    @property
+    def classes(self) -> Tensor | None:
+        """Class indices int64 [N], where they are known."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySource:
+    """Images uint8 [N,3,H,W] in memory, and their classes."""
+
+    name: str
+    images: Tensor
+    classes: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W]."""
+        return self.images[row]
+
+
+class ShardSource:
+    """The images of a shard set, decoded as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.set = ShardSet(folder)
+        self.name = str(folder)
+        self.classes: Tensor | None = torch.tensor(self.set.table().column("class_index").to_pylist())
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W]."""
+        return self.set.sample(row)[0]
+
+
+class FolderSource:
+    """The images of a folder.
+
+    Args:
+        folder: of images, or of a folder for each class.
+        num_classes: K.
+        names: of the classes, in order, where they are known.
+    """
+
+    def __init__(self, folder: Path, num_classes: int, names: Sequence[str] | None) -> None:
+        self._folder = ImageFolder(folder)
+        self.name = str(folder)
+        self.classes = self._folder.classes(num_classes, names)
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W]."""
+        return self._folder.image(row)
+
+
+def open_source(name: str, num_classes: int, names: Sequence[str] | None) -> Source:
+    """Images by a name: a folder of shards or of images, or one of the real Fashion-MNIST splits.
+
+    Args:
+        name: ``test``, ``T``, ``G``, ``J``, ``V`` or a folder.
+        num_classes, names: the classes that a folder's class folders are looked up in.
+
+    Raises:
+        UserError: there is no such thing, or it is damaged.
+    """
+    if name in REFERENCES:
+        return MemorySource(name, *real_images(name))
+    check_source(name)
+    folder = Path(name)
+    return ShardSource(folder) if is_set(folder) else FolderSource(folder, num_classes, names)
+
+
+def check_source(name: str) -> None:
+    """Checks that there is something of this name.
+
+    Raises:
+        UserError: there is not.
+    """
+    if name not in REFERENCES and not local_folder(name).is_dir():
+        raise UserError(f"{name!r} is neither one of {', '.join(REFERENCES)} nor a folder of images or shards")
+
+
+def in_batches(source: Source, rows: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
+    """The images of rows int64 [N] in order, uint8 [B,3,H,W]; a batch ends where another size begins."""
+    waiting: list[Tensor] = []
+    with progress(len(rows), "images", label, 0) as bar:
+        for row in rows.tolist():
+            image = source.image(row)
+            if waiting and (len(waiting) == BATCH or image.shape != waiting[0].shape):
+                yield torch.stack(waiting)
+                bar.update(len(waiting))
+                waiting = []
+            waiting.append(image)
+        if waiting:
+            yield torch.stack(waiting)
+            bar.update(len(waiting))
+
+
+def every_image(source: Source, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
+    """All images of a source in order, as :func:`in_batches` gives them."""
+    return in_batches(source, torch.arange(len(source)), label, progress)
