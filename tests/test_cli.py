@@ -141,14 +141,16 @@ def test_evaluate_measures_a_shard_set(
     world: World, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     use_fake_images(monkeypatch)
-    out = tmp_path / "new" / "figures.json"
-    judges = ["--teacher", str(world.teacher), "--judge", str(world.judge)]
-    assert main(["evaluate", str(shards), *judges, "--out", str(out)]) == 0
+    out, page = tmp_path / "new" / "figures.json", tmp_path / "page.html"
+    judges = ["--teacher", str(world.teacher), "--judge", str(world.judge), "--extractors", "none"]
+    assert main(["evaluate", str(shards), *judges, "--out", str(out), "--report", str(page)]) == 0
     text = capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert f"12 images; teacher agrees {100 * found['teacher_agreement']:.1f} %" in text
-    assert found["distribution"]["settings"]["real_images"] == 12
-    assert found["config"]["judge"] == str(world.judge)
+    assert (found["images"], found["compared"], found["config"]["judge"]) == (12, 12, str(world.judge))
+    for row in found["figures"]:
+        assert row["class_name"] is not None or row["name"] in text
+    assert f"precision ({world.judge}, k = 3, N = 12, against test)" in text
+    assert "data:image/png;base64," in page.read_text()
 
 
 def test_verify_finds_damage_and_repairs_it(shards: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -300,15 +302,21 @@ def test_info(capsys: Capture) -> None:
         (["distill", "--data", "x"], "required: out"),
         (["distill", "--data", "nowhere", "--out", "x"], "no folder nowhere"),
         (["distill", "--data", "a", "--out", "b", "--steps", "3", "--epochs", "2"], "either as epochs or as steps"),
-        (["evaluate"], "evaluate needs a classifier or a shard set"),
-        (["evaluate", "./nowhere"], "./nowhere is no shard set, and as a classifier: no such teacher folder"),
-        (["evaluate", "nonsense"], "nonsense is no shard set, and as a classifier: unknown teacher"),
+        (["evaluate"], "evaluate needs a classifier, a shard set or a folder of images"),
+        (["evaluate", "./nowhere"], "./nowhere is no set of images, and as a classifier: no such teacher folder"),
+        (["evaluate", "nonsense"], "nonsense is no set of images, and as a classifier: unknown teacher"),
         (["evaluate", "."], ". is neither a classifier (config.json, model.safetensors) nor a shard set"),
+        (["evaluate", "."], "as a folder of images: . holds no images (.png, .jpg, .jpeg, .webp)"),
+        (["evaluate", "x", "--images", "0"], "images is 0; it must be a whole number from 1"),
+        (["evaluate", "x", "--report", ""], "--report is empty"),
         (["evaluate", ""], "target is empty: give it a value"),
         (["evaluate", "x", "--out", ""], "--out is empty"),
         (["distill", "--data", "a", "--out", "b", "--temperature", "1e308"], "temperature is 1e+308; it must be from"),
         (["distill", "--data", "a", "--out", "b", "--lr", ".inf"], "lr"),
-        (["evaluate", "x", "--reference", "W"], "--reference takes one of test, T, G, J, V, not 'W'"),
+        (
+            ["evaluate", "x", "--reference", "W"],
+            "'W' is neither one of test, T, G, J, V nor a folder of images or shards",
+        ),
         (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
         (["demo", "--images", "0"], "images is 0; it must be 6 or more"),
         (["demo", "--full", "yes"], "yes"),

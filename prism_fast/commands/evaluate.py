@@ -14,7 +14,7 @@ from prism_fast.recipes.fields import build
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command."""
-    from prism_fast.study.evaluate import EvaluateConfig
+    from prism_fast.study.evaluate_config import EvaluateConfig
 
     line = CommandLine(
         program="prism-fast evaluate",

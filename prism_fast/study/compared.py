@@ -22,7 +22,7 @@ from prism_fast.teachers.load import load_teacher
 
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
-    from prism_fast.study.evaluate import EvaluateConfig
+    from prism_fast.study.evaluate_config import EvaluateConfig
     from prism_fast.teachers.base import Teacher
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from prism_fast.study.text import percent
 
 if TYPE_CHECKING:
     from prism_fast.study.compared import Comparison
-    from prism_fast.study.evaluate import EvaluateConfig
+    from prism_fast.study.evaluate_config import EvaluateConfig
 
 COLUMNS = 8
 CLASSES = 12
@@ -43,7 +43,7 @@ def write_page(found: Comparison, config: EvaluateConfig, path: Path) -> None:
 def page_html(found: Comparison, config: EvaluateConfig) -> str:
     """The whole document."""
     figures = found.figures
-    title = f"Images of {Path(figures['target']).name} beside real ones"
+    title = f"{Path(figures['target']).resolve().name} beside real images"
     rows: list[Row] = figures["figures"]
     body = [
         f"<h1>{escape(title)}</h1>",
