@@ -315,7 +315,7 @@ def test_info(capsys: Capture) -> None:
         (["distill", "--data", "a", "--out", "b", "--lr", ".inf"], "lr"),
         (
             ["evaluate", "x", "--reference", "W"],
-            "'W' is neither one of test, T, G, J, V nor a folder of images or shards",
+            "'W' is neither one of test, T, G, J, V nor a folder",
         ),
         (["prompts", "--sense", "both"], "--sense takes one of name, gloss, not 'both'"),
         (["demo", "--images", "0"], "images is 0; it must be 6 or more"),
