@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prism_fast.metrics.neighbours import Tiles, nearest
 
+_BLOCK = 4096
 CLOSE = 0.01
 """Share of real images that count as close to another one: what is nearer than that is suspicious."""
 
@@ -37,7 +38,9 @@ class Memorisation:
 
 
 @torch.no_grad()
-def memorisation(real: Tensor, generated: Tensor, *, method: str = "product", block: int = 2048) -> Memorisation:
+def memorisation(
+    real: Tensor, generated: Tensor, *, dtype: torch.dtype = torch.float64, method: str = "product", block: int = 2048
+) -> Memorisation:
     """Compares features [M,D] of generated images with features [N,D] of real ones, on the device of ``real``.
 
     Memorising shows against the images that the generator was trained on; others give the share to expect.
@@ -46,19 +49,29 @@ def memorisation(real: Tensor, generated: Tensor, *, method: str = "product", bl
         UserError: fewer than two points in a set.
     """
     generated = generated.to(real.device)
-    among_real, _ = nearest(Tiles(real, real, method=method, block=block), 1)
-    among_generated, _ = nearest(Tiles(generated, generated, method=method, block=block), 1)
-    found, places = nearest(Tiles(generated, real, method=method, block=block), 1)
-    real_apart, apart, distances = (each[:, 0].sqrt() for each in (among_real, among_generated, found))
+    (real_apart, _), (apart, _), (distances, places) = (
+        _nearest(Tiles(left, right, dtype=dtype, method=method, block=block), left, right)
+        for left, right in ((real, real), (generated, generated), (generated, real))
+    )
     close = real_apart.sort().values[int(CLOSE * len(real_apart))]
     return Memorisation(
         distances=distances.cpu(),
-        places=places[:, 0].cpu(),
+        places=places.cpu(),
         close=float(close),
         near_real=_share(distances <= close),
         near_generated=_share(apart <= close),
-        authenticity=_share(distances > real_apart[places[:, 0]]),
+        authenticity=_share(distances > real_apart[places]),
     )
+
+
+def _nearest(tiles: Tiles, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest other point, fp64 [N], and which that is.
+
+    The distance is computed again from the two points: how near a copy is, a matrix product cannot say.
+    """
+    places = nearest(tiles, 1)[1][:, 0]
+    parts = zip(left.split(_BLOCK), places.split(_BLOCK), strict=True)
+    return torch.cat([(part.double() - right[rows].double()).norm(dim=1) for part, rows in parts]), places
 
 
 def pixel_digests(images: Tensor) -> list[bytes]:

@@ -45,7 +45,7 @@ class Tiles:
         block: rows and columns of a tile.
 
     Raises:
-        UserError: unknown method.
+        UserError: unknown method, or fp32 products of less than fp32's precision.
     """
 
     def __init__(
@@ -59,6 +59,11 @@ class Tiles:
     ) -> None:
         if method not in METHODS:
             raise UserError(f"unknown method {method!r} (known: {', '.join(METHODS)})")
+        if method == "product" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            raise UserError(
+                "products of fp32 have fewer digits here: call torch.set_float32_matmul_precision('highest'), or take "
+                "float64"
+            )
         self.itself = left is right
         self._left, self._right = left, right if self.itself else right.to(left.device)
         self._dtype, self._method, self._block = dtype, method, block

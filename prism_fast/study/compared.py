@@ -145,12 +145,13 @@ def compare(
         set_resamples=min(config.resamples, config.set_resamples),
         seed=config.seed,
         device=device,
+        dtype={"float64": torch.float64, "float32": torch.float32}[config.distances],
     )
     names = _class_names(networks)
     figures = [figure for name in networks.extractors for figure in _overall(looked, replace(settings, extractor=name))]
     figures += _agreements(config, looked, (generated, reference), settings, names)
     figures += _by_class(looked, settings, names)
-    copies, nearest = _copies(looked, reference, networks, device, progress)
+    copies, nearest = _copies(looked, reference, networks, settings, progress)
     return Comparison(
         figures={
             "target": generated.name,
@@ -257,7 +258,7 @@ def _by_class(looked: Looked, settings: Settings, names: tuple[str, ...]) -> lis
 
 
 def _copies(
-    looked: Looked, reference: Source, networks: Networks, device: torch.device, progress: ProgressFactory
+    looked: Looked, reference: Source, networks: Networks, settings: Settings, progress: ProgressFactory
 ) -> tuple[dict[str, Any], list[tuple[int, int, float]]]:
     """What repeats itself, and what is as near to a real image as few real ones are, in the judge's features."""
     real, digests = looked.real.features[networks.judge], looked.real.digests
@@ -267,7 +268,7 @@ def _copies(
         more = observe(in_batches(reference, further, "search for copies", progress), judge)
         real, digests = torch.cat([real, more.features[networks.judge]]), digests + more.digests
     made = looked.made.features[networks.judge]
-    found = memorisation(real.to(device), made)
+    found = memorisation(real.to(settings.device), made, dtype=settings.dtype)
     order = found.distances.argsort()[:NEAREST].tolist()
     nearest = [
         (int(looked.made_rows[row]), int(looked.real_rows[found.places[row]]), float(found.distances[row]))

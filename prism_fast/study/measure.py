@@ -11,13 +11,11 @@ from torch import Tensor
 from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
-from prism_fast.metrics.prdc import prdc
+from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS, NEIGHBOURS, PRDC, prdc
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.study.real import balanced_rows, most_balanced
 from prism_fast.teachers.base import Teacher
 
-NEIGHBOURS = 3
-DENSITY_NEIGHBOURS = 5
 BATCH = 250
 
 
@@ -80,10 +78,8 @@ def measure_distribution(
     found = prdc(
         features(judge, _counted(reference.images[rows], "features of real images", progress), BATCH),
         features(judge, _counted(images, "features", progress), BATCH),
-        neighbours=NEIGHBOURS,
-        density_neighbours=DENSITY_NEIGHBOURS,
     )
-    figures = {name: round(getattr(found, name), 6) for name in ("precision", "recall", "density", "coverage")}
+    figures = {name: round(getattr(found, name), 6) for name in PRDC}
     return {**figures, "settings": distribution_settings(judge_name, reference.name, len(images), count)}
 
 

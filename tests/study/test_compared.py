@@ -1,0 +1,181 @@
+"""A set of images beside real ones, from folders, shards and straight from a sampler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prism_fast.cli import EXIT_ERROR, main
+from prism_fast.errors import UserError
+from prism_fast.metrics.features import observe
+from prism_fast.metrics.prdc import PRDC, prdc
+from prism_fast.pipeline.load import load_pipeline
+from prism_fast.progress import silent
+from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.levels import make_sampler
+from prism_fast.study import compared
+from prism_fast.study.compared import CEILING, GENERATED, load_networks
+from prism_fast.study.evaluate import evaluate
+from prism_fast.study.evaluate_config import EvaluateConfig
+from prism_fast.study.sources import FolderSource, in_batches
+from prism_fast.teachers.load import load_teacher
+from tests.study.worlds import World, make_world, one_thread
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with one_thread():
+        yield make_world(tmp_path_factory.mktemp("world"))
+
+
+def save_images(folder: Path, images: Tensor, names: list[str]) -> None:
+    """One PNG each, in the folders of ``names``."""
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(folder / name / f"{number:04d}.png")
+
+
+def pixels(seed: int, count: int, side: int = 16) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=source)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, seed: int) -> tuple[Path, Path]:
+    """20 generated images of two of the ten classes, one of them twice and one a copy of a real one; 60 real ones."""
+    real, made = pixels(seed, 60), pixels(seed + 1, 20)
+    made[3], made[4] = made[2], real[7]
+    save_images(tmp_path / "made", made, [str(number % 2) for number in range(20)])
+    save_images(tmp_path / "real", real, [str(number % 3) for number in range(60)])
+    return tmp_path / "made", tmp_path / "real"
+
+
+def settings(world: World, target: Path, reference: Path, **more: object) -> EvaluateConfig:
+    networks = {"teacher": str(world.teacher), "judge": str(world.judge), "device": "cpu", "extractors": "none"}
+    return EvaluateConfig(
+        **{**networks, "target": str(target), "reference": str(reference), "resamples": 20, "set_resamples": 3, **more}  # type: ignore[arg-type]
+    )
+
+
+def test_any_folder_is_compared_with_any_real_one(world: World, folders: tuple[Path, Path]) -> None:
+    figures = evaluate(settings(world, *folders), silent).figures
+    assert (figures["images"], figures["real_images"], figures["compared"]) == (20, 60, 20)
+    rows = figures["figures"]
+    whole = [row for row in rows if row["class_name"] is None]
+    for of in (GENERATED, CEILING):
+        metrics = [row["metric"] for row in whole if row["of"] == of]
+        agreements = ["teacher_agreement", "judge_agreement"]
+        assert metrics == [*PRDC, "frechet_distance", "kernel_distance", *agreements]
+    for row in rows:
+        assert row["interval"]["low"] <= row["value"] <= row["interval"]["high"]
+        assert str(row["count"]) in row["name"] and row["extractor"] in row["name"]
+        if "agreement" not in row["metric"]:
+            assert str(folders[1]) in row["name"] and (row["k"] is None or f"k = {row['k']}" in row["name"])
+    assert {row["count"] for row in whole if "agreement" not in row["metric"]} == {20}  # equal N, in the ceiling too
+    by_class = {row["class_name"] for row in rows if row["metric"] == "recall"}
+    assert len(by_class - {None}) == 2
+    copies = figures["copies"]
+    assert (copies["same_pixels_as_another"], copies["same_pixels_as_real"], copies["real_images"]) == (1, 1, 60)
+    assert copies["nearest"][0]["distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_figures_are_those_of_the_images_compared(world: World, folders: tuple[Path, Path]) -> None:
+    found = evaluate(settings(world, *folders, resamples=0), silent)
+    assert found.comparison is not None
+    judge, chosen = load_teacher(str(world.judge)), found.comparison.matched
+    real, made = (
+        judge.features(torch.stack([source.image(int(row)) for row in rows]).float() / 255).float()
+        for source, rows in (
+            (found.comparison.reference, chosen.reference),
+            (found.comparison.generated, chosen.generated),
+        )
+    )
+    wanted = prdc(real, made)
+    rows = {row["metric"]: row for row in found.figures["figures"] if row["of"] == GENERATED and not row["class_name"]}
+    for name in PRDC:
+        assert rows[name]["value"] == pytest.approx(getattr(wanted, name), abs=1e-9)
+        assert rows[name]["interval"] is None
+
+
+def test_images_without_classes_are_compared_as_a_whole(world: World, tmp_path: Path, seed: int) -> None:
+    for name, count in (("made", 12), ("real", 30)):
+        save_images(tmp_path / name, pixels(seed, count), ["."] * count)
+    figures = evaluate(settings(world, tmp_path / "made", tmp_path / "real", images=9, searched=0), silent).figures
+    assert (figures["compared"], figures["copies"]["generated_images"], figures["copies"]["real_images"]) == (9, 9, 18)
+    assert not [row for row in figures["figures"] if row["class_name"] or "agreement" in row["metric"]]
+
+
+def test_features_are_never_the_teachers(world: World, folders: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="teacher and judge are one network"):
+        load_networks(settings(world, *folders, judge=str(world.teacher)), torch.device("cpu"))
+    with pytest.raises(UserError, match="is the teacher, and guidance moves its features"):
+        load_networks(settings(world, *folders, extractors=str(world.teacher)), torch.device("cpu"))
+    with pytest.raises(UserError, match="unknown teacher"):
+        load_networks(settings(world, *folders, extractors="efficientnet-lite9"), torch.device("cpu"))
+
+
+def test_the_second_extractor_is_left_out_where_it_cannot_be_had(
+    world: World, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(world, *folders, extractors="auto")
+
+    def missing(name: str, device: object) -> None:
+        raise UserError(f"{name} needs a package")
+
+    for load, told in ((missing, "imagenet needs a package"), (lambda *_: load_teacher(config.teacher), "the teacher")):
+        monkeypatch.setattr(compared, "load_extractor", load)
+        assert list(load_networks(config, torch.device("cpu")).extractors) == [config.judge]
+        assert told in caplog.text
+    monkeypatch.setattr(compared, "load_extractor", lambda *_: load_teacher(config.judge))
+    assert list(load_networks(config, torch.device("cpu")).extractors) == [config.judge, "imagenet"]
+
+
+def test_images_of_several_sizes_come_in_order(tmp_path: Path, seed: int) -> None:
+    shapes = [16, 16, 24, 24, 24, 16]
+    for number, side in enumerate(shapes):
+        save_images(tmp_path / f"{number}", pixels(seed + number, 1, side), ["."])
+    source = FolderSource(tmp_path, 6, None)
+    batches = list(in_batches(source, torch.arange(6), "x", silent))
+    assert [tuple(batch.shape[::3]) for batch in batches] == [(2, 16), (3, 24), (1, 16)]
+    assert batches[2][0].equal(pixels(seed + 5, 1, 16)[0])
+
+
+def test_a_samplers_images_are_looked_at_without_a_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler(load_pipeline(str(world.pipeline)), SamplerConfig(steps=2, compute_batch=4, guidance=None))
+    judge = load_teacher(str(world.judge))
+
+    def drawn() -> Iterator[Tensor]:
+        for first in (0, 4):
+            yield sampler.sample(["a coat"] * 4, class_indices=[1] * 4, seeds=range(first, first + 4)).images
+
+    kept = torch.cat(list(drawn()))
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("a file was opened"))
+    seen = observe(drawn(), {"judge": judge}, {"judge": judge})
+    assert len(seen) == len(set(seen.digests)) == 8
+    assert torch.allclose(seen.features["judge"], judge.features(kept.float() / 255).float(), atol=1e-5)
+    assert seen.predictions["judge"].shape == (8,)
+
+
+def test_the_command_measures_folders_and_a_classifier_on_one(
+    world: World, folders: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    made, real = map(str, folders)
+    networks = ["--teacher", str(world.teacher), "--judge", str(world.judge), "--extractors", "none", "--device", "cpu"]
+    few = ["--resamples", "20", "--set_resamples", "3", "--distances", "float32"]
+    page = tmp_path / "page.html"
+    assert main(["evaluate", made, "--reference", real, *networks, *few, "--report", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] == 20
+    text = page.read_text()
+    assert "Copies" in text and text.count("<figure>") == 3 and "http" not in text.replace("http-equiv", "")
+    assert main(["evaluate", str(world.teacher), "--reference", real]) == EXIT_ERROR
+    assert "knows 10 classes, the real images have 3" in capsys.readouterr().err
+    assert main(["evaluate", made, "--reference", real, *networks, "--report", str(page)]) == EXIT_ERROR
+    assert "exists already and is left as it is" in capsys.readouterr().err
