@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.util
 import json
 import re
@@ -14,9 +13,9 @@ from typing import Any
 import pytest
 
 from prism_fast import cli
-from prism_fast.config import canonical
 from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Parsed
+from prism_fast.recipes.fields import default_fields
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prism_fast"
@@ -146,7 +145,8 @@ def documented(path: str, heading: str) -> dict[str, str]:
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    return {field.name: canonical(getattr(kind(), field.name)) for field in dataclasses.fields(kind)}
+    """Those of the fields that have one."""
+    return default_fields(kind)
 
 
 def as_value(text: str) -> Any:
@@ -159,6 +159,7 @@ def as_value(text: str) -> Any:
 def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.data.loader_config import LoaderConfig
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+    from prism_fast.study.evaluate_config import EvaluateConfig
     from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.zoo.world import WorldConfig
 
@@ -167,6 +168,7 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("guidance", "The rest of the sampler", SamplerConfig),
         ("shards", "Filtering", FilterConfig),
         ("loading", "Options", LoaderConfig),
+        ("evaluation", "Options", EvaluateConfig),
     ]
     for page, heading, kind in tables:
         told = {name: as_value(value) for name, value in documented(f"docs/{page}.md", heading).items()}

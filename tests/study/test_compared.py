@@ -125,6 +125,7 @@ def test_features_are_never_the_teachers(world: World, folders: tuple[Path, Path
 def test_the_second_extractor_is_left_out_where_it_cannot_be_had(
     world: World, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="prism_fast")
     config = settings(world, *folders, extractors="auto")
 
     def missing(name: str, device: object) -> None:
