@@ -1,3 +1,3 @@
-"""How good images and students are: accuracy, agreement, and the overlap of feature distributions."""
+"""How good images and students are: accuracy, agreement, how features are distributed, and copies."""
 
 from __future__ import annotations

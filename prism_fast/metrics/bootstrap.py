@@ -15,6 +15,8 @@ LEVEL = 0.95
 RESAMPLES = 1000
 SET_RESAMPLES = 50
 """Of distances of whole sets, each of which is computed anew."""
+_DRAWS = 1 << 20
+"""Values that are drawn at once."""
 _NORMAL = 1.959964
 """Half width of the central 95 % of a standard normal distribution."""
 
@@ -32,7 +34,13 @@ def mean_interval(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> 
     source = torch.Generator().manual_seed(seed % 2**63)
     values = values.double().cpu()
     count = len(values)
-    means = torch.stack([values[torch.randint(count, (count,), generator=source)].mean() for _ in range(resamples)])
+    rows = max(1, _DRAWS // count)
+    means = torch.cat(
+        [
+            values[torch.randint(count, (min(rows, resamples - first), count), generator=source)].mean(1)
+            for first in range(0, resamples, rows)
+        ]
+    )
     edge = (1 - LEVEL) / 2
     low, high = means.quantile(torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
     return Interval(low=low, high=high)

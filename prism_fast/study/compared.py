@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -291,8 +292,11 @@ def _copies(
 
 
 def _class_names(networks: Networks) -> tuple[str, ...]:
+    """The judge's, with the class's number where two are called the same."""
     judge = networks.classifiers["judge"]
-    return judge.label_names or tuple(map(str, range(judge.num_classes)))
+    names = judge.label_names or tuple(map(str, range(judge.num_classes)))
+    counts = Counter(names)
+    return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))
 
 
 def _check_classes(source: Source, networks: Networks) -> None:

@@ -24,7 +24,7 @@ class EvaluateConfig:
         images: at most so many of the set; None: all.
         searched: real images that are searched for copies, in the judge's features.
         resamples: of the intervals; 0: no intervals.
-        set_resamples: of the intervals of distances, each of which takes about a second at 1,280 features.
+        set_resamples: of the intervals of distances, each of which takes a third of a second at 1,280 features.
         distances: what nearest neighbours are found in; ``float32`` takes a third of the time, and verdicts that its
             rounding may have decided are counted.
         seed: decides which images are compared.

@@ -45,13 +45,14 @@ def page_html(found: Comparison, config: EvaluateConfig) -> str:
     figures = found.figures
     title = f"{Path(figures['target']).resolve().name} beside real images"
     rows: list[Row] = figures["figures"]
+    whole = [row for row in rows if row["class_name"] is None]
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{figures["images"]:,} images of {escape(figures["target"])}, {figures["compared"]:,} of them '
         f"compared with as many of {escape(figures['reference'])}, seed {config.seed}.</p>",
-        page.tiles(_tiles(rows, figures)),
+        page.tiles(_tiles(whole, figures)),
         "<h2>Overlap with real images</h2>",
-        _overlap(rows, figures),
+        _overlap(whole, figures),
         *_classes(found, rows),
         "<h2>Copies</h2>",
         _copies(found),
@@ -62,20 +63,20 @@ def page_html(found: Comparison, config: EvaluateConfig) -> str:
     return page.page(title, body)
 
 
-def _pick(rows: Sequence[Row], of: str, metric: str, extractor: str | None, class_name: str | None) -> Row | None:
-    wanted = {"of": of, "metric": metric, "class_name": class_name}
-    wanted |= {} if extractor is None else {"extractor": extractor}
-    return next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
+def _pick(rows: Sequence[Row], of: str, metric: str, extractor: str | None = None) -> Row | None:
+    """The first figure of its kind."""
+    found = (row for row in rows if (row["of"], row["metric"]) == (of, metric))
+    return next((row for row in found if extractor in (None, row["extractor"])), None)
 
 
 def _tiles(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     items = []
     for metric in ("precision", "recall"):
-        made, real = (_pick(rows, of, metric, figures["headline"], None) for of in (GENERATED, CEILING))
+        made, real = (_pick(rows, of, metric, figures["headline"]) for of in (GENERATED, CEILING))
         if made is not None and real is not None:
             items.append((f"{made['value']:.2f}", f"{metric} in judge features; real images: {real['value']:.2f}"))
     for metric, who in zip(_AGREEMENTS, ("the teacher agrees", "the judge agrees"), strict=True):
-        made = _pick(rows, GENERATED, metric, None, None)
+        made = _pick(rows, GENERATED, metric)
         if made is not None:
             items.append((percent(made["value"]), f"{who} with the class asked for"))
     copies = figures["copies"]
@@ -83,17 +84,16 @@ def _tiles(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[tuple[str, s
     return items
 
 
-def _overlap(rows: Sequence[Row], figures: Mapping[str, Any]) -> str:
-    whole = [row for row in rows if row["class_name"] is None]
+def _overlap(whole: Sequence[Row], figures: Mapping[str, Any]) -> str:
     extractors = dict.fromkeys(row["extractor"] for row in whole if row["metric"] == "precision")
     metrics = (*PRDC, FRECHET, KERNEL)
     lines = []
     for extractor in extractors:
         for of, what in ((GENERATED, "generated"), (CEILING, "real, in their place")):
-            found = [_pick(whole, of, metric, extractor, None) for metric in metrics]
+            found = [_pick(whole, of, metric, extractor) for metric in metrics]
             cells = [f"{what}<small>features of {escape(extractor)}</small>", *map(_cell, found)]
             lines.append((cells, of == GENERATED and extractor == figures["headline"]))
-    head = ["", *(_head(_pick(whole, GENERATED, metric, None, None), metric) for metric in metrics)]
+    head = ["", *(_head(_pick(whole, GENERATED, metric), metric) for metric in metrics)]
     ties = sum(row["ties"] or 0 for row in whole)
     note = (
         f'<p class="note">N = {figures["compared"]:,} images on either side, as many of each class; against '
@@ -103,7 +103,7 @@ def _overlap(rows: Sequence[Row], figures: Mapping[str, Any]) -> str:
     )
     agreements = []
     for of, what in ((GENERATED, "generated"), (CEILING, "real")):
-        found = [_pick(whole, of, metric, None, None) for metric in _AGREEMENTS]
+        found = [_pick(whole, of, metric) for metric in _AGREEMENTS]
         if found[0] is not None and found[1] is not None:
             name = f"{what}<small>{found[0]['count']:,} images</small>"
             agreements.append(([name, *(_cell(row, share=True) for row in found)], of == GENERATED))
@@ -132,16 +132,19 @@ def _cell(row: Row | None, share: bool = False) -> str:
 
 
 def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
-    present = dict.fromkeys(row["class_name"] for row in rows if row["class_name"] is not None)
-    if not present:
-        return []
+    by_class: dict[str, list[Row]] = {name: [] for name in found.class_names}
+    for row in rows:
+        if row["class_name"] is not None:
+            by_class[row["class_name"]].append(row)
     lines = []
-    for name in sorted(present, key=found.class_names.index):
-        agreed = [_pick(rows, GENERATED, metric, None, name) for metric in _AGREEMENTS]
+    for name, own in by_class.items():
+        if not own:
+            continue
+        agreed = [_pick(own, GENERATED, metric) for metric in _AGREEMENTS]
         cells = [escape(name), *("–" if row is None else percent(row["value"]) for row in agreed)]
         count = None
         for metric in PRDC:
-            made, real = (_pick(rows, of, metric, None, name) for of in (GENERATED, CEILING))
+            made, real = (_pick(own, of, metric) for of in (GENERATED, CEILING))
             if made is None or real is None:
                 cells.append("–")
                 continue
@@ -149,6 +152,8 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
             cells.append(f"{made['value']:.2f}<small>real {real['value']:.2f}</small>")
         cells[0] += "" if count is None else f"<small>N = {count:,}</small>"
         lines.append((cells, False))
+    if not lines:
+        return []
     note = (
         f'<p class="note">Within each class, in features of {escape(found.figures["headline"])}; below, what other '
         "real images of the class get. A dash: too few images.</p>"

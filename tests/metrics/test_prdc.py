@@ -186,3 +186,16 @@ def test_bad_features_are_refused(real: Tensor, fake: Tensor, message: str) -> N
 def test_unknown_method_is_refused() -> None:
     with pytest.raises(UserError, match="direct"):
         prdc(torch.zeros(9, 3), torch.zeros(9, 3), method="fast")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_says_the_same_in_little_memory(dtype: torch.dtype, seed: int) -> None:
+    real, fake = (_points(place, 20_000, 64).float() for place in (seed, seed + 1))
+    torch.cuda.reset_peak_memory_stats()
+    found = prdc(real.cuda(), fake, dtype=dtype)
+    assert torch.cuda.max_memory_allocated() < 1 << 30
+    wanted = prdc(real, fake)
+    for name, value in wanted.values.items():
+        changed = int((found.values[name] != value).sum())
+        assert changed <= found.ties[name], name
