@@ -14,6 +14,7 @@ from torch import Tensor
 from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
 from prism_fast.metrics.features import observe
+from prism_fast.metrics.frechet import frechet_distance, moments
 from prism_fast.metrics.prdc import PRDC, prdc
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import silent
@@ -23,7 +24,7 @@ from prism_fast.study import compared
 from prism_fast.study.compared import CEILING, GENERATED, load_networks
 from prism_fast.study.evaluate import evaluate
 from prism_fast.study.evaluate_config import EvaluateConfig
-from prism_fast.study.sources import FolderSource, in_batches
+from prism_fast.study.sources import FolderSource, Source, in_batches
 from prism_fast.teachers.load import load_teacher
 from tests.study.worlds import World, make_world, one_thread
 
@@ -90,19 +91,24 @@ def test_any_folder_is_compared_with_any_real_one(world: World, folders: tuple[P
 def test_the_figures_are_those_of_the_images_compared(world: World, folders: tuple[Path, Path]) -> None:
     found = evaluate(settings(world, *folders, resamples=0), silent)
     assert found.comparison is not None
-    judge, chosen = load_teacher(str(world.judge)), found.comparison.matched
-    real, made = (
-        judge.features(torch.stack([source.image(int(row)) for row in rows]).float() / 255).float()
-        for source, rows in (
-            (found.comparison.reference, chosen.reference),
-            (found.comparison.generated, chosen.generated),
-        )
-    )
-    wanted = prdc(real, made)
-    rows = {row["metric"]: row for row in found.figures["figures"] if row["of"] == GENERATED and not row["class_name"]}
-    for name in PRDC:
-        assert rows[name]["value"] == pytest.approx(getattr(wanted, name), abs=1e-9)
-        assert rows[name]["interval"] is None
+    judge, chosen, sources = load_teacher(str(world.judge)), found.comparison.matched, found.comparison
+
+    def features(source: Source, rows: Tensor) -> Tensor:
+        images = torch.stack([source.image(int(row)) for row in rows])
+        return judge.features(images.float() / 255).float()
+
+    real = features(sources.reference, chosen.reference)
+    for of, others in (
+        (GENERATED, features(sources.generated, chosen.generated)),
+        (CEILING, features(sources.reference, chosen.ceiling)),
+    ):
+        wanted = prdc(real, others)
+        rows = {row["metric"]: row for row in found.figures["figures"] if row["of"] == of and not row["class_name"]}
+        for name in PRDC:
+            assert rows[name]["value"] == pytest.approx(getattr(wanted, name), abs=1e-9)
+            assert rows[name]["interval"] is None
+        distance = frechet_distance(moments(real), moments(others))
+        assert rows["frechet_distance"]["value"] == pytest.approx(distance, rel=1e-4)
 
 
 def test_images_without_classes_are_compared_as_a_whole(world: World, tmp_path: Path, seed: int) -> None:
