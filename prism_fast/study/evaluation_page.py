@@ -52,7 +52,7 @@ def page_html(found: Comparison, config: EvaluateConfig) -> str:
         f"compared with as many of {escape(figures['reference'])}, seed {config.seed}.</p>",
         page.tiles(_tiles(whole, figures)),
         "<h2>Overlap with real images</h2>",
-        _overlap(whole, figures),
+        _overlap(whole, figures, labelled=found.matched.classes is not None),
         *_classes(found, rows),
         "<h2>Copies</h2>",
         _copies(found),
@@ -84,7 +84,7 @@ def _tiles(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[tuple[str, s
     return items
 
 
-def _overlap(whole: Sequence[Row], figures: Mapping[str, Any]) -> str:
+def _overlap(whole: Sequence[Row], figures: Mapping[str, Any], labelled: bool) -> str:
     extractors = dict.fromkeys(row["extractor"] for row in whole if row["metric"] == "precision")
     metrics = (*PRDC, FRECHET, KERNEL)
     lines = []
@@ -96,9 +96,9 @@ def _overlap(whole: Sequence[Row], figures: Mapping[str, Any]) -> str:
     head = ["", *(_head(_pick(whole, GENERATED, metric), metric) for metric in metrics)]
     ties = sum(row["ties"] or 0 for row in whole)
     note = (
-        f'<p class="note">N = {figures["compared"]:,} images on either side, as many of each class; against '
-        f"{escape(figures['reference'])}. The second row of each pair compares other real images with the same ones: "
-        "what a perfect generator would get. Small print: 95 % bootstrap intervals. Distances grow as N falls, and are "
+        f'<p class="note">N = {figures["compared"]:,} images on either side{", as many of each class" * labelled}; '
+        f"against {escape(figures['reference'])}. The second row of each pair compares other real images with the same "
+        "ones: what a perfect generator would get. Small print: 95 % bootstrap intervals. Distances grow as N falls, and are "
         f"comparable at equal N alone. Rounding may have decided {ties} verdicts.</p>"
     )
     agreements = []
