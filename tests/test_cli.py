@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import prism_fast
 from prism_fast import cli
 from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD, main
+from prism_fast.data.shards import ShardSet
 from tests.data.hostile import ARCHIVES, CONTENTS, outside, trap_path
 from tests.study.worlds import (
     TEST_IMAGES,
@@ -147,6 +148,8 @@ def test_evaluate_measures_a_shard_set(
     text = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert (found["images"], found["compared"], found["config"]["judge"]) == (12, 12, str(world.judge))
+    assert found["fingerprint"] == ShardSet(shards).fingerprint
+    assert set(found["networks"]) == {str(world.teacher), str(world.judge)}
     for row in found["figures"]:
         assert row["class_name"] is not None or row["name"] in text
     assert f"precision ({world.judge}, k = 3, N = 12, against test)" in text
@@ -309,6 +312,7 @@ def test_info(capsys: Capture) -> None:
         (["evaluate", "."], "as a folder of images: . holds no images (.png, .jpg, .jpeg, .webp)"),
         (["evaluate", "x", "--images", "0"], "images is 0; it must be a whole number from 1"),
         (["evaluate", "x", "--report", ""], "--report is empty"),
+        (["evaluate", "fashion", "--report", "r.html"], "a classifier has one figure: leave --report out"),
         (["evaluate", ""], "target is empty: give it a value"),
         (["evaluate", "x", "--out", ""], "--out is empty"),
         (["distill", "--data", "a", "--out", "b", "--temperature", "1e308"], "temperature is 1e+308; it must be from"),

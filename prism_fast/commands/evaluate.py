@@ -46,9 +46,11 @@ def run(arguments: Sequence[str]) -> None:
             check_new_file(path)  # before the measuring, which takes minutes
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
-    from prism_fast.study.evaluate import evaluate, figures_text
+    from prism_fast.study.evaluate import evaluate, figures_text, holds_images
     from prism_fast.study.evaluation_page import write_page
 
+    if report is not None and not holds_images(config.target):
+        raise UserError("--report is of images; a classifier has one figure: leave --report out")
     found = evaluate(config, progress)
     result = {**found.figures, "config": canonical(config)}
     if out is not None:

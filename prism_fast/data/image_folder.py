@@ -35,8 +35,13 @@ class ImageFolder:
         self.path = local_folder(path)
         if not self.path.is_dir():
             raise UserError(f"no folder {self.path}")
-        own = _images(self.path)
-        inner = {each.name: _images(each) for each in sorted(self.path.iterdir()) if each.is_dir()}
+        try:
+            own = _images(self.path)
+            inner = {each.name: _images(each) for each in sorted(self.path.iterdir()) if each.is_dir()}
+        except OSError as error:
+            raise UserError(
+                f"cannot read {error.filename} ({error.strerror}): allow it, or give another folder"
+            ) from error
         inner = {name: files for name, files in inner.items() if files}
         if own and inner:
             raise UserError(

@@ -156,11 +156,16 @@ def compare(
     return Comparison(
         figures={
             "target": generated.name,
+            "fingerprint": generated.fingerprint,
             "images": len(generated),
             "reference": reference.name,
             "real_images": len(reference),
             "compared": len(matched),
             "headline": config.judge,
+            "networks": {
+                name: network.fingerprint
+                for name, network in {**networks.extractors, config.teacher: networks.classifiers["teacher"]}.items()
+            },
             "figures": [{"name": figure.name, **canonical(figure)} for figure in figures],
             "copies": copies,
         },

@@ -36,30 +36,40 @@ def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
     Raises:
         UserError: no such classifier or set, or its classes are not those of the real images.
     """
-    folder = local_folder(config.target)
-    from prism_fast.data.image_folder import ImageFolder
-    from prism_fast.study.sets import is_set
     from prism_fast.study.sources import check_source
 
     check_source(config.reference)
+    return (_evaluate_images if holds_images(config.target) else _evaluate_classifier)(config, progress)
+
+
+def holds_images(target: str) -> bool:
+    """Whether a target is a set of images; otherwise it can only be a classifier.
+
+    Raises:
+        UserError: it is a folder of neither.
+    """
+    from prism_fast.data.image_folder import ImageFolder
+    from prism_fast.study.sets import is_set
+
+    folder = local_folder(target)
     if is_set(folder):
-        return _evaluate_images(config, progress)
+        return True
     if is_set(folder / "shards"):
         raise UserError(f"{folder} is an arm of a study: give {folder / 'shards'} or {folder / 'student' / 'student'}")
     arms = sorted(arm.name for arm in folder.iterdir() if is_set(arm / "shards")) if folder.is_dir() else []
     if arms:
         arm = folder / arms[0]
         raise UserError(f"{folder} is a demo: give {arm / 'shards'}, {arm / 'student' / 'student'} or another arm's")
-    if folder.is_dir() and not _classifier_folder(folder):
-        try:
-            ImageFolder(folder)
-        except UserError as error:
-            raise UserError(
-                f"{folder} is neither a classifier (config.json, model.safetensors) nor a shard set (_info.json, "
-                f"shards), and as a folder of images: {error}"
-            ) from error
-        return _evaluate_images(config, progress)
-    return _evaluate_classifier(config, progress)
+    if not folder.is_dir() or _classifier_folder(folder):
+        return False
+    try:
+        ImageFolder(folder)
+    except UserError as error:
+        raise UserError(
+            f"{folder} is neither a classifier (config.json, model.safetensors) nor a shard set (_info.json, shards), "
+            f"and as a folder of images: {error}"
+        ) from error
+    return True
 
 
 def _classifier_folder(folder: Path) -> bool:

@@ -98,8 +98,8 @@ def _overlap(whole: Sequence[Row], figures: Mapping[str, Any], labelled: bool) -
     note = (
         f'<p class="note">N = {figures["compared"]:,} images on either side{", as many of each class" * labelled}; '
         f"against {escape(figures['reference'])}. The second row of each pair compares other real images with the same "
-        "ones: what a perfect generator would get. Small print: 95 % bootstrap intervals. Distances grow as N falls, and are "
-        f"comparable at equal N alone. Rounding may have decided {ties} verdicts.</p>"
+        "ones: what a perfect generator would get. Small print: 95 % bootstrap intervals. Distances grow as N falls, "
+        f"and are comparable at equal N alone. Rounding may have decided {ties} verdicts.</p>"
     )
     agreements = []
     for of, what in ((GENERATED, "generated"), (CEILING, "real")):

@@ -35,6 +35,11 @@ class Source(Protocol):
         """Class indices int64 [N], where they are known."""
         ...
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Changes with any image, where that is known without looking at them."""
+        ...
+
     def __len__(self) -> int: ...
 
     def image(self, row: int) -> Tensor:
@@ -49,6 +54,7 @@ class MemorySource:
     name: str
     images: Tensor
     classes: Tensor | None
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,6 +70,7 @@ class ShardSource:
     def __init__(self, folder: Path) -> None:
         self.set = ShardSet(folder)
         self.name = str(folder)
+        self.fingerprint: str | None = self.set.fingerprint
         self.classes: Tensor | None = torch.tensor(self.set.table().column("class_index").to_pylist())
 
     def __len__(self) -> int:
@@ -86,6 +93,7 @@ class FolderSource:
     def __init__(self, folder: Path, num_classes: int, names: Sequence[str] | None) -> None:
         self._folder = ImageFolder(folder)
         self.name = str(folder)
+        self.fingerprint: str | None = None
         self.classes = self._folder.classes(num_classes, names)
 
     def __len__(self) -> int:
