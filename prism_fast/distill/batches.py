@@ -13,6 +13,7 @@ from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.world import World
 from prism_fast.errors import UserError
+from prism_fast.synthesis.interruption import StopRequest
 
 if TYPE_CHECKING:
     from prism_fast.distill.targets import ViewLoader
@@ -66,6 +67,14 @@ class Batches(Protocol):
 
         Raises:
             UserError: what keeps it from working.
+        """
+        ...
+
+    def wait(self, stop: StopRequest) -> str | None:
+        """Until the next batch is there, or a stop is asked for; called before each step.
+
+        Returns:
+            What keeps it from coming, and the cure; else None.
         """
         ...
 
@@ -132,6 +141,9 @@ class RowBatches:
     def try_first(self) -> TrainingBatch:
         with refused_alike(self._world.local_rank):  # every rank tries the same rows
             return self._views.try_targets()
+
+    def wait(self, stop: StopRequest) -> str | None:  # noqa: ARG002  all images are there
+        return None
 
     def take(self) -> TrainingBatch:
         step, part = divmod(self._taken, self._config.accumulate)

@@ -98,10 +98,13 @@ class Run:
             torch.random.fork_rng(),
         ):
             while self.step < self.steps:
-                if self.world.any(stop.reason is not None):
+                lost = self.batches.wait(stop)
+                if self.world.any(stop.reason is not None or lost is not None):
                     self.seconds = time.perf_counter() - began
                     self.save()
                     stop.check()
+                    if lost is not None:
+                        raise UserError(lost)
                     raise Interrupted("another rank was stopped; the same command continues")
                 self._pending.append(self.take_step())
                 bar.update(self.batch)

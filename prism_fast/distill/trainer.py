@@ -12,9 +12,12 @@ from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
+from prism_fast.distill.follow import FollowedSet
+from prism_fast.distill.growing import GrowingBatches
 from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.refusals import refused_alike
@@ -26,7 +29,6 @@ from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
 
 if TYPE_CHECKING:
-    from prism_fast.data.shards import ShardSet
     from prism_fast.teachers.base import Teacher
 
 __all__ = [
@@ -46,19 +48,22 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     """Trains the student on the shard set ``config.data``; reads no other image. See :func:`train`.
 
     Raises:
-        UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
+        UserError: no such set, or a damaged one, or an incomplete one that is not to be followed; no such teacher; what
+            :func:`train` refuses.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
     world = this_world()
     device = world.device(config.device, resolve_device(config.device))
     with ExitStack() as reading:
         with refused_alike(world.local_rank):
-            shards = ShardSet(config.data)
+            shards = None if config.grows else ShardSet(config.data)
             teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
             batches: Batches
-            if streams(config, shards):
+            if shards is None:
+                growing = FollowedSet(config.data, config.replay, ram_bytes=int(config.ram_gib * 2**30))
+                batches = GrowingBatches(config, growing, teacher, device, world)
+            elif streams(config, shards):
                 source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
                 views = ViewLoader(config, source, teacher, device)
                 batches = reading.enter_context(open_stream(config, shards, views, world))
@@ -73,8 +78,6 @@ def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
     Raises:
         UserError: a damaged set.
     """
-    from prism_fast.data.shards import ShardDataset
-
     return open_images(
         ShardDataset(shards),
         shards.num_classes,
