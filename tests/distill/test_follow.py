@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from prism_fast.data.augment_config import AugmentConfig
-from prism_fast.data.shards import ShardSet
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.follow import FollowedSet
-from prism_fast.distill.growing import GrowingBatches, Silent
+from prism_fast.distill.growing import GrowingBatches
 from prism_fast.distill.replay_config import ReplayConfig
 from prism_fast.distill.report import DistillReport
-from prism_fast.distill.trainer import distill, train_batches
+from prism_fast.distill.trainer import train_batches
 from prism_fast.distill.world import ALONE
-from prism_fast.errors import UserError
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.interruption import StopRequest
 from tests.distill.doubles import ColourTeacher, tiny_config
-from tests.distill.lives import after, ended, fork, kill_me
 from tests.synthesis import doubles
 
 CPU = torch.device("cpu")
