@@ -282,7 +282,7 @@ class DistillConfig:
         elsewhere = told | {"rank_timeout_s", "loader", "follow", "replay"}  # batches tell what gave them
         values = {k: v for k, v in canonical(self).items() if k not in elsewhere}
         if self.grows:
-            values["window"] = self.replay.window
+            values["window"] = self.replay.window  # freeze_every is the set's
         values["stream"] = {k: v for k, v in values["stream"].items() if k not in ("workers", "max_corrupt")}
         return content_hash(values)
 

@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 
 from prism_fast.data.manifest import is_whole
 from prism_fast.data.shards import ShardDataset, ShardSet
+from prism_fast.distill.batches import Freeze
 from prism_fast.distill.growing import Part, Silent
 from prism_fast.distill.images import open_images
 from prism_fast.distill.replay_config import ReplayConfig
@@ -55,7 +56,7 @@ class FollowedSet:
         self.class_names: tuple[str, ...] | None = about.class_names
         self.fingerprint = request.key
 
-    def part(self, rows: range, stop: StopRequest) -> Part:
+    def part(self, rows: range, stop: StopRequest, freeze: Freeze | None = None) -> Part:  # noqa: ARG002  made elsewhere
         """Some rows, once the shards that hold them are published.
 
         Raises:
@@ -83,6 +84,12 @@ class FollowedSet:
             class_names=self.class_names,
         )
         return Part(rows=keys[inside], source=source)
+
+    def state(self) -> None:
+        """The folder has it all."""
+
+    def restore(self, state: None) -> None:
+        """Nothing to go back to."""
 
     def _whole(self, info: dict[str, Any], name: str) -> int:
         if not is_whole(info.get(name), 1, MAX_IMAGES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from prism_fast.data.augment import draw_views, make_view, mix_within
 from prism_fast.data.order import generator
-from prism_fast.distill.batches import TrainingBatch, check_shares
+from prism_fast.distill.batches import Freeze, TrainingBatch, check_shares
 from prism_fast.distill.config import DEFAULT_EPOCHS, DistillConfig
 from prism_fast.distill.images import Batch, ImageSource
 from prism_fast.distill.replay import Replay
@@ -55,14 +56,27 @@ class GrowingSet(Protocol):
     class_names: tuple[str, ...] | None
     fingerprint: str
 
-    def part(self, rows: range, stop: StopRequest) -> Part:
+    def part(self, rows: range, stop: StopRequest, freeze: Freeze | None = None) -> Part:
         """Some rows, as soon as they are made.
+
+        Args:
+            rows: of the plan.
+            stop: looked at meanwhile.
+            freeze: for rows that the student takes part in making; None: only to see whether rows can be made.
 
         Raises:
             Interrupted: a stop was asked for meanwhile.
             Silent: they do not come.
             UserError: they cannot be read or made.
         """
+        ...
+
+    def state(self) -> Any:
+        """JSON of what else decides the rows that are still to come, and those that are made again."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Goes back to what :meth:`state` gave."""
         ...
 
 
@@ -105,14 +119,14 @@ class GrowingBatches:
         self.size = step_images // (world.ranks * config.accumulate)
         self.epoch_batches = growing.rows // step_images * config.accumulate
 
-    def wait(self, stop: StopRequest) -> str | None:
+    def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:
         """Until the next batch can be taken or a stop is asked for; why it cannot be, where rows do not come."""
         step = self._taken // self._config.accumulate
         if step >= self._replay.steps:
             return None
         now = self._replay.round_of(step).segments
         try:
-            self._window.move({segment: self._replay.segment_rows(segment) for segment in now}, stop)
+            self._window.move({segment: self._replay.segment_rows(segment) for segment in now}, stop, freeze)
         except Interrupted:
             return None
         except Silent as error:
@@ -132,7 +146,7 @@ class GrowingBatches:
 
     def take(self) -> TrainingBatch:
         step, part = divmod(self._taken, self._config.accumulate)
-        lost = self.wait(StopRequest())
+        lost = self.wait(StopRequest(), _never)
         if lost is not None:
             raise Silent(lost)
         rows = self._window.rows
@@ -147,10 +161,12 @@ class GrowingBatches:
         return batch
 
     def position(self) -> Any:
-        return {"taken": self._taken}
+        return {"taken": self._taken, "set": self._growing.state()}
 
     def seek(self, position: Any) -> None:
         self._taken = int(position["taken"])
+        self._growing.restore(position["set"])
+        self._window.move({}, StopRequest(), _never)
 
     def not_finite(self) -> str:
         return self._answers.not_finite()
@@ -162,6 +178,10 @@ class GrowingBatches:
         source = generator(self._config.seed, "partner", number, self._world.rank)
         images, _ = mix_within(images, views, rows, source)  # partners elsewhere in the plan may not be there
         return self._answers.answer(view, rows, images, batch.labels, batch.logits)
+
+
+def _never() -> Path:
+    raise RuntimeError("images that the student takes part in making have to be waited for before they are taken")
 
 
 class _Window:
@@ -176,12 +196,12 @@ class _Window:
         """Rows of the plan."""
         return self._growing.rows
 
-    def move(self, segments: Mapping[int, range], stop: StopRequest) -> None:
+    def move(self, segments: Mapping[int, range], stop: StopRequest, freeze: Freeze) -> None:
         """Lets go of other segments, then gets those that are missing; errors are those of :meth:`GrowingSet.part`."""
         self._parts = {segment: part for segment, part in self._parts.items() if segment in segments}
         for segment, rows in segments.items():
             if segment not in self._parts:
-                self._parts[segment] = self._growing.part(rows, stop)
+                self._parts[segment] = self._growing.part(rows, stop, freeze)
 
     @property
     def rows(self) -> Tensor:

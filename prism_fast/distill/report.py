@@ -17,6 +17,12 @@ METRICS = "metrics.json"
 HISTORY = "history.json"
 STUDENT = "student"
 
+SNAPSHOTS = "snapshots"
+"""Folder of the students, named by their fingerprints, that took part in drawing images."""
+
+GUIDES = "guides.json"
+"""Which of them took part in which rows."""
+
 _NUMBERS = ("steps", "images", "num_classes", "parameters", "loss", "agreement", "seconds", "images_per_s")
 _CURE = f"give another output folder, or move {METRICS} away to train again"
 

@@ -9,7 +9,7 @@ from typing import Any
 from prism_fast.config import resolve_device
 from prism_fast.data.loader import LoadedBatch, ShardLoader, image_size
 from prism_fast.data.shards import ShardSet
-from prism_fast.distill.batches import TrainingBatch, check_shares
+from prism_fast.distill.batches import Freeze, TrainingBatch, check_shares
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.world import World
@@ -96,7 +96,7 @@ class StreamedBatches:
         self._views.require_finite(batch.targets)
         return batch
 
-    def wait(self, stop: StopRequest) -> str | None:  # noqa: ARG002  all shards are there
+    def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:  # noqa: ARG002  all shards are there
         return None
 
     def take(self) -> TrainingBatch:

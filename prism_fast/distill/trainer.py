@@ -16,7 +16,7 @@ from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
-from prism_fast.distill.drawn import DrawnSet, drawn_config
+from prism_fast.distill.drawn import DrawnSet, drawn_config, without_current_student
 from prism_fast.distill.follow import FollowedSet
 from prism_fast.distill.growing import GrowingBatches, GrowingSet
 from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
@@ -87,8 +87,10 @@ def growing_set(config: DistillConfig, world: World, progress: ProgressFactory =
             f"images are drawn in memory by one process, not by each of {world.ranks} ranks: run prism-fast synthesize "
             "on devices of its own and follow its folder (--data FOLDER --follow), or start without torchrun"
         )
-    synthesis = drawn_config(config.recipe_drawn, resolve_device(config.device))
-    return DrawnSet(config, prepare(synthesis, Path(config.out)), progress)
+    synthesis, student_weight = without_current_student(
+        drawn_config(config.recipe_drawn, resolve_device(config.device))
+    )
+    return DrawnSet(config, prepare(synthesis, Path(config.out)), student_weight, progress)
 
 
 def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:

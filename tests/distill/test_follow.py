@@ -19,7 +19,7 @@ import torch
 from prism_fast.cli import main
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.shards import ShardSet
-from prism_fast.distill.config import DistillConfig, LossConfig
+from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.follow import FollowedSet
 from prism_fast.distill.growing import GrowingBatches
 from prism_fast.distill.replay_config import ReplayConfig
@@ -34,7 +34,7 @@ from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.part import Part
 from prism_fast.synthesis.shards import SHARD_FILES, shard_name
 from tests import tiny
-from tests.distill.doubles import TINY, ColourTeacher, tiny_config
+from tests.distill.doubles import RICH, TINY, ColourTeacher, same, tiny_config
 from tests.distill.lives import after, ended, fork, kill_me
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
@@ -74,18 +74,6 @@ def _train(config: DistillConfig, **options: Any) -> DistillReport:
     return train_batches(config, _batches(config), _teacher(), **options)
 
 
-def _same(one: DistillReport, other: DistillReport) -> bool:
-    weights = [(report.student / "model.safetensors").read_bytes() for report in (one, other)]
-    curves = [{k: v for k, v in report.history.items() if k != "seconds"} for report in (one, other)]
-    return weights[0] == weights[1] and curves[0] == curves[1]
-
-
-RICH: dict[str, Any] = {
-    "model_args": {**TINY, "drop_rate": 0.3}, "augment": AugmentConfig(pad=1, mixup=0.3, cutmix=0.5), "accumulate": 2,
-    "loss": LossConfig(features="hint", features_weight=0.1, energy_temperature=5.0), "checkpoint_every": 2,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("changes", [{}, RICH, {"targets": "stored", "augment": AugmentConfig(pad=0)}])
 def test_the_student_is_the_same_however_the_folder_grows(changes: dict[str, Any], tmp_path: Path) -> None:
     """Two producers of halves of the set, the later half first, against a folder that is complete."""
@@ -102,20 +90,20 @@ def test_the_student_is_the_same_however_the_folder_grows(changes: dict[str, Any
     producer.start()  # the folder does not exist yet
     followed = _train(_config(tmp_path / "slow", tmp_path / "followed", **changes))
     producer.join()
-    assert _same(followed, whole)
+    assert same(followed, whole)
 
 
 def test_a_window_of_everything_is_ordinary_training(tmp_path: Path) -> None:
     doubles.run(_synthesis(tmp_path), tmp_path / "set")
     config = _config(tmp_path / "set", tmp_path / "followed", replay=ReplayConfig(window=3 * ROWS))
     plain = _config(tmp_path / "set", tmp_path / "plain", follow=False)
-    assert _same(_train(config), train(plain, open_set(plain, ShardSet(plain.data)), _teacher()))
+    assert same(_train(config), train(plain, open_set(plain, ShardSet(plain.data)), _teacher()))
 
 
 def test_large_windows_are_read_from_disk_with_the_same_result(tmp_path: Path) -> None:
     doubles.run(_synthesis(tmp_path), tmp_path / "set")
     configs = [_config(tmp_path / "set", tmp_path / name, ram_gib=ram) for name, ram in (("a", 2.0), ("b", 1e-9))]
-    assert _same(*[_train(config) for config in configs])
+    assert same(*[_train(config) for config in configs])
 
 
 def test_rejected_rows_are_never_seen(tmp_path: Path, seed: int) -> None:
@@ -159,7 +147,7 @@ def test_killed_three_times_while_the_folder_grows(tmp_path: Path, seed: int) ->
         assert ended(fork(lambda n=images: _train(config, progress=after(n, kill_me)))) == -signal.SIGKILL  # type: ignore[misc]
     resumed = _train(config)
     assert ended(producer) == 0
-    assert _same(resumed, whole)
+    assert same(resumed, whole)
 
 
 def test_a_run_that_falls_silent_is_told_and_the_state_is_kept(tmp_path: Path) -> None:
@@ -177,7 +165,7 @@ def test_a_run_that_falls_silent_is_told_and_the_state_is_kept(tmp_path: Path) -
     assert (tmp_path / "run" / "state.safetensors").exists()  # although no checkpoint was due
     doubles.run(_synthesis(tmp_path), tmp_path / "half")
     steps = _Steps()
-    assert _same(_train(config, progress=steps), whole)
+    assert same(_train(config, progress=steps), whole)
     assert steps.begun > 0
 
 
