@@ -258,10 +258,9 @@ class TestCurrentStudent:
         assert names[:4] == [names[0]] * 4 and names[4:] == [names[4]] * 2 and names[0] != names[4]
 
     def test_killed_three_times(self, seed: int, tmp_path: Path) -> None:
-        whole = self._train(_config(tmp_path / "whole", **RICH), tmp_path)
-        unguided = _train(_config(tmp_path / "other", **RICH), doubles.small_config(tmp_path, sampler=doubles.PLAIN))
-        assert not same(whole, unguided)
-        config, chance = _config(tmp_path / "killed", **RICH), random.Random(seed)
+        replay = ReplayConfig(window=12, freeze_every=2)
+        whole = self._train(_config(tmp_path / "whole", **{**RICH, "replay": replay}), tmp_path)
+        config, chance = _config(tmp_path / "killed", **{**RICH, "replay": replay}), random.Random(seed)
         for _ in range(3):
             kill = after(4 * chance.randint(2, 4), kill_me)
             assert ended(fork(lambda kill=kill: self._train(config, tmp_path, progress=kill))) == -signal.SIGKILL  # type: ignore[misc]

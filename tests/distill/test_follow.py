@@ -25,7 +25,7 @@ from prism_fast.distill.growing import GrowingBatches
 from prism_fast.distill.replay_config import ReplayConfig
 from prism_fast.distill.report import DistillReport
 from prism_fast.distill.trainer import distill, open_set, train, train_batches
-from prism_fast.distill.world import ALONE, World
+from prism_fast.distill.world import ALONE, World, this_world
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.synthesis.config import SynthesisConfig
@@ -35,7 +35,7 @@ from prism_fast.synthesis.part import Part
 from prism_fast.synthesis.shards import SHARD_FILES, shard_name
 from tests import tiny
 from tests.distill.doubles import RICH, TINY, ColourTeacher, same, tiny_config
-from tests.distill.lives import after, ended, fork, kill_me
+from tests.distill.lives import after, ended, fork, free_port, kill_me, rank_variables
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.processes import slow_doubles, tiny_models
@@ -74,7 +74,7 @@ def _train(config: DistillConfig, **options: Any) -> DistillReport:
     return train_batches(config, _batches(config), _teacher(), **options)
 
 
-@pytest.mark.parametrize("changes", [{}, RICH, {"targets": "stored", "augment": AugmentConfig(pad=0)}])
+@pytest.mark.parametrize("changes", [RICH, {"targets": "stored", "augment": AugmentConfig(pad=0)}])
 def test_the_student_is_the_same_however_the_folder_grows(changes: dict[str, Any], tmp_path: Path) -> None:
     """Two producers of halves of the set, the later half first, against a folder that is complete."""
     doubles.run(_synthesis(tmp_path), tmp_path / "set")
@@ -137,6 +137,27 @@ def test_ranks_share_each_step(tmp_path: Path) -> None:
         assert torch.equal(step, torch.cat([part for share in shares for part in share]))
 
 
+def test_ranks_follow_a_folder_that_grows(tmp_path: Path) -> None:
+    """Two processes that wait for the same shards, against two that find them."""
+    doubles.run(_synthesis(tmp_path), tmp_path / "set")
+
+    def train(data: Path, out: Path) -> list[int]:
+        config, port = _config(data, out, rank_timeout_s=60.0, batch=8, replay=ReplayConfig(window=24)), free_port()
+        return [
+            fork(
+                lambda rank=rank: train_batches(config, _batches(config, this_world()), _teacher()),  # type: ignore[misc]
+                **rank_variables(rank, 2, port),
+            )
+            for rank in range(2)
+        ]
+
+    producer = fork(lambda: slow_doubles(tmp_path, tmp_path / "slow", tmp_path / "log", 0.1, shard_size=5))
+    followed = train(tmp_path / "slow", tmp_path / "followed")
+    assert [ended(life) for life in (producer, *followed)] == [0, 0, 0]
+    assert [ended(life) for life in train(tmp_path / "set", tmp_path / "whole")] == [0, 0]
+    assert same(*[DistillReport.load(tmp_path / name) for name in ("followed", "whole")])
+
+
 def test_killed_three_times_while_the_folder_grows(tmp_path: Path, seed: int) -> None:
     doubles.run(_synthesis(tmp_path), tmp_path / "set")
     whole = _train(_config(tmp_path / "set", tmp_path / "whole", **RICH))
@@ -194,19 +215,19 @@ def test_whoever_writes_is_waited_for(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    threading.Timer(1.0, stop.set).start()
+    threading.Timer(0.6, stop.set).start()
     begin = time.monotonic()
-    config = _config(tmp_path / "set", tmp_path / "run", replay=ReplayConfig(window=12, timeout_s=0.5))
+    config = _config(tmp_path / "set", tmp_path / "run", replay=ReplayConfig(window=12, timeout_s=0.3))
     with pytest.raises(UserError, match="has no shard 1 of 5"):
         _train(config)
     writer.join()
-    assert time.monotonic() - begin > 1.4
+    assert time.monotonic() - begin > 0.8
 
 
 def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
     doubles.run(_synthesis(tmp_path), tmp_path / "set", part=Part(number=0, of=5))
     config = _config(tmp_path / "set", tmp_path / "run")
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(Interrupted, match="SIGTERM; the same command continues"):
         _train(config)
     assert (tmp_path / "run" / "state.safetensors").exists()
