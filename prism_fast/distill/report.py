@@ -35,7 +35,7 @@ class DistillReport:
         out: folder of the run; the student is the folder ``student`` in it.
         identity: hash of configuration, images and teacher.
         steps: optimizer steps done.
-        images: images in the set.
+        images: images in the set; of one that grows, rows of its plan.
         parameters: trainable numbers in the student.
         loss: mean training loss over the last point of the curve.
         agreement: share of the last point's training views where the student's class is the target's.

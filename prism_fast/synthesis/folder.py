@@ -151,9 +151,9 @@ def saved_info(out: Place) -> tuple[dict[str, Any], Request]:
         request = Request(made_from=info["made_from"], environment=info["environment"])
         sound = info["config_hash"] == request.config_hash(saved_facts(info))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): choose another output folder") from error
+        raise UserError(f"{path} is damaged ({error!r}): choose another folder") from error
     if not sound:
-        raise UserError(f"{path} was changed (its hash does not fit): choose another output folder")
+        raise UserError(f"{path} was changed (its hash does not fit): choose another folder")
     return info, request
 
 

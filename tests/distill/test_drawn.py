@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from prism_fast.cli import main
+from prism_fast.config import save_yaml
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.shards import ShardSet
 from prism_fast.distill.batches import Freeze
@@ -184,35 +185,35 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "run").exists()
 
 
+def _line(folder: Path, *data: str) -> list[str]:
+    options = "--student test_resnet --input_size 32 --batch 4 --epochs 3 --replay.window 12 --augment.pad 1"
+    return ["distill", *data, *options.split(), "--model_args", str(TINY), "--teacher", str(folder / "teacher")]
+
+
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the real sampler: the student of what prism-fast synthesize writes from the same file."""
     tiny.save_tiny_pipeline(tmp_path / "pipeline")
     tiny.save_tiny_teacher(tmp_path / "teacher")
     with one_thread():
         synthesize(tiny_config_of_synthesis(tmp_path), tmp_path / "set", progress=silent)
-        options = [
-            "--student",
-            "test_resnet",
-            "--input_size",
-            "32",
-            "--batch",
-            "4",
-            "--epochs",
-            "3",
-            "--replay.window",
-            "12",
-            "--device",
-            "cpu",
-        ]
-        options += ["--augment.pad", "1", "--model_args", str(TINY), "--teacher", str(tmp_path / "teacher")]
         drawn = ["--data", f"synthesize:{tmp_path / 'set' / 'config.yaml'}", "--out", str(tmp_path / "drawn")]
         followed = ["--data", str(tmp_path / "set"), "--follow", "--out", str(tmp_path / "followed")]
         for data in (drawn, followed):
-            assert main(["distill", *data, *options]) == 0
+            assert main(_line(tmp_path, *data, "--device", "cpu")) == 0
     assert capsys.readouterr().out.count("15 steps") == 2
     one, other = (tmp_path / name / "student" / "model.safetensors" for name in ("drawn", "followed"))
     assert one.read_bytes() == other.read_bytes()
     assert (tmp_path / "drawn" / "pilot.json").exists()
+
+
+@pytest.mark.gpu
+def test_drawn_and_learned_on_one_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.save_tiny_pipeline(tmp_path / "pipeline")
+    tiny.save_tiny_teacher(tmp_path / "teacher")
+    save_yaml(tiny_config_of_synthesis(tmp_path), tmp_path / "synthesis.yaml")
+    data = ["--data", f"synthesize:{tmp_path / 'synthesis.yaml'}", "--out", str(tmp_path / "drawn")]
+    assert main(_line(tmp_path, *data, "--device", "cuda")) == 0
+    assert "15 steps" in capsys.readouterr().out
 
 
 class TestCurrentStudent:
