@@ -158,6 +158,7 @@ def as_value(text: str) -> Any:
 
 def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.data.loader_config import LoaderConfig
+    from prism_fast.distill.replay_config import ReplayConfig
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
     from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.zoo.world import WorldConfig
@@ -167,6 +168,7 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("guidance", "The rest of the sampler", SamplerConfig),
         ("shards", "Filtering", FilterConfig),
         ("loading", "Options", LoaderConfig),
+        ("distill", "While the images are made", ReplayConfig),
     ]
     for page, heading, kind in tables:
         told = {name: as_value(value) for name, value in documented(f"docs/{page}.md", heading).items()}

@@ -15,16 +15,16 @@ from prism_fast.config import environment, resolve_device
 from prism_fast.data.order import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.batches import Batches, TrainingBatch
-from prism_fast.distill.checkpoints import load_optimizer, load_state, save_state, save_student
+from prism_fast.distill.checkpoints import freeze_student, load_optimizer, load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.distill.learner import Answer, Learner
 from prism_fast.distill.losses import agreement, energy_weights, free_energy, training_loss
 from prism_fast.distill.precision import amp_dtype, autocast
 from prism_fast.distill.refusals import refused_alike
-from prism_fast.distill.report import STUDENT, DistillReport
+from prism_fast.distill.report import SNAPSHOTS, STUDENT, DistillReport
 from prism_fast.distill.schedule import Schedule, make_optimizer
-from prism_fast.distill.students import build_student, student_spec
+from prism_fast.distill.students import Student, build_student, student_spec
 from prism_fast.distill.world import World
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, silent
@@ -99,10 +99,13 @@ class Run:
             torch.random.fork_rng(),
         ):
             while self.step < self.steps:
-                if self.world.any(stop.reason is not None):
+                lost = self.batches.wait(stop, self.freeze)
+                if self.world.any(stop.reason is not None or lost is not None):
                     self.seconds = time.perf_counter() - began
                     self.save()
                     stop.check()
+                    if lost is not None:
+                        raise UserError(lost)
                     raise Interrupted("another rank was stopped; the same command continues")
                 self._pending.append(self.take_step())
                 bar.update(self.batch)
@@ -243,9 +246,18 @@ class Run:
         self.batches.seek(record["loaders"][self.world.rank])
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
 
+    def freeze(self) -> Path:
+        """Writes the student as it would be if this were the last step, in a folder that its fingerprint names."""
+        return freeze_student(self._final.model, self.spec, self.out / SNAPSHOTS, self.batches.class_names)
+
+    @property
+    def _final(self) -> Student:
+        """The averaged weights, where there are any."""
+        return self.student if self.average is None else self.average.module
+
     def finish(self) -> DistillReport:
         """Writes the student (the averaged weights, where there are any) and the report, then drops the state."""
-        final = self.student if self.average is None else self.average.module
+        final = self._final
         if not all(tensor.isfinite().all() for tensor in final.state_dict().values()):
             raise UserError(f"the last step left weights that are not finite: {_CURE}")
         if self.world.writes:

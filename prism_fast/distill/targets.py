@@ -83,11 +83,7 @@ class ViewLoader:
         """
         rows = torch.arange(min(self._config.batch // self._config.accumulate, len(self.source)))
         side = min(self.source.batch(rows[:1]).images.shape[2:])
-        if self._config.augment.pad >= side:
-            raise UserError(
-                f"augment.pad is {self._config.augment.pad}, but the images have {side} pixels: crops could miss them; "
-                f"it must be below {side}"
-            )
+        self._config.augment.check_side(side)
         if self._config.targets == "online":
             batch = self._asked(*self._images(0, rows)[:2])
         else:

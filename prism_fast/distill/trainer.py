@@ -12,21 +12,26 @@ from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
+from prism_fast.distill.drawn import DrawnSet, drawn_config, without_current_student
+from prism_fast.distill.follow import FollowedSet
+from prism_fast.distill.growing import GrowingBatches, GrowingSet
 from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
 from prism_fast.distill.stream import open_stream, streams
 from prism_fast.distill.targets import ViewLoader
-from prism_fast.distill.world import joined, this_world
+from prism_fast.distill.world import World, joined, this_world
+from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
+from prism_fast.synthesis.job import prepare
 
 if TYPE_CHECKING:
-    from prism_fast.data.shards import ShardSet
     from prism_fast.teachers.base import Teacher
 
 __all__ = [
@@ -46,19 +51,21 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     """Trains the student on the shard set ``config.data``; reads no other image. See :func:`train`.
 
     Raises:
-        UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
+        UserError: no such set, or a damaged one, or an incomplete one that is not to be followed; no such teacher; what
+            :func:`train` refuses.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
     world = this_world()
     device = world.device(config.device, resolve_device(config.device))
     with ExitStack() as reading:
         with refused_alike(world.local_rank):
-            shards = ShardSet(config.data)
-            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
             batches: Batches
-            if streams(config, shards):
+            shards = None if config.grows else ShardSet(config.data)
+            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
+            if shards is None:
+                batches = GrowingBatches(config, growing_set(config, world, progress), teacher, device, world)
+            elif streams(config, shards):
                 source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
                 views = ViewLoader(config, source, teacher, device)
                 batches = reading.enter_context(open_stream(config, shards, views, world))
@@ -67,14 +74,31 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
         return train_batches(config, batches, teacher, progress)
 
 
+def growing_set(config: DistillConfig, world: World, progress: ProgressFactory = silent) -> GrowingSet:
+    """The set of a run whose ``data`` are drawn in memory or still being written.
+
+    Raises:
+        UserError: no such folder, recipe or file, or one that cannot be used; several ranks that would each draw.
+    """
+    if config.recipe_drawn is None:
+        return FollowedSet(config.data, config.replay, ram_bytes=int(config.ram_gib * 2**30))
+    if world.ranks > 1:
+        raise UserError(
+            f"images are drawn in memory by one process, not by each of {world.ranks} ranks: run prism-fast synthesize "
+            "on devices of its own and follow its folder (--data FOLDER --follow), or start without torchrun"
+        )
+    synthesis, student_weight = without_current_student(
+        drawn_config(config.recipe_drawn, resolve_device(config.device))
+    )
+    return DrawnSet(config, prepare(synthesis, Path(config.out)), student_weight, progress)
+
+
 def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
     """The images of a shard set, decoded into memory where they fit.
 
     Raises:
         UserError: a damaged set.
     """
-    from prism_fast.data.shards import ShardDataset
-
     return open_images(
         ShardDataset(shards),
         shards.num_classes,

@@ -266,7 +266,7 @@ def test_an_unfit_set_is_refused(tmp_path: Path) -> None:
     folder = write_set(tmp_path, (4, 4))
     with pytest.raises(UserError, match="3 ranks for 2 shards"):
         take(folder, "torch", 0, batch=1, ranks=3)
-    with pytest.raises(UserError, match=r"augment.pad is 20, but views have 20 pixels"):
+    with pytest.raises(UserError, match=r"augment.pad is 20; it must be below 20"):
         take(folder, "torch", 0, AugmentConfig(pad=20))
     with pytest.raises(UserError, match="unknown loader 'webdataset'"):
         take(folder, "webdataset", 0)
