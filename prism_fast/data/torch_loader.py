@@ -50,6 +50,7 @@ class TorchReader:
             collate_fn=_as_it_is,
             pin_memory=self._pinned,
             worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # else it draws from the global one
         )
         for fetched in loader:
             if isinstance(fetched, UserError):
@@ -97,6 +98,9 @@ def _as_it_is(fetched: Any) -> Any:
 
 
 def _leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM are the training process's to answer: it ends the workers when it is done."""
+    """Ctrl-C and SIGTERM are the training process's to answer, also where everything of a job gets them.
+
+    It tells the workers when it is done, and they look whether it still lives.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -62,7 +62,7 @@ class Run:
             self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
             self.amp = _amp_dtype(config.amp, self.device)
         features = batches.try_first().features  # of this rank's own images
-        with refused_alike(world.local_rank), torch.random.fork_rng():
+        with refused_alike(world.local_rank), _own_random_numbers(self.device):
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec)
             learner = Learner(self.student, config.loss, None if features is None else features.shape[1])
@@ -93,14 +93,15 @@ class Run:
         self.learner.train()
         bars = progress if self.world.writes else silent
         with (
-            open_curve(self.out / "tensorboard", self.step or None) as curve,
+            open_curve(self.out / "tensorboard", self.step + 1 if self.step else None) as curve,
             bars(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
-            torch.random.fork_rng(),
+            _own_random_numbers(self.device),
         ):
             while self.step < self.steps:
                 if self.world.any(stop.reason is not None):
                     self.seconds = time.perf_counter() - began
                     self.save()
+                    self.world.any(False)  # torchrun ends all ranks once one has ended: not before the state is there
                     stop.check()
                     raise Interrupted("another rank was stopped; the same command continues")
                 self._pending.append(self.take_step())
@@ -268,6 +269,12 @@ class Run:
             (self.out / STATE).unlink(missing_ok=True)
         self.world.any(False)  # no rank ends before the files are there
         return report
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the global generators as they were. Those of other GPUs, which other ranks may use, are not touched."""
+    own: AbstractContextManager[None] = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    return own
 
 
 def _amp_dtype(name: str, device: torch.device) -> torch.dtype | None:

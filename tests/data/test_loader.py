@@ -152,6 +152,14 @@ def test_a_position_is_taken_up_exactly(tmp_path: Path, name: str, seed: int) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_global_random_state_is_left_alone(tmp_path: Path, name: str) -> None:
+    folder = write_set(tmp_path, (8,))
+    before = torch.get_rng_state()
+    take(folder, name, 2, AugmentConfig(mixup=0.5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_ranks_read_different_images_and_equally_many(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (13, 9, 17))
     rows = []

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from prism_fast.config import torchrun_place
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill import loop
 from prism_fast.distill.batches import RowBatches, check_shares
-from prism_fast.distill.checkpoints import load_state
+from prism_fast.distill.checkpoints import load_state, save_state
 from prism_fast.distill.config import DistillConfig, LossConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.targets import ViewLoader
@@ -147,12 +148,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(seed: int, tmp_path: Pa
     out = tmp_path / "out"
     config = _config(out, steps=4000, checkpoint_every=10**6)
 
+    def slow(*state: Any) -> None:
+        time.sleep(0.5)
+        save_state(*state)
+
     def stopped(rank: int) -> Callable[[], None]:
         act = after(5 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)) if rank == 0 else None
 
         def life() -> None:
+            loop.save_state = slow
             with pytest.raises(Interrupted, match="stopped by SIGTERM" if rank == 0 else "another rank was stopped"):
                 _life(config, seed, **({"progress": act} if act else {}))()
+            assert (out / "state.safetensors").exists()  # torchrun would now end the others
 
         return life
 

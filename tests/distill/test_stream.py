@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +19,10 @@ from prism_fast.cli import main
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader_config import LoaderConfig
 from prism_fast.data.shards import ShardDataset, ShardSet
+from prism_fast.distill.checkpoints import load_state
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import LazyImages
+from prism_fast.distill.loop import STATE
 from prism_fast.distill.report import RUN
 from prism_fast.distill.stored_views import write_views
 from prism_fast.distill.stream import StreamedBatches, open_stream
@@ -25,6 +30,7 @@ from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.trainer import distill
 from prism_fast.distill.world import ALONE, World
 from prism_fast.errors import ToldElsewhere, UserError
+from prism_fast.synthesis.interruption import Interrupted
 from tests.data.sets import CLASSES, row_of, write_set
 from tests.distill.doubles import ColourTeacher, tiny_config
 from tests.distill.lives import REFUSED, after, ended, fork, free_port, kill_me, rank_variables
@@ -76,6 +82,27 @@ def test_a_killed_run_goes_on_bit_for_bit(world: Path, tmp_path: Path, loader: s
     other = {"torch": "dali", "dali": "torch"}[loader]
     with pytest.raises(UserError, match="holds another run"):
         distill(_config(world, tmp_path / "whole", **{**settings, "loader": other}))
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_a_stop_of_the_whole_job_keeps_every_step(world: Path, tmp_path: Path, loader: str) -> None:
+    """As Slurm stops one: the signal goes to the workers too."""
+    settings = {"loader": loader, "steps": 5, "stream": LoaderConfig(crop_size=16, workers=2, max_corrupt=0.1)}
+    config = _config(world, tmp_path / "stopped", **settings)
+
+    def stop() -> None:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.3)
+
+    def life() -> None:
+        os.setpgid(0, 0)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            distill(config, progress=after(3 * 8, stop))
+
+    assert ended(fork(life)) == 0
+    assert load_state(tmp_path / "stopped" / STATE)[1]["step"] == 3
+    one, other = (distill(each) for each in (config, _config(world, tmp_path / "whole", **settings)))
+    assert (one.student / "model.safetensors").read_bytes() == (other.student / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("loader", ["torch", "dali"])

@@ -118,6 +118,7 @@ def test_interrupted_run_continues_bit_for_bit(changes: dict[str, Any], seed: in
     one, two = _weights(whole), _weights(parts)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert whole.history["step"] == parts.history["step"] and whole.history["loss"] == parts.history["loss"]
+    assert _curve(tmp_path / "parts") == _curve(tmp_path / "whole")
     assert not (tmp_path / "parts" / "state.safetensors").exists()
 
 
@@ -325,6 +326,15 @@ def test_global_random_state_is_left_alone(seed: int, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     _train(tiny_config(tmp_path, steps=2), seed)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_generators_of_other_devices_are_left_alone(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would otherwise begin to use every GPU of the machine, in every rank."""
+    asked: list[Any] = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *given: asked.append(given) or fork(*given))
+    _train(tiny_config(tmp_path, steps=2), seed)
+    assert asked and all(given == ([],) for given in asked)
 
 
 def test_unusable_options_are_named(seed: int, tmp_path: Path) -> None:
