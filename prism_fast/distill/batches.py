@@ -131,7 +131,7 @@ class RowBatches:
 
     def try_first(self) -> TrainingBatch:
         with refused_alike(self._world.local_rank):  # every rank tries the same rows
-            return self._views.try_targets()
+            return self._views.try_targets(self.size)
 
     def take(self) -> TrainingBatch:
         step, part = divmod(self._taken, self._config.accumulate)

@@ -89,6 +89,7 @@ class Run:
             UserError: a loss or a target that is not finite, or no room for what is written.
         """
         self.connect()
+        first = self.step + 1
         began = time.perf_counter() - self.seconds
         self.learner.train()
         bars = progress if self.world.writes else silent
@@ -105,6 +106,8 @@ class Run:
                     stop.check()
                     raise Interrupted("another rank was stopped; the same command continues")
                 self._pending.append(self.take_step())
+                if self.step == first and self.world.ranks > 1:
+                    self._require_gradients()
                 bar.update(self.batch)
                 last = self.step == self.steps
                 save = self.step % self.config.checkpoint_every == 0 and not last
@@ -157,6 +160,21 @@ class Run:
             self._parallel.no_sync() if more and self.world.ranks > 1 else nullcontext()
         )
         return several
+
+    def _require_gradients(self) -> None:
+        """After a step: ranks wait for each other's gradient of every weight.
+
+        Raises:
+            UserError: the loss does not depend on some weights.
+        """
+        idle = [
+            name for name, weight in self.learner.named_parameters() if weight.requires_grad and weight.grad is None
+        ]
+        if idle:
+            raise UserError(
+                f"{len(idle)} of the student's weights get no gradient, among them {idle[0]}: ranks cannot share its "
+                "training; take one rank, or a student without them"
+            )
 
     def _weights(self, parts: list[TrainingBatch]) -> list[Tensor | None]:
         """Of each image of each part [B], by the energies of the whole step on all ranks; None: all count alike."""

@@ -188,6 +188,24 @@ def test_what_cannot_work_is_told_before_ranks_are_joined(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_without_a_gradient_are_told(seed: int, tmp_path: Path) -> None:
+    """Ranks would wait for it, or end in torch's words."""
+    own = {"student": "tests.distill.own_students:Idle", "model_args": {}}
+    children = _start([_life(_config(tmp_path / "out", **own), seed)] * 2, tmp_path)
+    assert [ended(child) for child in children] == [REFUSED] * 2
+    said = (tmp_path / "said-0").read_text()
+    assert said.startswith("2 of the student's weights get no gradient, among them student.model.idle.weight")
+    assert _life(_config(tmp_path / "alone", **own), seed)().steps == 12
+
+
+def test_what_is_tried_first_is_a_ranks_own_share(seed: int, tmp_path: Path) -> None:
+    """More than one trains on might not fit its device."""
+    config, teacher = tiny_config(tmp_path, batch=48, accumulate=2), ColourTeacher()
+    source = MemoryImages(*coloured_images(seed, 50), num_classes=4)
+    batches = RowBatches(config, ViewLoader(config, source, teacher, torch.device("cpu")), World(rank=1, ranks=3))
+    assert len(batches.try_first().images) == 8 and teacher.calls == [8]
+
+
 def test_ranks_and_parts_take_every_row_of_a_step_once(seed: int, tmp_path: Path) -> None:
     source = MemoryImages(*coloured_images(seed, 50), num_classes=4)
     config = tiny_config(tmp_path, batch=12, accumulate=2, augment=AugmentConfig(pad=0, flip=0.0))

@@ -364,6 +364,24 @@ def test_parts_of_a_step_sum_up_to_it(seed: int, tmp_path: Path) -> None:
     assert all(torch.allclose(one[name], other[name], rtol=1e-2, atol=1e-4) for name in one)
 
 
+def test_loss_scaling_changes_nothing(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales are powers of two: not a bit, also where gradients are summed and clipped and the run was killed."""
+    settings = {"accumulate": 2, "clip_norm": 0.1, "checkpoint_every": 5}
+    plain = _train(tiny_config(tmp_path / "plain", **settings), seed)
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**8, growth_interval=2)
+    )
+    config = tiny_config(tmp_path / "scaled", **settings)
+    with pytest.raises(_Stop):
+        _train(config, seed, progress=_stop_after(8 * 16))
+    assert load_state(tmp_path / "scaled" / "state.safetensors")[0]["scaler"]["scale"] == 2.0**10
+    scaled = _train(config, seed)
+    assert scaled.history["loss"] == plain.history["loss"]
+    one, other = _weights(plain), _weights(scaled)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_batches_of_other_targets_are_refused(seed: int, tmp_path: Path) -> None:
     asked = tiny_config(tmp_path / "out")
     stored = dataclasses.replace(asked, targets="labels")
