@@ -6,7 +6,9 @@ are read by place, so that any step can be the first. (A webdataset pipeline cou
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,9 +100,17 @@ def _as_it_is(fetched: Any) -> Any:
 
 
 def _leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM are the training process's to answer, also where everything of a job gets them.
+    """Ctrl-C and SIGTERM are the training process's to answer, also where all processes of a job get them.
 
-    It tells the workers when it is done, and they look whether it still lives.
+    Slurm and torchrun send them so. A worker that ended then would end the training in the middle of a step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there is a second thread
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends the worker when its parent says so: multiprocessing does where a loader was never closed."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 from tests.data.sets import LOADERS, NO_DALI, label_of, logits_of, row_of, write_set
+from tests.distill.lives import ended, fork
 
 CPU = torch.device("cpu")
 BOTH = ("torch", "dali")
@@ -161,6 +163,18 @@ def test_global_random_state_is_left_alone(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOADERS)
+def test_a_program_that_closes_nothing_ends(tmp_path: Path, name: str) -> None:
+    folder = write_set(tmp_path, (8,))
+
+    def life() -> None:
+        loader = ShardLoader(ShardSet(folder), CROPS, LoaderConfig(workers=2), name=name, batch=8, seed=0, device=CPU)
+        loader.load()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # as Python's end does
+
+    assert ended(fork(life), 30.0) == 0
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_ranks_read_different_images_and_equally_many(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (13, 9, 17))
     rows = []
@@ -282,6 +296,16 @@ def test_an_unfit_set_is_refused(tmp_path: Path) -> None:
     (folder / "shard-000001.idx").write_text("v1.2 0\n")
     with pytest.raises(UserError, match=r"stale index .*shard-000001.idx"):
         take(folder, "torch", 0)
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    assert LoaderConfig().workers_here() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert LoaderConfig().workers_here() == 3 and LoaderConfig(workers=5).workers_here() == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert LoaderConfig().workers_here() == 1
 
 
 def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

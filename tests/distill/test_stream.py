@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +94,9 @@ def test_a_stop_of_the_whole_job_keeps_every_step(world: Path, tmp_path: Path, l
     config = _config(world, tmp_path / "stopped", **settings)
 
     def stop() -> None:
-        os.killpg(0, signal.SIGTERM)
+        subprocess.run(
+            ["kill", "-s", "TERM", "--", f"-{os.getpgrp()}"], check=False
+        )  # not by the parent of the workers
         time.sleep(0.3)
 
     def life() -> None:
