@@ -24,7 +24,7 @@ from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import STUDENT, DistillReport
 from prism_fast.distill.schedule import Schedule, make_optimizer
 from prism_fast.distill.students import build_student, student_spec
-from prism_fast.distill.world import World
+from prism_fast.distill.world import World, own_random_numbers
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import Interrupted, StopRequest
@@ -62,7 +62,7 @@ class Run:
             self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
             self.amp = _amp_dtype(config.amp, self.device)
         features = batches.try_first().features  # of this rank's own images
-        with refused_alike(world.local_rank), _own_random_numbers(self.device):
+        with refused_alike(world.local_rank), own_random_numbers(self.device):
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec)
             learner = Learner(self.student, config.loss, None if features is None else features.shape[1])
@@ -96,7 +96,7 @@ class Run:
         with (
             open_curve(self.out / "tensorboard", self.step + 1 if self.step else None) as curve,
             bars(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
-            _own_random_numbers(self.device),
+            own_random_numbers(self.device),
         ):
             while self.step < self.steps:
                 if self.world.any(stop.reason is not None):
@@ -287,12 +287,6 @@ class Run:
             (self.out / STATE).unlink(missing_ok=True)
         self.world.any(False)  # no rank ends before the files are there
         return report
-
-
-def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """Leaves the global generators as they were. Those of other GPUs, which other ranks may use, are not touched."""
-    own: AbstractContextManager[None] = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    return own
 
 
 def _amp_dtype(name: str, device: torch.device) -> torch.dtype | None:

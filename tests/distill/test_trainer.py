@@ -401,22 +401,3 @@ def test_a_compiled_student_learns_the_same(student: str, seed: int, tmp_path: P
     )
     assert compiled.history["loss"] == pytest.approx(plain.history["loss"], rel=1e-2)
     assert set(_weights(compiled)) == set(_weights(plain))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("amp", "compiled"), [("off", "off"), ("float16", "off"), ("bfloat16", "on")])
-def test_on_a_gpu_a_killed_run_learns(amp: str, compiled: str, seed: int, tmp_path: Path) -> None:
-    loss = LossConfig(features="hint", features_weight=0.1, energy_temperature=5.0)
-    settings = {"amp": amp, "compile": compiled, "accumulate": 2, "clip_norm": 10.0, "checkpoint_every": 10}
-    config = tiny_config(tmp_path, device="cuda", steps=80, ema=0.8, loss=loss, **settings)
-    with pytest.raises(_Stop):
-        _train(config, seed, progress=_stop_after(15 * 16))
-    parts, record = load_state(tmp_path / "state.safetensors")
-    assert record["step"] == 10 and ("scale" in parts["scaler"]) == (amp == "float16")
-    report = _train(config, seed)
-    assert report.history["loss"][-1] < 0.6 * report.history["loss"][0]
-    assert report.environment["dtype"] == (amp if amp != "off" else "float32")
-    assert {t.dtype for t in _weights(report).values()} == {torch.float32, torch.int64}
-    images, labels = coloured_images(seed + 1)
-    student = load_teacher(str(report.student))  # keys of a compiled student are the plain one's
-    assert (student.outputs(images.float() / 255).logits.argmax(1) == labels).float().mean() > 0.9
