@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,12 @@ def _leave_signals(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there is a second thread
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_when_told, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """Ends the worker when its parent says so: multiprocessing does where a loader was never closed."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+def _end_when_told() -> None:
+    """Ends the worker by the training process's SIGTERM: multiprocessing sends it where a loader was never closed."""
+    parent = parent_process()
+    while parent is not None and signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
         pass
     os._exit(0)
