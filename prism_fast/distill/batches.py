@@ -150,7 +150,7 @@ class RowBatches:
 
     def try_first(self) -> TrainingBatch:
         with refused_alike(self._world.local_rank):  # every rank tries the same rows
-            return self._views.try_targets()
+            return self._views.try_targets(self.size)
 
     def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:  # noqa: ARG002  all images are there
         return None

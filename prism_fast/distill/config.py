@@ -233,8 +233,11 @@ class DistillConfig:
                     "targets 'labels' have no teacher: of loss they leave label_smoothing alone; use targets 'online'"
                 )
             return
-        if loss.soft == 0 and loss.hard == 0 and loss.features == "none":
-            raise UserError("loss has no term: set loss.soft or loss.hard above 0, or loss.features")
+        if loss.soft == 0 and loss.hard == 0:
+            raise UserError(
+                "loss has no term on the logits, which would stay those of random weights: set loss.soft or loss.hard "
+                "above 0"
+            )
         if loss.label_smoothing > 0 and loss.hard == 0:
             raise UserError("loss.label_smoothing smooths the cross-entropy: set loss.hard above 0, or it to 0")
         if loss.hard > 0 and self.augment.mixes:

@@ -75,13 +75,16 @@ class ViewLoader:
         self.require_finite(logits)
         return self._table(view), logits
 
-    def try_targets(self) -> TrainingBatch:
-        """Takes the first batch as training will, so that what cannot work is told before anything is written.
+    def try_targets(self, images: int) -> TrainingBatch:
+        """Takes a batch as training will, so that what cannot work is told before anything is written.
+
+        Args:
+            images: of a batch; the first of the set are taken.
 
         Raises:
             UserError: images too small for the crop, or targets that are missing or not finite.
         """
-        rows = torch.arange(min(self._config.batch // self._config.accumulate, len(self.source)))
+        rows = torch.arange(min(images, len(self.source)))
         side = min(self.source.batch(rows[:1]).images.shape[2:])
         self._config.augment.check_side(side)
         if self._config.targets == "online":

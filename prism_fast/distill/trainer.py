@@ -162,7 +162,7 @@ def train_batches(
         claim(out, identity)
         return DistillReport.load(out)
     run = Run(config, batches, identity, world)
-    open_curve = curves(config, world)
+    open_curve = curves(config, identity, world)
     with stop_on_signals() as stop, joined(world, run.device, config.rank_timeout_s):
         if world.writes:
             claim(out, identity)
