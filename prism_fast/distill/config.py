@@ -135,6 +135,7 @@ class DistillConfig:
         loader: ``dali`` or ``torch`` streams the shards; ``auto`` streams sets that are larger than ``ram_gib``, by
             DALI on CUDA and by torch on the CPU.
         stream: how sets are streamed.
+        resume: refuse to begin a run: there must be one to go on with. Without it the same configuration goes on too.
         follow: the set may still be in the making: each step waits for the shards that it needs.
         replay: how a set that is followed, or drawn in memory, is learned from.
         rank_timeout_s: how long a rank waits for the others before it gives up.
@@ -175,6 +176,7 @@ class DistillConfig:
     ram_gib: float = 2.0
     loader: str = "auto"
     stream: LoaderConfig = field(default_factory=LoaderConfig)
+    resume: bool = False
     follow: bool = False
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     rank_timeout_s: float = 600.0
@@ -283,7 +285,8 @@ class DistillConfig:
     def identity(self) -> str:
         """Hash of all that decides the weights: not where they are written, nor on what device, nor what is logged."""
         told = {"out", "data", "views", "device", "checkpoint_every", "log_every", "ram_gib", "recipe", "wandb"}
-        elsewhere = told | {"rank_timeout_s", "loader", "follow", "replay"}  # batches tell what gave them
+        told |= {"resume", "rank_timeout_s"}
+        elsewhere = told | {"loader", "follow", "replay"}  # batches tell what gave them
         values = {k: v for k, v in canonical(self).items() if k not in elsewhere}
         if self.grows:
             values["window"] = self.replay.window  # freeze_every is the set's

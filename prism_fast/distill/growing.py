@@ -108,7 +108,7 @@ class GrowingBatches:
             batch=step_images,
             seed=config.seed,
         )
-        self._window = _Window(growing, self._replay.segment)
+        self._window = _Window(growing, self._replay)
         self._answers = ViewLoader(config, self._window, teacher, device)
         self._views = lru_cache(maxsize=1)(partial(draw_views, config.augment, growing.rows, config.seed))
         self._taken = 0
@@ -187,10 +187,11 @@ def _never() -> Path:
 class _Window:
     """The segments from which steps draw, as an :class:`~prism_fast.distill.images.ImageSource` by the plan's rows."""
 
-    def __init__(self, growing: GrowingSet, segment: int) -> None:
-        self._growing, self._segment, self._parts = growing, segment, dict[int, Part]()
+    def __init__(self, growing: GrowingSet, replay: Replay) -> None:
+        self._growing, self._replay, self._parts = growing, replay, dict[int, Part]()
         self.num_classes, self.class_names = growing.num_classes, growing.class_names
         self.fingerprint = growing.fingerprint
+        self.instead: Tensor | None = None
 
     def __len__(self) -> int:
         """Rows of the plan."""
@@ -210,7 +211,7 @@ class _Window:
 
     def batch(self, rows: Tensor) -> Batch:
         """The images of rows in the window, int64 [B]."""
-        segments = rows // self._segment
+        segments = self._replay.segment_of(rows)
         places = [(segments == segment).nonzero()[:, 0] for segment in segments.unique()]
         found = [self._read(int(segments[place[0]]), rows[place]) for place in places]
         back = torch.cat(places).argsort()

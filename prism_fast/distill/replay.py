@@ -41,7 +41,7 @@ class Replay:
 
     Attributes:
         rows: of the plan.
-        window: rows from which a step draws, at most.
+        window: rows from which a step draws, at most; near the plan's end fewer than a batch more.
         epochs: how often each row is seen.
         batch: images of one step.
         seed: of the orders.
@@ -65,12 +65,23 @@ class Replay:
 
     @property
     def segment(self) -> int:
-        """Rows of a segment; the last one may have fewer."""
+        """Rows of a segment, but for the last one."""
         return min(self.rows, self.window // self.epochs)
+
+    @property
+    def segments(self) -> int:
+        """How many there are. Last rows that would not fill a batch belong to the segment before them."""
+        whole, rest = divmod(self.rows, self.segment)
+        return whole + (rest >= self.batch)
 
     def segment_rows(self, segment: int) -> range:
         """The plan's rows that are in a segment."""
-        return range(segment * self.segment, min((segment + 1) * self.segment, self.rows))
+        last = segment + 1 == self.segments
+        return range(segment * self.segment, self.rows if last else (segment + 1) * self.segment)
+
+    def segment_of(self, rows: Tensor) -> Tensor:
+        """The segments of rows of the plan, int64 as they are."""
+        return (rows // self.segment).clamp(max=self.segments - 1)
 
     @property
     def steps(self) -> int:
@@ -94,13 +105,12 @@ class Replay:
         return order[begin : begin + self.batch]
 
     def _segments(self, number: int) -> range:
-        return range(max(0, number + 1 - self.epochs), min(number + 1, -(-self.rows // self.segment)))
+        return range(max(0, number + 1 - self.epochs), min(number + 1, self.segments))
 
     @cached_property
     def _ends(self) -> list[int]:
         """Steps that are done after each round: shared out by the rows in their windows."""
-        segments = -(-self.rows // self.segment)
-        windows = [self._segments(number) for number in range(segments + self.epochs - 1)]
+        windows = [self._segments(number) for number in range(self.segments + self.epochs - 1)]
         sizes = (self.segment_rows(w[-1]).stop - self.segment_rows(w[0]).start for w in windows)
         return [seen * self.steps // (self.rows * self.epochs) for seen in accumulate(sizes)]
 

@@ -112,6 +112,7 @@ class ViewLoader:
 
     def load(self, view: int, rows: Tensor) -> TrainingBatch:
         """View number ``view`` of the images of row numbers int64 [B], and what the student should say about it."""
+        rows = self._shown(rows)
         return self.answer(view, rows, *self._images(view, rows))
 
     def answer(self, view: int, rows: Tensor, images: Tensor, labels: Tensor, stored: Tensor | None) -> TrainingBatch:
@@ -153,12 +154,16 @@ class ViewLoader:
         batch = self.source.batch(rows)
         images = make_view(self._scale(batch.images), table, rows, self._config.augment.pad)
         if table.partner is not None and table.weight is not None:
-            partners = table.partner[rows]
+            partners = self._shown(table.partner[rows])
             others = make_view(
                 self._scale(self.source.batch(partners).images), table, partners, self._config.augment.pad
             )
             images = mix(images, others, table.weight[rows], None if table.cut is None else table.cut[rows])
         return images, batch.labels, batch.logits
+
+    def _shown(self, rows: Tensor) -> Tensor:
+        """Others for those whose images cannot be decoded."""
+        return rows if self.source.instead is None else self.source.instead[rows]
 
     def _scale(self, images: Tensor) -> Tensor:
         return images.to(self._device).float().div_(255)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.corrupt import CorruptImages, DecodedDataset, substitutes
+from prism_fast.data.loader import image_size
 from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
@@ -96,16 +98,28 @@ def growing_set(config: DistillConfig, world: World, progress: ProgressFactory =
 def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
     """The images of a shard set, decoded into memory where they fit.
 
+    In memory, another image takes the place of one that cannot be decoded; otherwise that is an error when it is read.
+
     Raises:
-        UserError: a damaged set.
+        UserError: an empty or damaged set, or too many images that cannot be decoded; they are named.
     """
-    return open_images(
-        ShardDataset(shards),
+    if not len(shards):
+        raise UserError(f"{shards.path} holds no images: synthesize some first")
+    decoded = DecodedDataset(shards, image_size(shards))
+    source = open_images(
+        decoded,
         shards.num_classes,
         ram_bytes=int(config.ram_gib * 2**30),
         class_names=shards.class_names,
         fingerprint=shards.fingerprint,
     )
+    if not isinstance(source, MemoryImages):
+        return LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+    corrupt = CorruptImages(shards, config.stream.max_corrupt)
+    for row, why in sorted(decoded.bad.items()):
+        corrupt.add(row, why, len(shards))
+    source.instead = substitutes(decoded.bad, len(shards)) if decoded.bad else None
+    return source
 
 
 def distill_images(
@@ -158,6 +172,9 @@ def train_batches(
     world = this_world()
     identity = content_hash([config.identity(), batches.fingerprint, teacher.fingerprint if teacher else None])
     out = Path(config.out)
+    if config.resume and not os.path.exists(out / RUN):
+        with refused_alike(world.local_rank):
+            raise UserError(f"{out} holds no run that could be resumed: leave out --resume to begin one")
     if os.path.exists(out / RUN) and os.path.exists(out / METRICS):
         claim(out, identity)
         return DistillReport.load(out)

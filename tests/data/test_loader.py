@@ -137,7 +137,7 @@ def test_crop_parameters_are_those_of_the_crop(tmp_path: Path, name: str, seed: 
 def test_a_position_is_taken_up_exactly(tmp_path: Path, name: str, seed: int) -> None:
     folder = write_set(tmp_path, (13, 9, 17), picture=smooth, damage={20: lambda data: data[:50]})
     augment = AugmentConfig(pad=1, crop_scale=0.3, jitter=0.2, mixup=0.5)
-    options = {"crop_size": 16, "seed": seed, "max_corrupt": 0.1}
+    options = {"crop_size": 16, "seed": seed, "max_corrupt": 0.1, "batch": 13}  # three steps read all of it
     whole = take(folder, name, 9, augment, **options)
     with loading(folder, name, augment, **options) as first:
         for _ in range(6):

@@ -33,7 +33,8 @@ def test_every_row_is_seen_once_in_each_pass_but_for_what_fills_no_batch(replay:
     windows = [_window(replay, step) for step in range(replay.steps)]
     for step, window in enumerate(windows):
         places = replay.places(step, len(window))
-        assert len(places) == replay.batch and int(places.max()) < len(window) <= max(replay.window, replay.batch)
+        assert len(places) == replay.batch and int(places.max()) < len(window) < replay.window + replay.batch
+        assert len(window) >= replay.batch
         seen.update((window.start + places).tolist())
     assert replay.steps == replay.epochs * (replay.rows // replay.batch)
     assert [window.stop for window in windows] == sorted(window.stop for window in windows)

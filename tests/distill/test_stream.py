@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import subprocess
 import time
@@ -28,11 +30,11 @@ from prism_fast.distill.report import RUN
 from prism_fast.distill.stored_views import write_views
 from prism_fast.distill.stream import StreamedBatches, open_stream
 from prism_fast.distill.targets import ViewLoader
-from prism_fast.distill.trainer import distill
+from prism_fast.distill.trainer import distill, open_set
 from prism_fast.distill.world import ALONE, World
 from prism_fast.errors import ToldElsewhere, UserError
 from prism_fast.synthesis.interruption import Interrupted
-from tests.data.sets import CLASSES, DEVICES, LOADERS, NO_DALI, row_of, write_set
+from tests.data.sets import CLASSES, DEVICES, LOADERS, NO_DALI, label_of, row_of, write_set
 from tests.distill.doubles import ColourTeacher, tiny_config
 from tests.distill.lives import REFUSED, after, ended, fork, free_port, kill_me, rank_variables
 from tests.distill.test_trainer import _Stop, _stop_after
@@ -229,6 +231,36 @@ def test_what_a_rank_alone_finds_it_tells(tmp_path: Path, world: Path, monkeypat
     with pytest.raises(UserError, match="cannot be decoded, more than max_corrupt") as refusal:
         distill(_config(world, tmp_path / "run", data=str(folder), loader="torch", stream=HERE))
     assert not isinstance(refusal.value, ToldElsewhere)
+
+
+def test_a_bad_image_of_a_set_in_memory_is_named_and_the_next_one_shown(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(world, tmp_path / "run", stream=LoaderConfig(max_corrupt=0.1))
+    with caplog.at_level(logging.WARNING):
+        source = open_set(config, ShardSet(config.data))
+    (told,) = [message for message in caplog.messages if "cannot be decoded" in message or "takes its place" in message]
+    assert "shard-000001.tar" in told and "image number 3" in told
+    assert source.instead is not None
+    assert source.instead.tolist() == [row + (row == 14) for row in range(30)]
+    views = ViewLoader(config, source, ColourTeacher(CLASSES), CPU)
+    for view in range(3):
+        both = views.load(view, torch.tensor([14, 15]))
+        assert torch.equal(both.images[0], both.images[1]) and both.labels.tolist() == [label_of(15)] * 2
+        assert torch.equal(both.targets[0], both.targets[1])
+    assert distill(config).images == 30
+    with pytest.raises(UserError, match=r"1 of 30 images cannot be decoded, more than max_corrupt 0.001"):
+        distill(_config(world, tmp_path / "strict", stream=LoaderConfig()))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_resume_wants_a_run(world: Path, tmp_path: Path) -> None:
+    config = _config(world, tmp_path / "run", resume=True, steps=3)
+    with pytest.raises(UserError, match=r"run holds no run that could be resumed: leave out --resume"):
+        distill(config)
+    assert not (tmp_path / "run").exists()
+    begun = distill(dataclasses.replace(config, resume=False))
+    assert distill(config) == begun
 
 
 def test_what_does_not_fit_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:
