@@ -34,21 +34,24 @@ class Fitter:
 
     def __init__(self, grammar: Grammar, phrase: str, fits: Fits | None) -> None:
         self._grammar, self._phrase, self._fits = grammar, phrase, fits
-        self._known: dict[tuple[tuple[str, ...], str], bool] = {((), ""): True}
+        self._known: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {((), ()): True}
 
-    def __call__(self, content: tuple[str, ...], style: str) -> tuple[str, tuple[str, ...], str]:
-        """(prompt, content, style) after dropping what does not fit: first the style, then content from the end."""
-        candidates = [(content, style), *((content[:length], "") for length in range(len(content), 0, -1))]
-        said, styled = next((choice for choice in candidates if self._choice_fits(*choice)), ((), ""))
+    def __call__(
+        self, content: tuple[str, ...], style: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        """(prompt, content, style) after dropping what does not fit: style from its end, then content from its end."""
+        candidates = [(content, style[:length]) for length in range(len(style), 0, -1)]
+        candidates += [(content[:length], ()) for length in range(len(content), 0, -1)]
+        said, styled = next((choice for choice in candidates if self._choice_fits(*choice)), ((), ()))
         return self._grammar.render(self._phrase, said, styled), said, styled
 
-    def _choice_fits(self, content: tuple[str, ...], style: str) -> bool:
+    def _choice_fits(self, content: tuple[str, ...], style: tuple[str, ...]) -> bool:
         if self._fits is None:
             return True
         known = self._known.get((content, style))
         if known is None:
             less = [(content[:place] + content[place + 1 :], style) for place in range(len(content))]
-            less += [(content, "")] if style else []
+            less += [(content, style[:-1])] if style else []
             known = all(self._choice_fits(*choice) for choice in less) and self._fits(
                 self._grammar.render(self._phrase, content, style)
             )

@@ -32,7 +32,7 @@ class Prompt:
         prompt: the text for the text encoder.
         sense: the words in it that stand for the class; never cut.
         content: the words of content in it, or ``none``.
-        style: the name of its style, or ``none``.
+        style: the names of its styles, the medium first, or ``none``.
         source: what made it (``grammar:fashion``).
     """
 
@@ -155,7 +155,7 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         "shortened": shortened,
         "duplicates": duplicates,
         "short_classes": short_classes,
-        "without_gloss": sum(s.phrase == s.bare for s in vocabulary.senses) if config.sense == "gloss" else 0,
+        "without_gloss": sum(s.phrase == s.bare and not s.gloss for s in vocabulary.senses) if config.sense == "gloss" else 0,
     }
     return PromptList(prompts=tuple(prompts), classes=vocabulary.names, report=report)
 
@@ -187,7 +187,7 @@ def _class_prompts(
                 prompt=text,
                 sense=phrase,
                 content=grammar.join(said) or NOTHING,
-                style=styled or NOTHING,
+                style=", ".join(part for part in styled if part) or NOTHING,
                 source=f"grammar:{vocabulary.grammar}",
             )
         )

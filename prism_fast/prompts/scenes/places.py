@@ -1,0 +1,278 @@
+"""Scenes of food, plants, places, buildings and people."""
+
+from __future__ import annotations
+
+from prism_fast.prompts.scenes import Scenes
+
+FOOD = Scenes(
+    words=("food", "nutriment", "baked goods", "bread", "dessert", "sandwich", "sauce", "course", "foodstuff",
+           "concoction", "condiment"),
+    settings={
+        "": "",
+        "on a white plate": "in out",
+        "on a wooden board": "in out",
+        "on a kitchen table": "in",
+        "in a restaurant": "in",
+        "at a street stall": "out",
+        "on a picnic blanket": "out",
+        "in a paper wrapper": "in out",
+        "on a baking tray": "in",
+        "on a dark table": "in",
+        "on a plain background": "studio",
+    },
+    actions={
+        "": "",
+        "freshly made": "",
+        "half eaten": "",
+        "steaming": "in out",
+        "home-made": "",
+        "neatly served": "",
+        "in a large portion": "",
+        "garnished with herbs": "",
+    },
+    company={
+        "": "",
+        "beside a fork": "in out",
+        "with a drink next to it": "in out",
+        "with a hand reaching for it": "in out",
+        "on a checked cloth": "in out",
+        "with several portions": "",
+        "beside a small bowl": "",
+    },
+    views={
+        "": "",
+        "seen from above": "",
+        "seen from the side": "",
+        "close-up of its surface": "near",
+        "seen at an angle": "",
+        "all of it in view": "",
+    },
+)  # fmt: skip
+
+DRINK = Scenes(
+    words=("beverage", "drink", "alcohol", "wine", "coffee", "punch"),
+    settings={
+        "": "",
+        "in a glass": "in out",
+        "in a cup": "in out",
+        "on a bar counter": "in",
+        "on a café table": "in out",
+        "in a kitchen": "in",
+        "on a garden table": "out",
+        "on a tray": "in out",
+        "on a plain background": "studio",
+    },
+    actions={"": "", "freshly poured": "", "half drunk": "", "with foam on top": "", "in a tall serving": ""},
+    company={"": "", "beside a spoon": "", "with a hand around it": "in out", "with a snack": "in out", "one of two": ""},
+    views=FOOD.views,
+)
+
+PRODUCE = Scenes(
+    words=("edible fruit", "fruit", "vegetable", "produce", "apple", "berry", "seed", "cereal", "citrus", "edible nut"),
+    settings={
+        "": "",
+        "in a bowl": "in out",
+        "on a market stall": "out",
+        "on a wooden table": "in out",
+        "still growing": "out",
+        "in a basket": "in out",
+        "on a chopping board": "in",
+        "in a supermarket": "in",
+        "on a white background": "studio",
+        "in a garden": "out",
+        "in a crate": "in out",
+    },
+    actions={
+        "": "",
+        "ripe": "",
+        "not yet ripe": "",
+        "cut in half": "in out studio",
+        "whole": "",
+        "wet with drops of water": "",
+        "freshly picked": "",
+        "sliced": "in out studio",
+    },
+    company={
+        "": "",
+        "in a pile": "",
+        "a single one": "",
+        "beside a knife": "in",
+        "held in one hand": "in out",
+        "with leaves": "",
+        "among other fruit and vegetables": "in out",
+    },
+    views=FOOD.views,
+)
+
+PLANT = Scenes(
+    words=("flora", "plant life", "flower", "herb", "tree", "vascular plant", "orchid"),
+    settings={
+        "": "",
+        "in a garden": "out",
+        "in a meadow": "out",
+        "at the edge of a wood": "out",
+        "beside a path": "out",
+        "in a flower pot": "in out",
+        "in a vase": "in",
+        "in a field": "out",
+        "in a greenhouse": "in",
+        "on a plain background": "studio",
+    },
+    actions={
+        "": "",
+        "in full bloom": "",
+        "in bud": "",
+        "wilting": "",
+        "covered in dew": "out",
+        "swaying in the wind": "out",
+    },
+    company={"": "", "a single one": "", "in a cluster": "", "with a bee on it": "out", "among grass": "out"},
+    views={
+        "": "",
+        "seen from above": "",
+        "seen from the side": "",
+        "seen from below": "",
+        "close-up of a detail": "near",
+        "all of it in view": "",
+        "small in the picture": "far",
+    },
+)
+
+FUNGUS = Scenes(
+    words=("fungus", "mushroom"),
+    settings={
+        "": "out",
+        "on the forest floor": "out",
+        "on a rotting log": "out",
+        "among fallen leaves": "out",
+        "in short grass": "out",
+        "on moss": "out",
+        "at the foot of a tree": "out",
+        "in someone's hand": "out near",
+        "on a wooden board": "in",
+    },
+    actions={"": "", "young": "", "fully grown": "", "partly eaten": "", "wet after rain": "out", "breaking through the soil": "out"},
+    company={"": "", "a single one": "", "in a group": "", "beside ferns": "out", "next to a coin for scale": ""},
+    views=PLANT.views,
+)
+
+LANDSCAPE = Scenes(
+    words=("geological formation", "natural elevation", "shore", "natural depression", "body of water", "spring", "reef",
+           "mountain"),
+    settings={
+        "": "out",
+        "under a wide sky": "out",
+        "in a national park": "out",
+        "in a remote region": "out",
+        "near a small village": "out",
+        "in a dry country": "out",
+        "in a green landscape": "out",
+    },
+    actions={
+        "": "",
+        "in spring": "sun grey dusk",
+        "in autumn": "",
+        "in winter": "cold",
+        "on a clear day": "sun",
+        "half covered by clouds": "grey",
+        "with long shadows": "sun dusk",
+    },
+    company={
+        "": "",
+        "with hikers": "",
+        "with nobody in sight": "",
+        "with birds overhead": "",
+        "with trees in the foreground": "",
+        "with rocks in the foreground": "",
+    },
+    views={
+        "": "",
+        "seen from above": "far",
+        "seen from below": "",
+        "seen from far away": "far",
+        "seen from close by": "near",
+        "a wide view": "far",
+    },
+)  # fmt: skip
+
+BUILDING = Scenes(
+    words=("building", "structure", "housing", "dwelling", "shelter", "bridge", "tower", "place of worship", "barrier", "fence",
+           "roof", "memorial", "establishment", "mercantile establishment", "shop", "institution", "construction", "area"),
+    settings={
+        "": "out",
+        "in a village": "out",
+        "in a city centre": "out",
+        "in open country": "out",
+        "on a hill": "out",
+        "beside a road": "out",
+        "by the water": "out",
+        "among trees": "out",
+        "in an old town": "out",
+        "in a suburb": "out",
+    },
+    actions={
+        "": "",
+        "newly built": "",
+        "weathered": "",
+        "half ruined": "",
+        "under repair": "",
+        "freshly painted": "",
+        "covered in ivy": "",
+        "in winter": "cold",
+        "in use": "",
+    },
+    company={
+        "": "",
+        "with people in front of it": "",
+        "with nobody around": "",
+        "with a car parked nearby": "",
+        "with a tree in front of it": "",
+        "with a flag": "",
+    },
+    views={
+        "": "",
+        "seen from the front": "",
+        "seen from the side": "",
+        "seen from above": "far",
+        "seen from below": "",
+        "seen from far away": "far",
+        "close-up of a detail": "near",
+        "seen at an angle": "",
+    },
+)  # fmt: skip
+
+PERSON = Scenes(
+    words=("person", "athlete", "worker", "participant"),
+    settings={
+        "": "",
+        "in a park": "out",
+        "in a large hall": "in",
+        "in front of a building": "out",
+        "on a beach": "out",
+        "in the street": "out",
+        "in a bright room": "in",
+        "against a plain backdrop": "studio",
+    },
+    actions={
+        "": "",
+        "standing": "",
+        "sitting": "",
+        "smiling": "",
+        "looking away": "",
+        "looking at the camera": "",
+        "in action": "in out water",
+        "waiting": "",
+    },
+    company={"": "", "alone": "", "with a companion": "", "in a small group": "far", "with onlookers": "in out"},
+    views={
+        "": "",
+        "seen from the front": "",
+        "seen from the side": "",
+        "seen from behind": "",
+        "a full-length view": "",
+        "head and shoulders": "near",
+        "small in the picture": "far",
+    },
+)
+
+OTHER = (FUNGUS, PRODUCE, DRINK, FOOD, PLANT, LANDSCAPE, BUILDING, PERSON)
