@@ -10,11 +10,13 @@ _CONSONANT_SOUND = re.compile(r"uni[^nm]|us[ae]|ut[ei]|eu|ewe|one\b|once\b|ukule
 _SINGULAR_IN_S = re.compile(r"(ss|us|is|as|lens|series|species|ceratops|pyrenees|flandres)$", re.IGNORECASE)
 
 
-_UNCOUNTED = frozenset(
-    "attire armor cattle clothing corn dough equipment food footwear furniture guacamole hay housing jewelry "
-    "knitwear lotion makeup produce sunscreen swimwear swine velvet wood hosiery neckwear outerwear headgear "
-    "soup meat seafood poultry wine coffee eggnog espresso consomme broccoli wool water mail powder carbonara thatch tissue".split()
-)
+_UNCOUNTED_WORDS = """
+    attire armor cattle clothing corn dough equipment food footwear furniture guacamole hair hay housing jewelry
+    knitwear lotion makeup produce sunscreen swimwear swine velvet wood hosiery neckwear outerwear headgear soup
+    meat seafood poultry wine coffee eggnog espresso consomme broccoli wool water mail powder carbonara thatch
+    tissue
+"""
+_UNCOUNTED = frozenset(_UNCOUNTED_WORDS.split())
 """Nouns of the classes and of their kinds of which there is no single one."""
 
 

@@ -7,11 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from prism_fast.prompts.draw import apportion, balanced_cell, dealt, shuffled
+from prism_fast.prompts.fit import Choice
 from prism_fast.prompts.grammar import Grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.vocabulary import Sense
-
-Choice = tuple[tuple[str, ...], tuple[str, ...]]
 
 GRID = 2048
 """Grammars of at most so many combinations are walked through, each once; from larger ones combinations are dealt."""

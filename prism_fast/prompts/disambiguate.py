@@ -3,7 +3,8 @@
 A candidate is one of the class's lemmas, alone (``laptop computer``) or followed by a kind that the class belongs to
 (``crane, a bird``). It separates where
 
-- with a kind: nothing else that WordNet knows as that lemma, and no other class of the task that answers to it, is of that kind;
+- with a kind: nothing else that WordNet knows as that lemma, and no other class of the task that answers to it, is of
+  that kind;
 - alone: nothing else has that lemma, and it explains itself: its last word names a kind that the class belongs to
   (``golden retriever``), or it is a word that definitions are written in (``acorn``).
 
@@ -29,11 +30,12 @@ from prism_fast.prompts.wordnet import Synset, WordNet, lemma_key
 PLAIN = 4
 USUAL = 2
 BROAD = 1200
-AVOIDED = frozenset(
-    "attire automatic body brass covering decapod flat goods hose instrumentality java lodging long nourishment percoid "
-    "piece placental produce protection sheet solid string structure system transport upright vertical viverrine wear work "
-    "works".split()
-)
+_AVOIDED_WORDS = """
+    attire automatic body brass cover covering decapod flat good goods hose instrumentality java lodging long
+    nourishment percoid piece placental produce protection sheet solid string structure system transport upright
+    vertical viverrine wear work works
+"""
+AVOIDED = frozenset(_AVOIDED_WORDS.split())
 """Kinds that say nothing about a thing, that read as something else, or that only a zoologist says."""
 
 _LONGEST_KIND = 3
@@ -144,7 +146,7 @@ class Disambiguator:
 
     def _is_latin(self, lemma: str) -> bool:
         """Whether a lemma is a species' scientific name: the image generator's captions rarely have it."""
-        return bool(_BINOMIAL.fullmatch(lemma)) and self._wordnet.plainness(lemma.split()[-1]) < PLAIN
+        return bool(_BINOMIAL.fullmatch(lemma)) and self._wordnet.plainness(lemma.rsplit(maxsplit=1)[-1]) < PLAIN
 
     def _others(self, synset: Synset, lemma: str) -> list[Synset]:
         """Everything else that is called so: in WordNet, or, but for an ending, in the task."""
@@ -177,13 +179,16 @@ def _extends(lemma: str, usual: str) -> bool:
 
 def _glossed(lemma: str, gloss: str) -> str:
     """The name and the first clause of its gloss, or as much of it as a prompt has room for."""
-    clause = re.split(r"[;:]", re.sub(r"\([^)]*\)", "", gloss))[0]
-    words = re.sub(r"^(any of (various|numerous|several|the)|usually) ", "", " ".join(clause.split())).split()
+    clause = " ".join(re.split(r"[;:]", re.sub(r"\([^)]*\)", "", gloss))[0].split())
+    many = re.match(r"any of (various|numerous|several|the) ", clause)
+    words = clause[many.end() if many else 0 :].removeprefix("usually ").split()
     if len(words) > _LONGEST_GLOSS:
         ends = [place for place, word in enumerate(words[:_LONGEST_GLOSS]) if word in _JOINS and place > 2]
         words = words[: ends[-1] if ends else _LONGEST_GLOSS]
+    while len(words) > 1 and words[-1] in _JOINS:
+        words.pop()
     said = " ".join(words).strip(" ,")
-    return f"{lemma}, {_with_head_article(said)}" if said else lemma
+    return f"{lemma}, {said if many else _with_head_article(said)}" if said else lemma
 
 
 def _with_head_article(said: str) -> str:
@@ -191,8 +196,15 @@ def _with_head_article(said: str) -> str:
     words = said.split()
     end = next((place for place, word in enumerate(words) if place and word in _JOINS), len(words))
     group = " ".join(words[:end]).rstrip(",")
-    return said if is_plural(group.split(",")[0]) or words[0] in _OPEN else f"{with_article(group)}{said[len(group):]}"
+    return said if is_plural(group.split(",")[0]) or words[0] in _OPEN else f"{with_article(group)}{said[len(group) :]}"
 
 
-_JOINS = frozenset("that which who whose of for with having used in on to from by and or as where worn made covered consisting distinguished".split())
-_OPEN = frozenset("any either one each something anything someone".split())
+_JOINS_WORDS = """
+    that which who whose of for with having used in on to from by and or as where worn made covered consisting
+    distinguished usually
+"""
+_JOINS = frozenset(_JOINS_WORDS.split())
+_OPEN_WORDS = """
+    any either only one each something anything someone
+"""
+_OPEN = frozenset(_OPEN_WORDS.split())

@@ -35,9 +35,7 @@ def balanced_cell(step: int, sizes: Sequence[int]) -> tuple[int, ...]:
     return (*balanced_cell(step % cells, sizes[:-1]), place)
 
 
-def dealt(
-    axes: Sequence[Sequence[T]], allowed: Callable[[Sequence[T]], bool], *key: object
-) -> Iterator[tuple[T, ...]]:
+def dealt(axes: Sequence[Sequence[T]], allowed: Callable[[Sequence[T]], bool], *key: object) -> Iterator[tuple[T, ...]]:
     """Combinations of one item of each axis without end, each axis used evenly.
 
     Every axis is a pack of cards, shuffled anew each time that it runs out. From each in turn the first card is taken

@@ -14,7 +14,8 @@ _OPENINGS = {**styles.PHOTOS, **styles.OTHER_MEDIA}
 
 
 class EnglishGrammar:
-    """``MEDIUM of a PHRASE, ACTION SETTING, COMPANY, VIEW, LENS, LIGHT, WEATHER, AGE, QUALITY``, most of it optional."""
+    """``MEDIUM of a PHRASE, ACTION SETTING, COMPANY, VIEW, LENS, LIGHT,
+    WEATHER, AGE, QUALITY``, most of it optional."""
 
     def content_axes(self, sense: Sense, /) -> Sequence[Sequence[str]]:
         """Actions, settings, company and views of the kind of thing that the class is."""

@@ -13,6 +13,7 @@ from prism_fast.prompts.disambiguate import Disambiguator
 from prism_fast.prompts.vocabulary import Sense, Vocabulary
 from prism_fast.prompts.wordnet import WordNet, imagenet_info, is_wnid, load_wordnet
 
+
 class Named(NamedTuple):
     """A phrase, and the kind that its scenes are for."""
 
@@ -23,11 +24,14 @@ class Named(NamedTuple):
 EXCEPTIONS: Mapping[str, Named] = {
     "n02134084": Named("polar bear", "bear"),  # WordNet has the rare name ice bear first, and no gloss has either
     "n02704792": Named("amphibious vehicle", "vehicle"),  # WordNet counts wheeled vehicles as containers
-    "n06359193": Named("website shown on a screen", "website"),  # WordNet: a computer that serves pages; the class shows pages
+    "n03710721": Named("maillot, a bathing suit", "clothing"),  # WordNet's tights are no garment; to the eye they are
+    "n06359193": Named(
+        "website shown on a screen", "website"
+    ),  # WordNet: a computer that serves pages; the class shows pages
     "n07930864": Named("cup, a small container for drinking", "container"),  # WordNet: a punch; the class shows cups
     "n13133613": Named("ear of corn", "vegetable"),  # WordNet: the fruiting spike of any cereal
 }
-"""Phrases of classes where the rule goes wrong, or where the class's pictures show another thing than its synset says."""
+"""Phrases of classes where the rule goes wrong, or where the class's pictures show something else than its synset."""
 
 
 def imagenet_1k() -> Vocabulary:

@@ -155,7 +155,9 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         "shortened": shortened,
         "duplicates": duplicates,
         "short_classes": short_classes,
-        "without_gloss": sum(s.phrase == s.bare and not s.gloss for s in vocabulary.senses) if config.sense == "gloss" else 0,
+        "without_gloss": sum(s.phrase == s.bare and not s.gloss for s in vocabulary.senses)
+        if config.sense == "gloss"
+        else 0,
     }
     return PromptList(prompts=tuple(prompts), classes=vocabulary.names, report=report)
 

@@ -122,6 +122,13 @@ class Vocabulary:
             raise UserError(f"{name!r} is a synonym of several classes of {self.name!r}: {which}; use the class name")
         raise UserError(self._unknown(name))
 
+    def matches(self, name: str) -> tuple[int, ...]:
+        """Every class that has this name, synonym or wnid."""
+        key = name_key(name)
+        named = (self._by_name[key],) if key in self._by_name else ()
+        wnids = tuple(index for index, sense in enumerate(self.senses) if sense.wnid and sense.wnid == key)
+        return tuple(dict.fromkeys((*named, *self._by_synonym.get(key, ()), *wnids)))
+
     @cached_property
     def _by_name(self) -> dict[str, int]:
         return {name_key(sense.name): index for index, sense in enumerate(self.senses)}

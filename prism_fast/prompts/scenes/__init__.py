@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 DIMENSIONS: tuple[frozenset[str], ...] = (
     frozenset({"in", "out", "water", "studio"}),  # where it is
@@ -43,9 +44,19 @@ class Scenes:
 
 def go_together(conditions: Iterable[str]) -> bool:
     """Whether choices under these conditions can be true of one picture."""
-    allowed = [set(dimension) for dimension in DIMENSIONS]
-    for words in (set(each.split()) for each in conditions):
-        for left, dimension in zip(allowed, DIMENSIONS, strict=True):
-            if words & dimension:
-                left &= words
-    return all(allowed)
+    allowed = _EVERYTHING
+    for each in conditions:
+        allowed &= _allowed(each)
+    return all(allowed & dimension for dimension in _DIMENSION_BITS)
+
+
+_BIT = {word: 1 << place for place, word in enumerate(sorted(frozenset().union(*DIMENSIONS)))}
+_DIMENSION_BITS = tuple(sum(_BIT[word] for word in dimension) for dimension in DIMENSIONS)
+_EVERYTHING = sum(_DIMENSION_BITS)
+
+
+@cache
+def _allowed(conditions: str) -> int:
+    """The alternatives that conditions leave, as bits: all of a dimension that they do not speak of."""
+    bits = sum(_BIT[word] for word in conditions.split())
+    return bits | sum(dimension for dimension in _DIMENSION_BITS if not bits & dimension)

@@ -210,7 +210,16 @@ MAMMAL = Scenes(
 )
 
 HOOFED = Scenes(
-    words=("ungulate", "even-toed ungulate", "odd-toed ungulate", "hoofed mammal", "bovid", "horse", "camel", "elephant"),
+    words=(
+        "ungulate",
+        "even-toed ungulate",
+        "odd-toed ungulate",
+        "hoofed mammal",
+        "bovid",
+        "horse",
+        "camel",
+        "elephant",
+    ),
     settings={
         "": "out",
         "in a meadow": "out",
@@ -304,7 +313,13 @@ SEA_MAMMAL = Scenes(
         "raising its head": "water",
     },
     company={"": "", "alone": "", "with its young": "", "with another one": "", "near a small boat": "far"},
-    views={"": "", "seen from the side": "", "seen from above": "", "seen from a boat": "", "small in the picture": "far"},
+    views={
+        "": "",
+        "seen from the side": "",
+        "seen from above": "",
+        "seen from a boat": "",
+        "small in the picture": "far",
+    },
 )
 
 FISH = Scenes(
@@ -436,7 +451,17 @@ ARTHROPOD = Scenes(
 )
 
 SEA_LIFE = Scenes(
-    words=("invertebrate", "crustacean", "mollusk", "mollusc", "gastropod", "coelenterate", "echinoderm", "worm", "crab"),
+    words=(
+        "invertebrate",
+        "crustacean",
+        "mollusk",
+        "mollusc",
+        "gastropod",
+        "coelenterate",
+        "echinoderm",
+        "worm",
+        "crab",
+    ),
     settings={
         "": "",
         "on wet sand": "out",

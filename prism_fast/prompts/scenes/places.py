@@ -5,7 +5,7 @@ from __future__ import annotations
 from prism_fast.prompts.scenes import Scenes
 
 FOOD = Scenes(
-    words=("food", "nutriment", "baked goods", "bread", "dessert", "sandwich", "sauce", "course", "foodstuff",
+    words=("food", "nutriment", "baked goods", "bread", "dessert", "sandwich", "sauce", "course", "foodstuff", "potato",
            "concoction", "condiment"),
     settings={
         "": "",
@@ -63,7 +63,13 @@ DRINK = Scenes(
         "on a plain background": "studio",
     },
     actions={"": "", "freshly poured": "", "half drunk": "", "with foam on top": "", "in a tall serving": ""},
-    company={"": "", "beside a spoon": "", "with a hand around it": "in out", "with a snack": "in out", "one of two": ""},
+    company={
+        "": "",
+        "beside a spoon": "",
+        "with a hand around it": "in out",
+        "with a snack": "in out",
+        "one of two": "",
+    },
     views=FOOD.views,
 )
 
@@ -151,14 +157,21 @@ FUNGUS = Scenes(
         "in someone's hand": "out near",
         "on a wooden board": "in",
     },
-    actions={"": "", "young": "", "fully grown": "", "partly eaten": "", "wet after rain": "out", "breaking through the soil": "out"},
+    actions={
+        "": "",
+        "young": "",
+        "fully grown": "",
+        "partly eaten": "",
+        "wet after rain": "out",
+        "breaking through the soil": "out",
+    },
     company={"": "", "a single one": "", "in a group": "", "beside ferns": "out", "next to a coin for scale": ""},
     views=PLANT.views,
 )
 
 LANDSCAPE = Scenes(
-    words=("geological formation", "natural elevation", "shore", "natural depression", "body of water", "spring", "reef",
-           "mountain"),
+    words=("geological formation", "natural elevation", "shore", "natural depression", "body of water", "spring",
+           "reef", "mountain"),
     settings={
         "": "out",
         "under a wide sky": "out",
@@ -196,8 +209,8 @@ LANDSCAPE = Scenes(
 )  # fmt: skip
 
 BUILDING = Scenes(
-    words=("building", "structure", "housing", "dwelling", "shelter", "bridge", "tower", "place of worship", "barrier", "fence",
-           "roof", "memorial", "establishment", "mercantile establishment", "shop", "institution", "construction", "area"),
+    words=("building", "structure", "housing", "dwelling", "shelter", "bridge", "tower", "place of worship", "barrier",
+           "fence", "roof", "memorial", "establishment", "mercantile establishment", "shop", "institution", "area"),
     settings={
         "": "out",
         "in a village": "out",

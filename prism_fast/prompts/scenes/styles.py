@@ -110,7 +110,13 @@ SILENCE = {"lens": 4, "weather": 6, "age": 8, "quality": 8}
 
 AXES: tuple[tuple[str, ...], ...] = tuple(
     (*("",) * (SILENCE.get(name, 1) - 1), *table)
-    for name, table in (("lens", LENSES), ("light", LIGHTS), ("weather", WEATHER), ("age", AGES), ("quality", QUALITIES))
+    for name, table in (
+        ("lens", LENSES),
+        ("light", LIGHTS),
+        ("weather", WEATHER),
+        ("age", AGES),
+        ("quality", QUALITIES),
+    )
 )
 """What may follow the content, in the order in which a prompt says it."""
 

@@ -59,7 +59,7 @@ THING = Scenes(
 
 HOUSEHOLD = Scenes(
     words=("device", "instrumentality", "article", "commodity", "artifact", "covering", "sheet", "material",
-           "protective covering", "canopy", "lamp", "source of illumination", "supporting structure", "coil"),
+           "protective covering", "canopy", "lamp", "source of illumination", "supporting structure", "coil", "fabric"),
     settings={
         "": "",
         "on a wooden table": "in",
@@ -86,8 +86,8 @@ HOUSEHOLD = Scenes(
 )  # fmt: skip
 
 TOOL = Scenes(
-    words=("tool", "implement", "hand tool", "fastener", "utensil", "writing implement", "stick", "rod", "measuring device",
-           "instrument", "weapon", "firearm", "lock"),
+    words=("tool", "implement", "hand tool", "fastener", "utensil", "writing implement", "stick", "rod",
+           "measuring device", "instrument", "weapon", "firearm", "lock"),
     settings={
         "": "",
         "on a workbench": "in",
@@ -141,7 +141,8 @@ MACHINE = Scenes(
 )
 
 ELECTRONIC = Scenes(
-    words=("electronic device", "electronic equipment", "computer", "telephone", "audio system", "display", "peripheral",
+    words=("electronic device", "electronic equipment", "computer", "telephone", "audio system", "display",
+           "peripheral",
            "home appliance", "appliance", "white goods", "kitchen appliance", "camera", "clock", "data input device"),
     settings={
         "": "",
@@ -227,7 +228,7 @@ FURNITURE = Scenes(
 )
 
 GARMENT = Scenes(
-    words=("clothing", "garment", "footwear", "shoe", "headdress", "hat", "accessory", "attire", "fabric", "jewelry",
+    words=("clothing", "garment", "footwear", "shoe", "headdress", "hat", "accessory", "attire", "jewelry",
            "neckwear", "cap", "helmet", "armor"),
     settings={
         "": "",
@@ -320,7 +321,17 @@ SPORT = Scenes(
 )
 
 VEHICLE = Scenes(
-    words=("vehicle", "wheeled vehicle", "motor vehicle", "car", "truck", "train", "bicycle", "sled", "self-propelled vehicle"),
+    words=(
+        "vehicle",
+        "wheeled vehicle",
+        "motor vehicle",
+        "car",
+        "truck",
+        "train",
+        "bicycle",
+        "sled",
+        "self-propelled vehicle",
+    ),
     settings={
         "": "out",
         "on a city street": "out",
@@ -369,7 +380,14 @@ RAIL_OR_TRACK = Scenes(
         "at a level crossing": "out",
         "in a museum shed": "in",
     },
-    actions={"": "", "standing still": "", "moving fast": "out", "freshly painted": "", "rusty": "", "with its doors open": ""},
+    actions={
+        "": "",
+        "standing still": "",
+        "moving fast": "out",
+        "freshly painted": "",
+        "rusty": "",
+        "with its doors open": "",
+    },
     company={"": "", "with passengers beside it": "", "with nobody around": "", "with trees behind it": "out"},
     views=VIEWS,
 )
@@ -419,11 +437,19 @@ AIRCRAFT = Scenes(
         "in front of mountains": "out",
         "against grey clouds": "out grey",
     },
-    actions={"": "", "in the air": "out", "on the ground": "", "taking off": "out", "landing": "out", "brightly painted": ""},
+    actions={
+        "": "",
+        "in the air": "out",
+        "on the ground": "",
+        "taking off": "out",
+        "landing": "out",
+        "brightly painted": "",
+    },
     company={"": "", "with people watching": "", "next to a second one": "", "alone": ""},
     views=VIEWS,
 )
 
 MADE = (
-    MUSIC, RAIL_OR_TRACK, BOAT, AIRCRAFT, VEHICLE, FURNITURE, GARMENT, SPORT, ELECTRONIC, MACHINE, TOOL, CONTAINER, HOUSEHOLD,
+    MUSIC, RAIL_OR_TRACK, BOAT, AIRCRAFT, VEHICLE, FURNITURE, GARMENT, SPORT, ELECTRONIC, MACHINE, TOOL, CONTAINER,
+    HOUSEHOLD,
 )  # fmt: skip
