@@ -15,7 +15,7 @@ from prism_fast.prompts.vocabulary import Sense
 GRID = 2048
 """Grammars of at most so many combinations are walked through, each once; from larger ones combinations are dealt."""
 
-_DEALS = 20  # for each prompt asked for; a grammar that says the same again and again is given up
+_DEALS = 5  # for each prompt asked for; a grammar that says the same again and again is given up
 
 
 def choices(grammar: Grammar, sense: Sense, config: PromptConfig) -> Iterator[Choice]:
@@ -41,13 +41,14 @@ def choices(grammar: Grammar, sense: Sense, config: PromptConfig) -> Iterator[Ch
     split = len(axes)
     if math.prod(len(axis) for axis in (*axes, *styles)) <= GRID:
         grid = [*(shuffled(axis, *key, "content", number) for number, axis in enumerate(axes)), *shuffles]
-        found: Iterator[Sequence[str]] = _walk(grid)
+        found: Iterator[Sequence[str]] = (
+            cell for cell in _walk(grid) if grammar.go_together(sense, cell[:split], cell[split:])
+        )
     else:
         drawn = dealt([*axes, *styles], lambda c: grammar.go_together(sense, c[:split], c[split:]), *key)
         found = itertools.islice(drawn, _DEALS * config.per_class)
     for cell in found:
-        if grammar.go_together(sense, cell[:split], cell[split:]):
-            yield _said(cell[:split]), _said(cell[split:])
+        yield _said(cell[:split]), _said(cell[split:])
 
 
 def _walk(grid: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:

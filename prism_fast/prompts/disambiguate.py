@@ -39,7 +39,7 @@ AVOIDED = frozenset(_AVOIDED_WORDS.split())
 """Kinds that say nothing about a thing, that read as something else, or that only a zoologist says."""
 
 _LONGEST_KIND = 3
-_LONGEST_GLOSS = 12  # words
+_LONGEST_GLOSS = 10  # words
 _BINOMIAL = re.compile(r"[A-Z][a-z]+ [a-z]+( [a-z]+)?")
 
 

@@ -39,7 +39,8 @@ def dealt(axes: Sequence[Sequence[T]], allowed: Callable[[Sequence[T]], bool], *
     """Combinations of one item of each axis without end, each axis used evenly.
 
     Every axis is a pack of cards, shuffled anew each time that it runs out. From each in turn the first card is taken
-    that is allowed beside those already taken; what was passed over stays on top.
+    that is allowed beside those already taken; what was passed over stays on top,
+    as many cards as the axis has.
 
     Args:
         axes: the items; an item may come more than once.
@@ -58,6 +59,7 @@ def dealt(axes: Sequence[Sequence[T]], allowed: Callable[[Sequence[T]], bool], *
             pack = packs[number]
             place = next((place for place, card in enumerate(pack) if allowed([*taken, card])), None)
             if place is None:
+                pack[:] = pack[-len(axis) :]
                 first = len(pack)
                 pack += shuffled(axis, *key, number, rounds[number])
                 rounds[number] += 1

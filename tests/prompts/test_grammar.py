@@ -133,10 +133,10 @@ def test_what_goes_together(kinds: Any, content: Any, style: Any, possible: bool
 
 
 def test_scenes_follow_the_nearest_kind() -> None:
-    assert "in shallow water" in scenes_for(["wader", "wading bird", "bird", "animal"]).settings
-    assert "perched" in scenes_for(["thrush", "bird", "animal"]).actions
-    assert scenes_for(["lifting device", "device"]) is scenes_for(["machine"])
-    assert scenes_for(["no such kind"]) is THING
+    assert "in shallow water" in scenes_for(("wader", "wading bird", "bird", "animal")).settings
+    assert "perched" in scenes_for(("thrush", "bird", "animal")).actions
+    assert scenes_for(("lifting device", "device")) is scenes_for(("machine",))
+    assert scenes_for(("no such kind",)) is THING
 
 
 def test_frequencies_exist_for_the_fashion_classes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,15 +157,15 @@ WATER_BIRD = Scenes(
         "in wet grass": "out",
         "against the sky": "out",
     },
-    actions=BIRD.actions
-    | {
+    actions={
+        **BIRD.actions,
         "perched": "out",
         "standing": "out water",
         "with its reflection in the water": "water",
         "looking for food": "out water",
         "about to fly off": "out water",
     },
-    company=BIRD.company | {"with a chick": "out water", "in a small flock": "out water far"},
+    company={**BIRD.company, "with a chick": "out water", "in a small flock": "out water far"},
     views=VIEWS,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 
 from prism_fast.prompts.scenes import Scenes
 from prism_fast.prompts.scenes.animals import ANIMALS
@@ -13,7 +13,8 @@ ALL: tuple[Scenes, ...] = (*ANIMALS, *OTHER, *MADE)
 _BY_WORD = {word: scenes for scenes in reversed(ALL) for word in scenes.words}
 
 
-def scenes_for(kinds: Iterable[str]) -> Scenes:
+@lru_cache(maxsize=64)  # asked thousands of times about one class
+def scenes_for(kinds: tuple[str, ...]) -> Scenes:
     """The scenes of the first kind that has some; those that suit anything where none has.
 
     Args:
