@@ -24,7 +24,6 @@ FOOD = Scenes(
         "": "",
         "freshly made": "",
         "half eaten": "",
-        "steaming": "in out",
         "home-made": "",
         "neatly served": "",
         "in a large portion": "",
