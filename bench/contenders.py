@@ -19,7 +19,9 @@ class Schedule:
 
     Args:
         start: guidance begins at this share of the trajectory; ``stop`` ends it.
+        fast_start: the same, of the row ``fast``: where gradients are reused, further guided steps cost nothing.
         cfg_start: classifier-free guidance begins; ``cfg_stop`` ends it.
+        fast_cfg_stop: the same, of the row ``fast``.
         decoder: that guides at level ``fast``.
         every: at level ``fast`` the gradient is computed at every k-th guided step, and reused in between.
         backend: that computes the gradient at level ``fast``.
@@ -27,16 +29,18 @@ class Schedule:
     """
 
     start: float = 0.5
+    fast_start: float = 0.3
     stop: float = 1.0
     cfg_start: float = 0.0
     cfg_stop: float = 0.6
+    fast_cfg_stop: float = 0.5
     decoder: str = "kl"
     every: int = 5
     backend: TeacherBackend = "eager"
     reuse_features: int = 3
 
 
-LARGE = Schedule(start=0.6, decoder="tiny@224", every=1, reuse_features=2)
+LARGE = Schedule(start=0.6, fast_start=0.6, fast_cfg_stop=0.6, decoder="tiny@224", every=1, reuse_features=2)
 """For images of 512 pixels and more, where the pipeline's own decoder costs as much as a step: the last 8 of 20."""
 
 
@@ -98,7 +102,8 @@ def contenders(published: SamplerConfig, ours: Schedule, levels: Sequence[str], 
             reuse_gradient=ours.every > 1,
         )
         fast = replace(scheduled, level="fast", guidance=through)
-        found["fast"] = Contender(config=fast)
+        longer = replace(through, start=ours.fast_start)
+        found["fast"] = Contender(config=replace(fast, guidance=longer, cfg_stop=ours.fast_cfg_stop))
         if ours.reuse_features > 1:
             found["fast-reuse"] = Contender(config=replace(fast, reuse_features=ours.reuse_features))
     return found

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from bench.checkout import git
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -138,10 +140,6 @@ def environment(device: torch.device) -> dict[str, object]:
 
     Commit and state are None in a copy without its repository.
     """
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
 
     hardware: dict[str, object]
     if device.type == "cuda":

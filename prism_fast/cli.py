@@ -28,6 +28,7 @@ from prism_fast.commands import (
     prompts,
     synthesize,
     teacher,
+    verify,
 )
 from prism_fast.errors import UserError
 from prism_fast.recipes.output import OutputLost, telling_output
@@ -159,6 +160,7 @@ COMMANDS = {
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
+    "verify": Command("check a shard set, and make damaged shards again", verify.run),
     "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
     "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),

@@ -171,6 +171,30 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that torch sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return named[:count] if named else [str(index) for index in range(count)]
+
+
+def use_gpu(name: str) -> None:
+    """This process sees one GPU alone, from :func:`visible_gpus`; to be called before CUDA is."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = name
+
+
+def without_usage_statistics() -> None:
+    """A Ray that this process starts reports nothing to its makers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """A dtype by its torch name.
 

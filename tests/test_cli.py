@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import prism_fast
 from prism_fast import cli
 from prism_fast.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD, main
+from tests.data.hostile import ARCHIVES, CONTENTS, outside, trap_path
 from tests.study.worlds import (
     TEST_IMAGES,
     World,
@@ -32,6 +33,7 @@ from tests.study.worlds import (
     save_tiny_teacher,
     use_fake_images,
 )
+from tests.synthesis import doubles
 
 Capture = pytest.CaptureFixture[str]
 
@@ -149,6 +151,45 @@ def test_evaluate_measures_a_shard_set(
     assert found["config"]["judge"] == str(world.judge)
 
 
+def test_verify_finds_damage_and_repairs_it(shards: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(shards, folder)
+    assert main(["verify", str(folder), "--deep", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sound"] and told["complete"] and told["deep"] and told["images"] == 12
+    path = folder / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    assert main(["verify", str(folder), "--workers", "1"]) == EXIT_ERROR
+    captured = capsys.readouterr()
+    assert "shard-000001.tar: its SHA-256 is" in captured.out and f"verify {folder} --repair" in captured.err
+    assert "verify: 1/1 MB" in captured.err
+    assert main(["verify", str(folder), "--repair"]) == 0
+    assert "made again: shard 1" in capsys.readouterr().out
+    assert doubles.contents(folder) == doubles.contents(shards)
+
+
+@pytest.mark.parametrize("case", ["symbolic link", "path traversal", "pickle of webdataset", "image bomb"])
+def test_hostile_sets_are_refused_by_every_command_that_reads_them(
+    world: World, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, case: str
+) -> None:
+    use_fake_images(monkeypatch)
+    folder = tmp_path / "set"
+    shutil.copytree(shards, folder)
+    {**ARCHIVES, **CONTENTS}[case][0](folder)
+    before = outside(folder)
+    judges = ["--teacher", str(world.teacher), "--judge", str(world.judge)]
+    assert "shard-000000.tar" in error_of(capsys, ["evaluate", str(folder), *judges])
+    assert main(["verify", str(folder), "--deep"]) == EXIT_ERROR
+    assert "shard-000000.tar at byte" in capsys.readouterr().err
+    assert outside(folder) == before
+    assert distill(world, folder, tmp_path / "out", "--steps", "2", "--batch", "6") == EXIT_ERROR
+    assert "shard-000000.tar" in capsys.readouterr().err.splitlines()[-1]
+    new = {path for path in outside(folder) if path not in before}
+    assert all(tmp_path / "out" in (path, *path.parents) for path in new) and not trap_path(folder).exists()
+
+
 def test_prompts(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "p.parquet"
     assert main(["prompts", "--vocabulary", "fashion", "--per-class", "3", "--recipe", "dpe", "--out", str(out)]) == 0
@@ -264,6 +305,10 @@ def test_info(capsys: Capture) -> None:
         (["synthesize", "--out", "x", "--batch", "2", "--sampler.compute_batch", "3"], "the same setting"),
         (["synthesize", "--out", "x", "--vocabulary", "fasion"], "unknown vocabulary 'fasion'; did you mean fashion"),
         (["synthesize", "--out", "x", "--pipeline", "./nowhere"], "no such pipeline folder"),
+        (["verify"], "verify needs the folder of a set"),
+        (["verify", "nowhere"], "no folder nowhere"),
+        (["verify", "."], "holds no shards"),
+        (["verify", ".", "--workers", "0"], "--workers is 0; it must be 1 or more"),
         (["distill", "--data", "x"], "required: out"),
         (["distill", "--data", "nowhere", "--out", "x"], "no folder nowhere"),
         (["distill", "--data", "a", "--out", "b", "--steps", "3", "--epochs", "2"], "either as epochs or as steps"),

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "sampling",
         "data synthesis distill metrics",
         "engine",
-        "zoo study calibration pilot",
+        "zoo study calibration pilot verification",
         "commands",
         "cli __main__",
     )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
+from prism_fast.synthesis.regular_file import read_regular
 from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
 from prism_fast.synthesis.soft import describe_logits
 
-MAX_JSON_BYTES = 1 << 28
+MAX_INFO_BYTES = 1 << 26
+"""Of ``_info.json``: a million classes and shards have room. Parsed JSON takes up to 20 times its text."""
+
+MAX_STATS_BYTES = 1 << 20
+"""Of a shard's ``.json``."""
+
 MAX_CLASSES = 10**6
 MAX_SHARDS = 10**6
 
@@ -57,17 +63,27 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: no such set, or a damaged one; the file is named.
     """
+    said = read_set(folder)
+    names = {entry.name for entry in os.scandir(folder)}
+    numbers = [number for number in range(said.planned) if shard_name(number, "json") in names]
+    return replace(said, shards=tuple(_published(folder / shard_name(number, "json"), number) for number in numbers))
+
+
+def read_set(folder: Path) -> Manifest:
+    """What ``_info.json`` says, without the shards.
+
+    Raises:
+        UserError: no such set, or a damaged ``_info.json``.
+    """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: make a set with `prism-fast synthesize --out {folder}`")
     path = folder / INFO_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{folder} holds no shards (no {INFO_FILE}): give a folder that synthesize wrote")
-    info = _read_json(path)
+    info = read_json(path, MAX_INFO_BYTES)
     planned = info.get("shards")
-    if not _whole(planned, 1, MAX_SHARDS):
+    if not is_whole(planned, 1, MAX_SHARDS):
         raise UserError(f"damaged {path}: it does not say how many shards there are")
-    names = {entry.name for entry in os.scandir(folder)}
-    numbers = [number for number in range(planned) if shard_name(number, "json") in names]
     return Manifest(
         info=info,
         num_classes=len(_class_names(path, info)),
@@ -75,22 +91,46 @@ def read_manifest(folder: Path) -> Manifest:
         image_format=_image_format(path, info),
         top_k=_top_k(path, info),
         planned=planned,
-        shards=tuple(_published(folder / shard_name(number, "json"), number) for number in numbers),
+        shards=(),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """A file of at most ``limit`` bytes that holds a JSON object.
+
+    Raises:
+        UserError: it cannot be read, is too large, no regular file or no such JSON.
+    """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes: this is no set of shards")
-        value = json.loads(path.read_bytes())
+        data = read_regular(path, limit)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    try:
+        return parse_object(data)
+    except ValueError as error:
         raise UserError(f"damaged {path}: {error}") from error
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """JSON, which has no NaN and no infinities, of an object.
+
+    Raises:
+        ValueError: it is none, nested too deeply, or has a number of too many digits.
+    """
+    try:
+        value = _DECODER.decode(data.decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
-        raise UserError(f"damaged {path}: not a JSON object")
+        raise ValueError("not a JSON object")
     return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _class_names(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
@@ -117,22 +157,23 @@ def _top_k(path: Path, info: dict[str, Any]) -> int | None:
     top_k = logits.get("top_k") if isinstance(logits, dict) else None
     if top_k is None:
         return None
-    if not _whole(top_k, 1, num_classes - 1) or logits != describe_logits(num_classes, top_k):
+    if not is_whole(top_k, 1, num_classes - 1) or logits != describe_logits(num_classes, top_k):
         raise UserError(f"{path} describes logits {logits}: not the largest of {num_classes} as synthesize keeps them")
     return top_k
 
 
 def _published(path: Path, number: int) -> Published:
-    stats = _read_json(path)
+    stats = read_json(path, MAX_STATS_BYTES)
     files, images = stats.get("files"), stats.get("images")
     tar = files.get("tar") if isinstance(files, dict) else None
-    if not isinstance(tar, dict) or not _whole(images, 0, MAX_SHARDS):
+    if not isinstance(tar, dict) or not is_whole(images, 0, MAX_SHARDS):
         raise UserError(f"damaged {path}: it does not describe a shard; synthesize again to make it anew")
     size_bytes, sha256 = tar.get("bytes"), tar.get("sha256")
-    if not _whole(size_bytes, 0, 1 << 62) or not isinstance(sha256, str):
+    if not is_whole(size_bytes, 0, 1 << 62) or not isinstance(sha256, str):
         raise UserError(f"damaged {path}: it does not describe its archive; synthesize again to make it anew")
     return Published(number, images, size_bytes, sha256)
 
 
-def _whole(value: object, low: int, high: int) -> TypeGuard[int]:
+def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
+    """Whether it is an integer from ``low`` to ``high``."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

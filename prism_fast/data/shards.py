@@ -7,9 +7,7 @@ else is refused by name before a byte of it is interpreted. Nothing is unpickled
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -20,20 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prism_fast.data.manifest import Published, read_manifest
+from prism_fast.data.manifest import Published, parse_object, read_manifest
+from prism_fast.data.members import MEMBER, wrong_size
+from prism_fast.data.table import read_table
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import decode_image
+from prism_fast.synthesis.place import local_folder
+from prism_fast.synthesis.regular_file import open_regular
 from prism_fast.synthesis.shards import LABEL_DTYPE, LABEL_MEMBERS, shard_name
 from prism_fast.synthesis.soft import soft_size, unpack_logits
 from prism_fast.synthesis.tar import scan_tar
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MAX_IMAGE_BYTES = 1 << 26
-MAX_RECORD_BYTES = 1 << 20
-
-_MEMBER = re.compile(r"(\d{9})\.([a-z]{3,5})\Z")
 
 
 class ShardSet:
@@ -56,7 +53,7 @@ class ShardSet:
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False) -> None:
-        self.path = Path(path)
+        self.path = local_folder(path)
         manifest = read_manifest(self.path)
         self.info, self.shards = manifest.info, manifest.shards
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
@@ -113,12 +110,9 @@ class ShardSet:
         with _open(self._tar(shard)) as file:
             text = _read(file.fileno(), members[-1])
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise self._bad(shard, index, f"record that is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise self._bad(shard, index, "record that is not a JSON object")
-        return record
+            return parse_object(text)
+        except ValueError as error:
+            raise self._bad(shard, index, f"record that cannot be read: {error}") from error
 
     def images(self) -> Tensor:
         """All images, uint8 [N, 3, H, W], in memory.
@@ -151,21 +145,17 @@ class ShardSet:
         """
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         parts = []
         for shard in self.shards:
             path = self.path / shard_name(shard.number, "parquet")
-            try:
-                part = pq.read_table(path).filter(pc.field("accepted"))
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"damaged table {path}: {error}; synthesize again after deleting it") from error
+            part = read_table(path).filter(pc.field("accepted"))
             if part.num_rows != shard.images:
                 raise UserError(f"damaged table {path}: {part.num_rows} images where its shard has {shard.images}")
             parts.append(part)
         if not parts:
             raise UserError(f"{self.path} holds no images yet")
-        return pa.concat_tables(parts)
+        return pa.concat_tables(parts).unify_dictionaries()
 
     def _locate(self, index: int) -> tuple[Published, list[tuple[int, int]]]:
         """The shard of an image and (offset, size) of each of its members."""
@@ -185,7 +175,7 @@ class ShardSet:
             size = os.fstat(file.fileno()).st_size
         if size != shard.size_bytes:
             raise UserError(f"damaged shard {path}: {size} bytes where its .json says {shard.size_bytes}")
-        members = scan_tar(path)
+        members, soft_bytes = scan_tar(path), soft_size(self.num_classes, self.top_k)
         extensions = (self._format, *LABEL_MEMBERS)
         if len(members) != len(extensions) * shard.images:
             raise UserError(
@@ -194,20 +184,13 @@ class ShardSet:
         for place, member in enumerate(members):
             first = members[place - place % len(extensions)]
             expected = f"{first.name.partition('.')[0]}.{extensions[place % len(extensions)]}"
-            if not _MEMBER.match(member.name) or member.name != expected:
+            if not MEMBER.match(member.name) or member.name != expected:
                 raise UserError(f"damaged shard {path}: member {member.name!r} where {expected!r} was expected")
-            problem = self._wrong_size(member.name.partition(".")[2], member.size)
+            problem = wrong_size(member.name.partition(".")[2], member.size, soft_bytes)
             if problem:
                 raise UserError(f"damaged shard {path}: member {member.name!r} has {member.size} bytes, {problem}")
         flat = np.array([(member.offset, member.size) for member in members], np.int64)
         return flat.reshape(shard.images, len(extensions), 2)
-
-    def _wrong_size(self, extension: str, size: int) -> str:
-        exact = {"label": LABEL_DTYPE.itemsize, "soft": soft_size(self.num_classes, self.top_k)}
-        if extension in exact:
-            return "" if size == exact[extension] else f"expected {exact[extension]}"
-        limit = {"cls": 20, "json": MAX_RECORD_BYTES}.get(extension, MAX_IMAGE_BYTES)
-        return "" if 0 < size <= limit else f"expected 1 to {limit}"
 
     def _tar(self, shard: Published) -> Path:
         return self.path / shard_name(shard.number, "tar")
@@ -239,7 +222,7 @@ class ShardDataset:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb", buffering=0)
+        return open_regular(path)
     except OSError as error:
         raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
 

@@ -1,3 +1,3 @@
-"""Where workers run: in this process; later, in processes of this machine and on a cluster."""
+"""Where workers run: in this process, in several of this machine, on a Ray cluster."""
 
 from __future__ import annotations

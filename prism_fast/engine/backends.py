@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import prism_fast
+from prism_fast.config import cores
 from prism_fast.errors import UserError
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "timm", "numpy", "pyarrow", "onnx")
@@ -152,11 +152,10 @@ def devices() -> list[dict[str, Any]]:
     import torch
 
     model = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: list[dict[str, Any]] = [
         {
             "name": "cpu",
-            "description": f"{model}, {cores} cores, {torch.get_num_threads()} threads",
+            "description": f"{model}, {cores()} cores, {torch.get_num_threads()} threads",
             "memory_bytes": None,
         }
     ]

@@ -21,9 +21,10 @@ from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.synthesis.flat import deviations
 from prism_fast.synthesis.interruption import StopRequest
-from prism_fast.synthesis.label import Labeller, Labels
+from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.pilot import pilot_energies
 from prism_fast.synthesis.plan import Row
+from prism_fast.synthesis.record import Labels
 from prism_fast.teachers.base import Teacher
 
 SMALL = 64

@@ -14,6 +14,7 @@ from prism_fast.pipeline.conditioning import PromptEncoder, Wording
 from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.text import Embedded, encode_prompts
 from prism_fast.sampling.pixels import image_size, time_ids
+from prism_fast.sampling.transfer import to_device
 
 CACHED_PROMPTS = 4096
 """Embeddings kept: 0.5 GB of a Stable Diffusion 1.5 in fp16 and 1.3 GB of an SDXL, everything of an ordinary list."""
@@ -116,7 +117,7 @@ class RowReader:
         return Rows(
             text=told.text,
             unconditional=told.unconditional,
-            targets=torch.tensor([*class_indices, *[0] * padding], device=told.text.device),
+            targets=to_device(torch.tensor([*class_indices, *[0] * padding]), told.text.device),
             seeds=[*seeds, *[0] * padding],
             count=count,
             pooled=told.pooled,
@@ -135,4 +136,4 @@ class RowReader:
     def _time_ids(self, like: Tensor) -> Tensor:
         """[2B, 6]: images of the pipeline's own size, uncropped."""
         halves = time_ids({}, image_size(self._pipe, None, None, xl=True))
-        return like.new_tensor(halves).repeat_interleave(self._batch, 0)
+        return to_device(torch.tensor(halves, dtype=like.dtype), like.device).repeat_interleave(self._batch, 0)

@@ -13,6 +13,7 @@ from prism_fast.errors import UserError
 from prism_fast.pipeline.conditioning import Conditioning
 from prism_fast.sampling.batch import Rows
 from prism_fast.sampling.noise import Noise, Shape, draw_noise
+from prism_fast.sampling.transfer import to_device
 
 XL_SIZES = (
     "original_size",
@@ -146,12 +147,13 @@ class Images:
     def rows(self, start: int, stop: int, batch: int) -> Rows:
         """Images ``start`` to ``stop``, padded to ``batch`` with the last of them."""
         filled = [*range(start, stop), *[stop - 1] * (start + batch - stop)]
-        indices = torch.tensor(filled, device=self.told.text.device)
+        device = self.told.text.device
+        indices = to_device(torch.tensor(filled), device)
         told = self.told.rows(indices // self.per_prompt)
         return Rows(
             text=told.text,
             unconditional=told.unconditional,
-            targets=torch.tensor([self.targets[index] for index in filled], device=indices.device),
+            targets=to_device(torch.tensor([self.targets[index] for index in filled]), device),
             seeds=[] if self.seeds is None else [self.seeds[index] for index in filled],
             count=stop - start,
             pooled=told.pooled,

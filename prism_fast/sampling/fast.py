@@ -40,10 +40,12 @@ from prism_fast.sampling.guidance import (
     guided_steps,
 )
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
+from prism_fast.sampling.pending import Pending
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import check_term, is_capturable, serving
 from prism_fast.sampling.state import text_state
 from prism_fast.sampling.tables import step_table
+from prism_fast.sampling.transfer import marked, to_device, to_host
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher, power_of_two
 from prism_fast.teachers.fused import RawGradient, raw_gradient
@@ -128,6 +130,7 @@ class FastSampler:
         self._timesteps = schedule.timesteps.to(self.device)
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
+        self._traced = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
         self._thresholds = _thresholds(self._gate, self.device)
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
         self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
@@ -145,7 +148,12 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        rows, noise = self._begin(prompts, class_indices, seeds)
+        return self.begin(prompts, class_indices, seeds).result()
+
+    @torch.no_grad()
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        """As :meth:`sample`, without waiting for a CUDA device: everything is queued, the copies to the host too."""
+        rows, noise = self._prepared_rows(prompts, class_indices, seeds)
         self.run(rows, noise)
         return self._finish(rows.count)
 
@@ -162,7 +170,7 @@ class FastSampler:
         Returns:
             Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
         """
-        self._fill(*self._begin(prompts, class_indices, seeds))
+        self._fill(*self._prepared_rows(prompts, class_indices, seeds))
         found: list[tuple[Tensor | None, Tensor]] = []
         for kind, state in zip(self._kinds, states, strict=True):
             self._buffers.sample.copy_(state)
@@ -171,7 +179,9 @@ class FastSampler:
             found.append((gradient, self._buffers.sample.clone()))
         return found
 
-    def _begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> tuple[Rows, Noise]:
+    def _prepared_rows(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]
+    ) -> tuple[Rows, Noise]:
         """A batch and its noise, for the weights that the pipeline has now."""
         self.refresh()
         told = text_state(self._pipe)
@@ -220,8 +230,7 @@ class FastSampler:
     def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
         buffers = self._buffers
-        guided = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
-        energy, norms = buffers.energies[guided], buffers.norms[guided]
+        energy, norms = buffers.energies[self._traced], buffers.norms[self._traced]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
         gate = torch.where(applied, gate_values(energy, buffers.targets, self._gate), 0.0)
         return energy[:, :count], gate[:, :count], (~applied[:, :count]).long().sum(0)
@@ -277,8 +286,8 @@ class FastSampler:
     def _fill(self, rows: Rows, noise: Noise) -> None:
         """Everything that the host knows about a batch, in one go before the loop."""
         buffers = self._buffers
-        buffers.sample.copy_(noise.init).mul_(self._start)
-        buffers.noise.copy_(noise.steps)
+        buffers.sample.copy_(to_device(noise.init, self.device)).mul_(self._start)
+        buffers.noise.copy_(to_device(noise.steps, self.device))
         buffers.step.zero_()
         buffers.text.copy_(rows.text)
         buffers.unconditional.copy_(rows.unconditional)
@@ -292,7 +301,7 @@ class FastSampler:
             torch.index_select(self._thresholds[0], 0, buffers.targets, out=buffers.tau)
             torch.index_select(self._thresholds[1], 0, buffers.targets, out=buffers.delta)
         if self.config.guidance is not None and self.config.guidance.direction == "random":
-            buffers.direction.copy_(random_direction(rows.seeds, self._sizes.latents))
+            buffers.direction.copy_(to_device(random_direction(rows.seeds, self._sizes.latents), self.device))
 
     def _advance(self, kind: StepKind) -> None:
         """One step, in place, whichever the device's counter says."""
@@ -360,17 +369,25 @@ class FastSampler:
         buffers.last[0].copy_(energy)
         buffers.last[1].copy_(norms)
 
-    def _finish(self, count: int) -> SampleBatch:
+    def _finish(self, count: int) -> Pending:
         energy, gate, skipped = self.trace(count)
-        return SampleBatch(
-            images=to_uint8(self.images(count)).cpu(),
-            latents=self.latents(count).cpu(),
+        images = to_uint8(self.images(count))
+        batch = SampleBatch(
+            images=to_host(images),
+            latents=to_host(self.latents(count)),
             guided_steps=self._guided,
-            energy=energy.cpu(),
-            gate=gate.cpu(),
-            skipped=skipped.cpu(),
+            energy=to_host(energy),
+            gate=to_host(gate),
+            skipped=to_host(skipped),
             compute_batch=self.config.compute_batch,
         )
+        wait = marked(self.device)
+
+        def finish() -> SampleBatch:
+            wait()
+            return batch
+
+        return Pending(images=images, finish=finish)
 
 
 def _pulled_back(raw: Tensor, latents: Tensor, along: Tensor) -> Tensor:

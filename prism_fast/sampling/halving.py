@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
 from prism_fast.errors import UserError
-from prism_fast.sampling.batch import SampleBatch, Sampler
+from prism_fast.sampling.batch import SampleBatch
+from prism_fast.sampling.pending import Pending, QueuingSampler, joined
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +32,17 @@ class HalvingSampler:
         torch.OutOfMemoryError: not even a sampler of one row can be made.
     """
 
-    def __init__(self, make: Callable[[int], Sampler], compute_batch: int) -> None:
+    def __init__(self, make: Callable[[int], QueuingSampler], compute_batch: int) -> None:
         self._make = make
         self._most = self._batch = compute_batch
-        self._sampler: Sampler | None = None
+        self._sampler: QueuingSampler | None = None
         self._until_it_fits(self._made)
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+        """As :meth:`begin`, and waits."""
+        return self.begin(prompts, class_indices, seeds).result()
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
         """
         Raises:
             UserError: too many rows, or as the sampler raises.
@@ -59,16 +63,16 @@ class HalvingSampler:
             self._sampler = None
             self._batch = halved(self._batch, self._most)
 
-    def _made(self) -> Sampler:
+    def _made(self) -> QueuingSampler:
         if self._sampler is None:
             self._sampler = self._make(self._batch)
         return self._sampler
 
-    def _in_parts(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
+    def _in_parts(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
         sampler = self._made()
         starts = range(0, max(len(prompts), 1), self._batch)
         cuts = [slice(start, start + self._batch) for start in starts]
-        return _joined([sampler.sample(prompts[cut], class_indices[cut], seeds[cut]) for cut in cuts])
+        return joined([sampler.begin(prompts[cut], class_indices[cut], seeds[cut]) for cut in cuts])
 
 
 def halved(batch: int, first: int) -> int:
@@ -88,16 +92,3 @@ def halved(batch: int, first: int) -> int:
         first,
     )
     return half
-
-
-def _joined(parts: Sequence[SampleBatch]) -> SampleBatch:
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[0],
-        images=torch.cat([part.images for part in parts]),
-        latents=torch.cat([part.latents for part in parts]),
-        energy=torch.cat([part.energy for part in parts], dim=1),
-        gate=torch.cat([part.gate for part in parts], dim=1),
-        skipped=torch.cat([part.skipped for part in parts]),
-    )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.halving import HalvingSampler
+from prism_fast.sampling.pending import QueuingSampler
 from prism_fast.teachers.base import Teacher
 
 
 def make_sampler(
     pipe: Any, config: SamplerConfig, teacher: Teacher | None = None, gate: GateThresholds | None = None
-) -> Sampler:
+) -> QueuingSampler:
     """``ReferenceSampler`` at level ``reference``, else ``FastSampler``. Arguments and errors are theirs.
 
     On CUDA its batch is halved where memory runs out.
@@ -25,7 +25,7 @@ def make_sampler(
         return ReferenceSampler(pipe, config, teacher, gate)
     from prism_fast.sampling.fast import FastSampler
 
-    def make(batch: int) -> Sampler:
+    def make(batch: int) -> QueuingSampler:
         return FastSampler(pipe, replace(config, compute_batch=batch), teacher, gate)
 
     if pipe.unet.device.type != "cuda":

@@ -21,6 +21,7 @@ from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import Correction, GateThresholds, Guide, cfg_steps, check_parts, guided_steps
 from prism_fast.sampling.noise import draw_noise, random_direction, travel_noise
+from prism_fast.sampling.pending import Pending, done
 from prism_fast.sampling.schedules import Schedule, build_schedule
 from prism_fast.teachers.base import Teacher
 
@@ -104,6 +105,10 @@ class ReferenceSampler:
                 watch(sample, change)
             sample = schedule.step(prediction, index, sample, noise.generators)
         return self._finish(sample, guided, trace, rows.count)
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        """As :meth:`sample`: it waits at every step."""
+        return done(self.sample(prompts, class_indices, seeds))
 
     def _schedule(self) -> Schedule:
         return build_schedule(self._pipe.scheduler, self.config, self._device)

@@ -14,7 +14,6 @@ from torch import Tensor
 from prism_fast.config import canonical, content_hash, environment, peak_memory_bytes, resolve_device, save_yaml
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill, distill_images
-from prism_fast.engine import local
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import ProgressFactory, progress
@@ -34,7 +33,7 @@ from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 
@@ -185,7 +184,7 @@ class _Demo:
     def _synthesize(self, arm: str, config: SynthesisConfig) -> LabelledSet:
         name = f"{arm}: synthesize"
         with self.stages.stage(name):
-            synthesize(config, self.out / arm / "shards", progress=self.bars, engine=local.run)
+            synthesize(config, self.out / arm / "shards", progress=self.bars)
         made = read_set(self.out / arm / "shards")
         agrees = text.percent(made.teacher_agreement)
         what = f"{len(made)} images; teacher agrees with {agrees}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prism_fast.errors import UserError
 from prism_fast.study.text import percent
+from prism_fast.synthesis.place import local_folder
 
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> dict[str, Any
     Raises:
         UserError: no such classifier or set, or its classes are not those of the real images.
     """
-    folder = Path(config.target)
+    folder = local_folder(config.target)
     from prism_fast.study.sets import is_set
 
     if is_set(folder):

@@ -37,8 +37,11 @@ LAST = GuidanceConfig(start=0.5)
 """The gradient at the last 10 of 20 steps: earlier guidance is mostly undone by what follows."""
 SHORT = replace(PUBLISHED, level="exact", guidance=LAST, cfg_stop=0.6)
 """And classifier-free guidance at the first 12."""
-FAST = replace(SHORT, level="fast", guidance=replace(LAST, every=5, reuse_gradient=True))
-"""And the gradient at two of the 10 alone, the others going along the last one."""
+REUSED = replace(LAST, every=5, reuse_gradient=True)
+"""The gradient at two of the 10 alone, the others going along the last one."""
+FAST = replace(SHORT, level="fast", cfg_stop=0.5, guidance=replace(REUSED, start=0.3, scale=0.21))
+"""At three of the last 14, CFG at the first 10, and 0.7 of the scale: an old gradient leads too far."""
+FAST_REUSE = replace(SHORT, level="fast", guidance=REUSED, reuse_features=3)
 TINY = replace(SHORT, level="fast", guidance=replace(LAST, decoder="tiny"))
 SETTINGS = {
     "published loop": PUBLISHED,
@@ -48,11 +51,13 @@ SETTINGS = {
     ),
     "exact, gradient at the last 10 steps": replace(PUBLISHED, level="exact", guidance=LAST),
     "and CFG at the first 12": SHORT,
-    "and reused gradients: fast": FAST,
-    "and reused features: fast-reuse": replace(FAST, reuse_features=3),
-    "tiny decoder, a gradient at each of the 10": TINY,
+    "and reused gradients": replace(SHORT, level="fast", guidance=REUSED),
+    "and reused features: fast-reuse": FAST_REUSE,
+    "reused gradients at the last 14 steps, 0.7 of the scale: fast": FAST,
+    "and reused features": replace(FAST, reuse_features=3),
+    "tiny decoder, a gradient at each of the last 10": TINY,
     "tiny decoder, reused gradients and features": replace(
-        TINY, reuse_features=3, guidance=replace(FAST.guidance or LAST, decoder="tiny")
+        TINY, reuse_features=3, guidance=replace(REUSED, decoder="tiny")
     ),
 }
 

@@ -20,7 +20,6 @@ from scipy.stats import t as student_t
 from prism_fast.config import canonical
 from prism_fast.distill.report import write_json
 from prism_fast.distill.trainer import distill
-from prism_fast.engine import local
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import progress
 from prism_fast.recipes import load_recipe
@@ -30,7 +29,7 @@ from prism_fast.study.gates import made_from
 from prism_fast.study.measure import Reference, measure_accuracy
 from prism_fast.study.real import real_images
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
 
 PUBLISHED, FAST = "published", "fast"
@@ -49,7 +48,7 @@ def accuracies(demo: DemoConfig, test: Reference) -> dict[str, float]:
     """Accuracy on the real test set of the students of both ways, and what is in between is kept in ``demo.out``."""
     found = {}
     for name, config in settings(demo).items():
-        synthesize(config, Path(demo.out) / name / "shards", progress=progress, engine=local.run)
+        synthesize(config, Path(demo.out) / name / "shards", progress=progress)
         report = distill(distill_config(demo, name), progress=progress)
         found[name] = measure_accuracy(load_teacher(str(report.student)), test, name)
     return found

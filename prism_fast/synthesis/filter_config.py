@@ -17,6 +17,8 @@ DISAGREEMENT = "disagreement"
 OPTIONS = {FLAT: "filter.flat", ENERGY: "filter.max_energy or filter.energy_quantile", DISAGREEMENT: "filter.doubt"}
 """Of every reason that a filter has, the options that decide it."""
 
+REASONS = (NOT_FINITE, *OPTIONS)
+
 MAX_ATTEMPTS = 1000
 
 

@@ -1,15 +1,16 @@
-"""Which images of a batch are kept, and why the others are not."""
+"""Which images of a batch are kept, and why the others are not. Light to import: torch comes with the images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, FilterConfig
-from prism_fast.synthesis.flat import flat
-from prism_fast.synthesis.label import Labels
+from prism_fast.synthesis.record import Labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Filter:
             classes: that were asked for.
             labels: of the images.
         """
-        finite_rows, flat_rows = finite.tolist(), flat(images).tolist() if self.config.flat else [False] * len(images)
+        finite_rows, flat_rows = finite.tolist(), self._flat(images)
         reasons = []
         for place, class_index in enumerate(classes):
             if not finite_rows[place]:
@@ -53,6 +54,13 @@ class Filter:
                 reason = ""
             reasons.append(reason)
         return reasons
+
+    def _flat(self, images: Tensor) -> list[bool]:
+        if not self.config.flat:
+            return [False] * len(images)
+        from prism_fast.synthesis.flat import flat
+
+        return flat(images).tolist()
 
     def _too_high(self, energy: float, class_index: int) -> bool:
         limit = self.config.max_energy if self.max_energy is None else self.max_energy[class_index]

@@ -21,18 +21,23 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_list import PromptList
 from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.synthesis.config import SynthesisConfig, identity
+from prism_fast.synthesis.encoders import ENCODERS
 from prism_fast.synthesis.models import Models
+from prism_fast.synthesis.object_store import ObjectPath
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan
 from prism_fast.synthesis.publish import create_file, replace_file
-from prism_fast.synthesis.shards import INFO_FILE, LABEL_MEMBERS, shard_name
+from prism_fast.synthesis.shards import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    INFO_FILE,
+    LABEL_MEMBERS,
+    describe_splits,
+)
 from prism_fast.synthesis.soft import describe_logits
 from prism_fast.synthesis.thresholds import Thresholds, saved_facts
 from prism_fast.teachers.choice import runtime_version
-
-CONFIG_FILE = "config.yaml"
-CARD_FILE = "README.md"
-FORMAT_VERSION = 1
-"""Of the shards; part of the hash."""
 
 _SHARD_FILE = re.compile(r"shard-\d+\.(tar|idx|parquet|json)\Z")
 _NAMED = 4
@@ -45,7 +50,7 @@ class Request:
 
     Args:
         made_from: everything that decides the set's bytes, but for what the pilot finds.
-        environment: what else can change the last bits.
+        environment: what else can change the last bits, of images or of their files.
     """
 
     made_from: Mapping[str, Any]
@@ -89,13 +94,23 @@ def _runtime(config: SynthesisConfig) -> dict[str, str]:
     return {} if version is None else {"teacher_runtime": version}
 
 
-def check_place(out: Path) -> None:
+def check_place(out: Place) -> None:
     """Refuses a place that cannot be a set's folder, before any work is done.
 
     Raises:
-        UserError: it is a file, nothing can be written there, or it holds shards or a ``config.yaml`` without an
-            ``_info.json``.
+        UserError: it is a file, nothing can be written there, a store does not answer, or it holds shards or a
+            ``config.yaml`` without an ``_info.json``.
     """
+    is_folder = out.check() if isinstance(out, ObjectPath) else _check_folder(out)
+    if not is_folder or (out / INFO_FILE).exists():
+        return
+    foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
+    if foreign:
+        raise UserError(f"{out} holds {foreign[0]} of something else (no {INFO_FILE}): choose another output folder")
+
+
+def _check_folder(out: Path) -> bool:
+    """Whether there is such a folder already."""
     try:
         there = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
         problem = None if there.is_dir() else f"{there} is a file or leads nowhere"
@@ -106,14 +121,10 @@ def check_place(out: Path) -> None:
         problem = str(error.strerror)
     if problem is not None:
         raise UserError(f"{out} cannot be the folder of the images ({problem}): choose another output folder")
-    if not is_folder or (out / INFO_FILE).exists():
-        return
-    foreign = sorted(path.name for path in out.iterdir() if _SHARD_FILE.match(path.name) or path.name == CONFIG_FILE)
-    if foreign:
-        raise UserError(f"{out} holds {foreign[0]} of something else (no {INFO_FILE}): choose another output folder")
+    return is_folder
 
 
-def read_info(out: Path, request: Request) -> dict[str, Any] | None:
+def read_info(out: Place, request: Request) -> dict[str, Any] | None:
     """The folder's ``_info.json`` if it has one and it is this request's.
 
     Raises:
@@ -131,12 +142,13 @@ def read_info(out: Path, request: Request) -> dict[str, Any] | None:
     if not sound:
         raise UserError(f"{path} was changed (its hash does not fit): choose another output folder")
     _refuse_differences(out, "configuration", there, canonical(request.made_from))
-    _refuse_differences(out, "environment", environment, canonical(request.environment))
+    here = {name: it for name, it in request.environment.items() if name in environment or name not in ENCODERS}
+    _refuse_differences(out, "environment", environment, canonical(here))
     return info
 
 
 def claim_folder(
-    out: Path, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, thresholds: Thresholds
+    out: Place, config: SynthesisConfig, plan: Plan, prompts: PromptList, request: Request, thresholds: Thresholds
 ) -> dict[str, Any]:
     """Makes the folder this set's: writes ``_info.json`` and ``config.yaml``, or finds them there.
 
@@ -173,7 +185,7 @@ def claim_folder(
     return found
 
 
-def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
+def finish_folder(out: Place, info: Mapping[str, Any], images: Mapping[int, int]) -> None:
     """Names the archives in ``_info.json``, now that all are published, and adds a ``README.md`` where there is none.
 
     Does nothing when they are named already.
@@ -182,13 +194,7 @@ def finish_folder(out: Path, info: Mapping[str, Any], images: Mapping[int, int])
         info: as it is there.
         images: images of each shard.
     """
-    train = {
-        "name": "train",
-        "num_samples": sum(images.values()),
-        "filenames": [shard_name(shard, "tar") for shard in sorted(images)],
-        "shard_lengths": [images[shard] for shard in sorted(images)],
-    }
-    finished = {**info, "complete": True, "splits": {"train": train}}
+    finished = {**info, "complete": True, "splits": describe_splits(images)}
     if finished != info:
         create_file(out / CARD_FILE, _card(info, sum(images.values())).encode())
         replace_file(out / INFO_FILE, _pretty(finished))
@@ -216,7 +222,7 @@ def _pretty(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _refuse_differences(out: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _refuse_differences(out: Place, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     old, new = dict(_flat(there)), dict(_flat(here))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:

@@ -44,11 +44,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     Signals reach the main thread only: elsewhere the request is never made, and signals do what they did before.
     """
-    request = StopRequest()
+    request, asked = StopRequest(), False
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if request.reason is not None and number == signal.SIGINT:
+        nonlocal asked  # a reason may be there without a signal: a worker's parent had the same Ctrl-C, and was faster
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        asked = True
         request.reason = signal.Signals(number).name
 
     if threading.current_thread() is not threading.main_thread():

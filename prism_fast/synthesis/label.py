@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prism_fast.energy.terms import CrossEntropy, FreeEnergy, Outputs
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
+from prism_fast.sampling.transfer import marked, to_device, to_host
+from prism_fast.synthesis.record import Labels, significant
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.taps import outputs_for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """The teacher's verdict on n images.
-
-    Args:
-        logits: fp16 [n, K] at T = 1.
-        energy: the guidance energy E of each image and its class.
-        free_energy: −T·logsumexp(f/T), T of the guidance.
-        class_energy: cross-entropy with the class, in nats.
-        probability: softmax probability of the class.
-        top1: the teacher's own choice.
-        top1_probability: its softmax probability.
-    """
-
-    logits: NDArray[np.float16]
-    energy: list[float]
-    free_energy: list[float]
-    class_energy: list[float]
-    probability: list[float]
-    top1: list[int]
-    top1_probability: list[float]
 
 
 class Labeller:
@@ -55,19 +32,39 @@ class Labeller:
         self._free, self._class = FreeEnergy(temperature=used.temperature), CrossEntropy()
         self._energy = guidance_term(used, teacher)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, classes: list[int]) -> Labels:
+        """As :meth:`ask`, and waits."""
+        return self.ask(images, classes)()
+
+    @torch.no_grad()
+    def ask(self, images: Tensor, classes: list[int]) -> Callable[[], Labels]:
         """Labels uint8 images [n, 3, H, W], n <= ``compute_batch``, asked to show ``classes``.
 
+        Returns:
+            What waits for the labels: on a CUDA device the work is queued.
+
         Raises:
-            UserError: a logit that is not finite, or too large for the fp16 in which shards store it.
+            UserError: (when waited for) a logit that is not finite, or too large for the fp16 in which shards store it.
         """
         count = len(classes)
         padded = torch.cat([images, images[-1:].expand(self._batch - count, -1, -1, -1)])
         outputs = outputs_for(self._teacher, padded.float() / 255, self._energy)
         # Energies are computed on the padded batch too: the shape decides the last bits.
-        logits = outputs.logits.float().cpu()
         targets = torch.tensor([*classes, *[0] * (self._batch - count)])
+        logits = to_host(outputs.logits.float())
+        # of whole feature maps the energy is computed where they are
+        energy = None
+        if outputs.taps:
+            energy = to_host(self._energy.value(outputs, to_device(targets, outputs.logits.device)))
+        wait = marked(outputs.logits.device)
+
+        def finish() -> Labels:
+            wait()
+            return self._labels(logits, targets, energy, count)
+
+        return finish
+
+    def _labels(self, logits: Tensor, targets: Tensor, energy: Tensor | None, count: int) -> Labels:
         wide = Outputs(logits=logits)
         stored = logits.half()
         if not stored[:count].isfinite().all():
@@ -78,7 +75,7 @@ class Labeller:
             )
         probabilities = logits.softmax(1)
         parts = {
-            "energy": self._guidance_energy(outputs, wide, targets),
+            "energy": self._energy.value(wide, targets) if energy is None else energy,
             "free_energy": self._free.value(wide, targets),
             "class_energy": self._class.value(wide, targets),
             "probability": probabilities.gather(1, targets[:, None])[:, 0],
@@ -94,14 +91,3 @@ class Labeller:
             top1=logits[:count].argmax(1).tolist(),
             **{name: [significant(value) for value in part[:count].tolist()] for name, part in parts.items()},
         )
-
-    def _guidance_energy(self, outputs: Outputs, wide: Outputs, targets: Tensor) -> Tensor:
-        """E [B] on the CPU; of whole feature maps it is computed where they are."""
-        if not outputs.taps:
-            return self._energy.value(wide, targets)
-        return self._energy.value(outputs, targets.to(outputs.logits.device)).cpu()
-
-
-def significant(value: float) -> float:
-    """Six significant digits: what fp32 arithmetic is worth, and half the text in a shard's ``.json``."""
-    return float(f"{value:.6g}")

@@ -11,13 +11,13 @@ import torch
 from prism_fast.config import resolve_device, resolve_dtype
 from prism_fast.errors import UserError
 from prism_fast.prompts.fit import Fits
-from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.pending import QueuingSampler
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 
-SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], Sampler]
+SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], QueuingSampler]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,10 @@ class Models:
     decoder_fingerprint: str | None = None
 
 
+ModelsLoader = Callable[[SynthesisConfig], Models]
+"""The models of a configuration."""
+
+
 def load_models(config: SynthesisConfig) -> Models:
     """The pipeline and the teacher that ``config`` names.
 
@@ -62,7 +66,7 @@ def load_models(config: SynthesisConfig) -> Models:
 
     decoder = _decoder_fingerprint(pipe, config.sampler.guidance)
 
-    def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> Sampler:
+    def make_sampler(sampler: SamplerConfig, gate: GateThresholds | None) -> QueuingSampler:
         if sampler.guidance is not None and _decoder_fingerprint(pipe, sampler.guidance) != decoder:
             raise UserError(
                 f"guidance.decoder: {sampler.guidance.decoder} was changed since this command began; nothing was drawn "

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prism_fast.errors import UserError
@@ -22,15 +21,15 @@ from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Row, sampler_arguments
-from prism_fast.synthesis.publish import create_file, replace_file
+from prism_fast.synthesis.publish import Claim, ObjectClaim, claim, create_file, replace_file
 from prism_fast.synthesis.record import json_number
+from prism_fast.synthesis.shards import PARTIAL_FILE, PILOT_FILE
 from prism_fast.synthesis.thresholds import Thresholds
 
-PILOT_FILE = "pilot.json"
-PARTIAL_FILE = ".pilot-partial.json"
-"""What an interrupted pilot leaves; gone when the pilot is done."""
 KEEP_S = 30.0
+_TURN_FILE = "pilot"
 
 
 def pilot_energies(
@@ -101,7 +100,12 @@ def learn_thresholds(
     return Thresholds(gate=gate, max_energy=max_energy)
 
 
-def save_pilot(folder: Path, key: str, thresholds: Thresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:
+def pilot_turn(folder: Place) -> Claim | ObjectClaim | None:
+    """The right to draw the folder's pilot, or None while another live run does; in an object store all have it."""
+    return claim(folder / _TURN_FILE)
+
+
+def save_pilot(folder: Place, key: str, thresholds: Thresholds, rows: Sequence[Row], energies: Sequence[float]) -> None:
     """Keeps a pilot in ``pilot.json``; one that is there already stays."""
     found = {
         "key": key,
@@ -113,13 +117,13 @@ def save_pilot(folder: Path, key: str, thresholds: Thresholds, rows: Sequence[Ro
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
 
 
-def save_partial(folder: Path, key: str, energies: Sequence[float]) -> None:
+def save_partial(folder: Place, key: str, energies: Sequence[float]) -> None:
     """Keeps the first energies of a pilot that is not done."""
     found = {"key": key, "energies": [json_number(energy) for energy in energies]}
     replace_file(folder / PARTIAL_FILE, json.dumps(found, allow_nan=False).encode())
 
 
-def load_partial(folder: Path, key: str) -> list[float]:
+def load_partial(folder: Place, key: str) -> list[float]:
     """What an interrupted pilot of this configuration and environment left; nothing where there is none."""
     try:
         found = json.loads((folder / PARTIAL_FILE).read_bytes())
@@ -129,7 +133,7 @@ def load_partial(folder: Path, key: str) -> list[float]:
         return []  # none, or our own hidden file was damaged: what it saved is made again
 
 
-def load_pilot(folder: Path, key: str) -> Thresholds | None:
+def load_pilot(folder: Place, key: str) -> Thresholds | None:
     """The thresholds of an earlier pilot in this folder, or None where there is none.
 
     Raises:

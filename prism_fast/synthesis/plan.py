@@ -66,7 +66,8 @@ class ClassOrder:
         self._classes = sorted(range(len(counts)), key=lambda c: -counts[c])  # stable: equal counts stay in order
         # Between two neighbouring distinct counts the classes still in play stay the same: one segment of rounds.
         levels = sorted(set(counts) - {0})
-        active = [len(counts) - bisect_right(sorted(counts), level) for level in (0, *levels)]
+        ascending = sorted(counts)
+        active = [len(counts) - bisect_right(ascending, level) for level in (0, *levels)]
         self._rounds = [0, *levels[:-1]]
         self._active = active[: len(self._rounds)]
         widths = [high - low for low, high in zip(self._rounds, levels, strict=True)]

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.synthesis.label import Labels, significant
+import numpy as np
+from numpy.typing import NDArray
+
 from prism_fast.synthesis.plan import Row
 
 if TYPE_CHECKING:
     from prism_fast.sampling.batch import SampleBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The teacher's verdict on n images.
+
+    Args:
+        logits: fp16 [n, K] at T = 1.
+        energy: the guidance energy E of each image and its class.
+        free_energy: −T·logsumexp(f/T), T of the guidance.
+        class_energy: cross-entropy with the class, in nats.
+        probability: softmax probability of the class.
+        top1: the teacher's own choice.
+        top1_probability: its softmax probability.
+    """
+
+    logits: NDArray[np.float16]
+    energy: list[float]
+    free_energy: list[float]
+    class_energy: list[float]
+    probability: list[float]
+    top1: list[int]
+    top1_probability: list[float]
 
 
 def batch_records(
@@ -59,3 +85,8 @@ def batch_records(
 def json_number(value: float) -> float | None:
     """JSON has no NaN: what was dropped for one leaves null."""
     return significant(value) if math.isfinite(value) else None
+
+
+def significant(value: float) -> float:
+    """Six significant digits: what fp32 arithmetic is worth, and half the text in a shard's ``.json``."""
+    return float(f"{value:.6g}")

@@ -11,24 +11,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prism_fast.synthesis.images import ImageFormat
-from prism_fast.synthesis.publish import Claim, claim, sync_folder, temporary_name
+from prism_fast.synthesis.object_store import ObjectPath
+from prism_fast.synthesis.place import Place
+from prism_fast.synthesis.publish import Claim, Draft, ObjectClaim, ObjectDraft, claim, draft, drop_draft, sync_folder
 from prism_fast.synthesis.soft import pack_logits
 from prism_fast.synthesis.tar import TarWriter, index_text
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Of the shards; part of a set's hash."""
+
 INFO_FILE = "_info.json"
 """What a set says about itself; claims its folder."""
+
+CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
+PILOT_FILE = "pilot.json"
+PARTIAL_FILE = ".pilot-partial.json"
+"""What an interrupted pilot leaves; gone when the pilot is done."""
+
+SET_FILES = (INFO_FILE, CONFIG_FILE, CARD_FILE, PILOT_FILE, PARTIAL_FILE)
+"""Files of a set that are no shard's."""
 
 LABEL_MEMBERS = ("cls", "label", "soft", "json")
 """Members of a row behind the image, in order."""
@@ -46,6 +61,9 @@ _COLUMNS = {
 }  # fmt: skip
 """Columns of the ``.parquet``, with pyarrow's names of their types."""
 
+TABLE_COMPRESSION = "SNAPPY"
+"""Of the ``.parquet``: no page of it can grow to more than some twenty times its size."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +75,21 @@ def shard_name(shard: int, kind: str) -> str:
 def row_name(index: int, extension: str) -> str:
     """``000001234.png``: a member's name from its row's number in the plan."""
     return f"{index:09d}.{extension}"
+
+
+def describe_splits(images: Mapping[int, int]) -> dict[str, Any]:
+    """What ``_info.json`` says of the archives once all are there, as timm's reader takes it.
+
+    Args:
+        images: images of each shard.
+    """
+    train = {
+        "name": "train",
+        "num_samples": sum(images.values()),
+        "filenames": [shard_name(shard, "tar") for shard in sorted(images)],
+        "shard_lengths": [images[shard] for shard in sorted(images)],
+    }
+    return {"train": train}
 
 
 def json_bytes(value: Any) -> bytes:
@@ -102,7 +135,7 @@ class Sample:
         return [(row_name(self.index, extension), content) for extension, content in data.items()]
 
 
-def read_stats(folder: Path, shard: int, config_hash: str) -> dict[str, Any] | None:
+def read_stats(folder: Place, shard: int, config_hash: str) -> dict[str, Any] | None:
     """The statistics of a published shard; None where it is still to be made.
 
     A shard that was published and damaged later (statistics cut off or of something else, archive missing or of
@@ -112,14 +145,41 @@ def read_stats(folder: Path, shard: int, config_hash: str) -> dict[str, Any] | N
     if not path.exists():
         return None
     try:
-        stats: dict[str, Any] = json.loads(path.read_bytes())
+        data = path.read_bytes()
         sizes = {kind: (folder / shard_name(shard, kind)).stat().st_size for kind in SHARD_FILES[:-1]}
+    except FileNotFoundError:
+        data, sizes = b"", {}
+    return _whole_stats(path, shard, config_hash, data, sizes)
+
+
+def read_all_stats(folder: Place, shards: Sequence[int], config_hash: str) -> dict[int, dict[str, Any]]:
+    """:func:`read_stats` of those ``shards`` that are published; an object store is asked for all of them at once."""
+    if not isinstance(folder, ObjectPath):
+        found = {shard: read_stats(folder, shard, config_hash) for shard in shards}
+        return {shard: stats for shard, stats in found.items() if stats is not None}
+    sizes = folder.sizes()
+    names = {shard: shard_name(shard, "json") for shard in shards if shard_name(shard, "json") in sizes}
+    texts, everything = folder.read_many(list(names.values())), {}
+    for shard, name in names.items():
+        files = {kind: sizes.get(shard_name(shard, kind)) for kind in SHARD_FILES[:-1]}
+        stats = _whole_stats(folder / name, shard, config_hash, texts[name], files)
+        if stats is not None:
+            everything[shard] = stats
+    return everything
+
+
+def _whole_stats(
+    path: Place, shard: int, config_hash: str, data: bytes, sizes: Mapping[str, int | None]
+) -> dict[str, Any] | None:
+    """The statistics that ``data`` says, if they are this shard's and its files have these ``sizes``."""
+    try:
+        stats: dict[str, Any] = json.loads(data)
         whole = (
             stats["config_hash"] == config_hash
             and stats["shard"] == shard
             and sizes == {kind: facts["bytes"] for kind, facts in stats["files"].items()}
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         _log.warning("%s or a file beside it is damaged: the shard is made again", path)
@@ -127,7 +187,7 @@ def read_stats(folder: Path, shard: int, config_hash: str) -> dict[str, Any] | N
     return stats
 
 
-def claim_shard(folder: Path, shard: int) -> ShardWriter | None:
+def claim_shard(folder: Place, shard: int) -> ShardWriter | None:
     """A writer for a shard, or None while another live run is making it or has just published it."""
     held = claim(folder / shard_name(shard, "json"))
     return None if held is None else ShardWriter(folder, shard, held)
@@ -142,14 +202,16 @@ class ShardWriter:
         held: the claim on the shard's ``.json``, which makes this the only live writer of all of its files.
     """
 
-    def __init__(self, folder: Path, shard: int, held: Claim) -> None:
+    def __init__(self, folder: Place, shard: int, held: Claim | ObjectClaim) -> None:
         self._folder, self._shard, self._claim = folder, shard, held
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         with ExitStack() as undo:
             undo.enter_context(held)
-            self._file = undo.enter_context(self._create("tar"))
+            self._drafts: dict[str, Draft | ObjectDraft] = {
+                "tar": undo.enter_context(closing(draft(self._path("tar"))))
+            }
             self._undo = undo.pop_all()
-        self._tar = TarWriter(self._file)
+        self._tar = TarWriter(self._drafts["tar"].file)
         self._published = False
 
     def __enter__(self) -> Self:
@@ -160,7 +222,7 @@ class ShardWriter:
     ) -> None:
         with self._undo:  # closes the archive, then gives the claim back
             for kind_of_file in SHARD_FILES[:-1] if not self._published else ():
-                temporary_name(self._path(kind_of_file)).unlink(missing_ok=True)
+                drop_draft(self._path(kind_of_file))
 
     def add(self, sample: Sample) -> None:
         """Appends a row."""
@@ -179,15 +241,15 @@ class ShardWriter:
             What was written as the shard's ``.json``.
         """
         self._tar.finish()
-        _sync(self._file)
+        self._drafts["tar"].seal()
         facts = {"tar": _facts(self._path("tar"), self._tar.size_bytes, self._tar.sha256)}
         for kind, data in (("idx", index_text(self._tar.members).encode()), ("parquet", _parquet(self._columns))):
-            with self._create(kind) as file:
-                file.write(data)
-                _sync(file)
+            self._drafts[kind] = self._undo.enter_context(closing(draft(self._path(kind))))
+            self._drafts[kind].file.write(data)
+            self._drafts[kind].seal()
             facts[kind] = _facts(self._path(kind), len(data), hashlib.sha256(data).hexdigest())
-        for kind in facts:
-            os.replace(temporary_name(self._path(kind)), self._path(kind))
+        for written in self._drafts.values():
+            written.show()
         sync_folder(self._folder)
         everything = {**stats, "files": facts}
         self._claim.commit(json.dumps(everything, indent=1, allow_nan=False).encode() + b"\n")
@@ -198,31 +260,26 @@ class ShardWriter:
         for name, column in self._columns.items():
             column.append(record[name])
 
-    def _path(self, kind: str) -> Path:
+    def _path(self, kind: str) -> Place:
         return self._folder / shard_name(self._shard, kind)
 
-    def _create(self, kind: str) -> BinaryIO:
-        """A new temporary file in place of whatever a dead run left under its name."""
-        path = temporary_name(self._path(kind))
-        path.unlink(missing_ok=True)
-        return path.open("xb")
 
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _facts(path: Path, size_bytes: int, sha256: str) -> dict[str, Any]:
+def _facts(path: Place, size_bytes: int, sha256: str) -> dict[str, Any]:
     return {"name": path.name, "bytes": size_bytes, "sha256": sha256}
+
+
+def table_schema() -> pa.Schema:
+    """Names and types of the ``.parquet``'s columns."""
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
 
 
 def _parquet(columns: Mapping[str, list[Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink)
+    pq.write_table(pa.table(columns, schema=table_schema()), sink, compression=TABLE_COMPRESSION)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -65,15 +65,32 @@ def unpack_logits(data: bytes, num_classes: int, top_k: int | None) -> NDArray[n
         if not np.isfinite(logits).all():
             raise ValueError("logits that are not finite")
         return logits
-    record = np.frombuffer(data, top_k_dtype(top_k))[0]
-    index, largest = record["index"], record["logit"].astype(np.float32)
-    if not (np.isfinite(largest).all() and np.isfinite(record["rest"])):
+    records = np.frombuffer(data, top_k_dtype(top_k))
+    if not finite(records)[0]:
         raise ValueError("logits that are not finite")
-    if index.min() < 0 or index.max() >= num_classes or len(np.unique(index)) < top_k or (np.diff(largest) > 0).any():
+    index, largest = records["index"][0], records["logit"][0].astype(np.float32)
+    if not in_order(records, num_classes)[0]:
         raise ValueError(f"logits of classes {index.tolist()[:8]}, which are not {top_k} of {num_classes} in order")
-    dense = np.full(num_classes, record["rest"] - np.log(np.float32(num_classes - top_k)), np.float32)
+    dense = np.full(num_classes, records["rest"][0] - np.log(np.float32(num_classes - top_k)), np.float32)
     dense[index] = largest
     return dense
+
+
+def finite(records: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which records of k logits hold finite numbers alone, bool [n]."""
+    found: NDArray[np.bool_] = np.isfinite(records["logit"]).all(1) & np.isfinite(records["rest"])
+    return found
+
+
+def in_order(records: NDArray[np.void], num_classes: int) -> NDArray[np.bool_]:
+    """Which records hold k different classes of ``num_classes``, in the order of :func:`pack_logits`, bool [n]."""
+    index, logit = records["index"], records["logit"]
+    inside = ((index >= 0) & (index < num_classes)).all(1)
+    falling = logit[:, :-1] > logit[:, 1:]
+    equal = (logit[:, :-1] == logit[:, 1:]) & (index[:, :-1] < index[:, 1:])
+    distinct = (np.diff(np.sort(index, 1)) > 0).all(1)
+    found: NDArray[np.bool_] = inside & distinct & (falling | equal).all(1)
+    return found
 
 
 def _largest(logits: NDArray[np.float16], top_k: int) -> NDArray[np.int64]:

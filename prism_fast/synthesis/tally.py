@@ -6,14 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.synthesis.filter_config import NOT_FINITE, OPTIONS
+from prism_fast.synthesis.place import Place
 
 MAX_REJECTED = 0.01
 """Largest share of rows that are not finite. More means that the pipeline does not work in its dtype."""
+
+_CHECKED = ("guidances", "skipped", "rows")
+"""Figures that decide whether a run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class SynthesisReport:
         energy: mean guidance energy.
     """
 
-    out: Path
+    out: Place
     config_hash: str
     images: int
     rows: int
@@ -109,10 +112,17 @@ class Tally:
     def __init__(self, max_bad_rate: float, max_rejected: float = 1.0) -> None:
         self.shards: dict[int, Mapping[str, Any]] = {}
         self._max_bad_rate, self._max_rejected = max_bad_rate, max_rejected
+        self._sums: Counter[str] = Counter()  # kept up to date, as is the next: every shard asks for them
+        self._rejected: Counter[str] = Counter()
 
     def add(self, shard: int, stats: Mapping[str, Any]) -> None:
         """Counts a shard, once."""
+        before = self.shards.get(shard, {})
+        self._sums.subtract({key: before.get(key, 0) for key in _CHECKED})
+        self._rejected.subtract(before.get("rejected", {}))
         self.shards[shard] = {key: value for key, value in stats.items() if key != "files"}
+        self._sums.update({key: stats[key] for key in _CHECKED})
+        self._rejected.update(stats["rejected"])
 
     def check(self) -> None:
         """Stops a run whose guidance or pipeline does not work. What is published stays.
@@ -128,7 +138,7 @@ class Tally:
                 "more and the same command goes on, or use another sampler.dtype or teacher and another folder. The "
                 "shards made so far record each; they stay"
             )
-        rows, rejected = self.total("rows"), self.reasons("rejected")
+        rows, rejected = self.total("rows"), self._rejected.copy()
         broken = rejected.pop(NOT_FINITE, 0)
         if broken > MAX_REJECTED * rows:
             raise UserError(
@@ -154,11 +164,13 @@ class Tally:
 
     def total(self, key: str) -> Any:
         """Sum of one figure."""
+        if key in _CHECKED:
+            return self._sums[key]
         values = [stats[key] for stats in self.shards.values()]
         return math.fsum(values) if key.endswith("_sum") else sum(values)
 
-    def report(self, out: Path, config_hash: str, before: int, seconds: float, shortened: int) -> SynthesisReport:
-        """The report of a run that found ``before`` rows done and took ``seconds``."""
+    def report(self, out: Place, config_hash: str, made: int, seconds: float, shortened: int) -> SynthesisReport:
+        """The report of a run that made ``made`` rows in ``seconds``."""
         images = self.total("images")
         mean = {
             key: self.total(key) / images if images else math.nan
@@ -172,7 +184,7 @@ class Tally:
             rejected=dict(self.reasons("rejected")),
             redrawn=dict(self.reasons("redrawn")),
             shards=len(self.shards),
-            made=self.total("rows") - before,
+            made=made,
             seconds=seconds,
             prompts_shortened=shortened,
             guidances=self.total("guidances"),

@@ -1,13 +1,14 @@
-"""What a set has learned from its pilot, frozen into its hash."""
+"""What a set has learned from its pilot, frozen into its hash. Light to import."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prism_fast.sampling.guidance import GateThresholds
+if TYPE_CHECKING:
+    from prism_fast.sampling.guidance import GateThresholds
 
 _FACTS = ("gate", "max_energy")
 
@@ -40,6 +41,8 @@ class Thresholds:
         Raises:
             ValueError, KeyError, TypeError: they are none.
         """
+        from prism_fast.sampling.guidance import GateThresholds
+
         gate, limits = facts["gate"], facts.get("max_energy")
         return cls(
             gate=None if gate is None else GateThresholds(tau=gate["tau"], delta=gate["delta"]),

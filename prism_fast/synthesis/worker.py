@@ -1,57 +1,55 @@
-"""Makes the shards of a plan: sample, label, store, publish. :func:`synthesize` is the whole job."""
+"""Makes shards: sample, label, store, publish. :mod:`prism_fast.synthesis.job` is the whole job.
+
+Light to import: torch comes with the sampler and the labeller, so that a process without them can do the rest.
+"""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from prism_fast.config import environment
 from prism_fast.errors import UserError
-from prism_fast.progress import Bar, ProgressFactory
-from prism_fast.progress import progress as show_progress
-from prism_fast.prompts.prompt_list import PromptList, build_prompts
-from prism_fast.prompts.vocabulary import Vocabulary, load_vocabulary
-from prism_fast.sampling.batch import SampleBatch, Sampler
-from prism_fast.sampling.serving import resolved
-from prism_fast.synthesis import folder
-from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.progress import Bar
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
-from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
-from prism_fast.synthesis.label import Labeller
-from prism_fast.synthesis.models import Models, load_models
-from prism_fast.synthesis.pilot import (
-    learn_thresholds,
-    load_partial,
-    load_pilot,
-    pilot_energies,
-    save_partial,
-    save_pilot,
-)
+from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.place import Place
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
-from prism_fast.synthesis.record import batch_records
+from prism_fast.synthesis.record import Labels, batch_records
 from prism_fast.synthesis.row_order import RowOrder
 from prism_fast.synthesis.shards import Sample, ShardWriter, claim_shard, read_stats
-from prism_fast.synthesis.tally import SynthesisReport, Tally, shard_stats
-from prism_fast.synthesis.thresholds import Thresholds
+from prism_fast.synthesis.tally import shard_stats
 
-__all__ = ["Engine", "Interrupted", "SynthesisReport", "Worker", "in_turn", "synthesize"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_WAIT_S = 0.2
+    from prism_fast.sampling.pending import Pending, QueuingSampler
+
+Encoder = Callable[[Any, ImageFormat], bytes]
+"""One of a sampler's images to an image file."""
+
+
+class Labelling(Protocol):
+    """A :class:`~prism_fast.synthesis.label.Labeller`, or what stands in for one."""
+
+    def ask(self, images: Tensor, classes: list[int]) -> Callable[[], Labels]:
+        """Images and their classes to what waits for their labels."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """Makes shards in this process, one at a time.
+
+    While a device makes a batch, the one before is compressed, labelled and stored: the device is handed the next batch
+    before the host waits for anything of this one.
 
     Args:
         plan: what to make.
@@ -61,51 +59,46 @@ class Worker:
         config_hash: of the set.
         stop: looked at between batches.
         bar: progress in rows.
-        tally: counts; the shards that were published before are in it.
+        encode: an image to a file.
+        encoders: threads that do so.
         filter: which images are rejected.
+        remake: shards that are made although they are published.
     """
 
     plan: Plan
-    sampler: Sampler
-    labeller: Labeller
-    out: Path
+    sampler: QueuingSampler
+    labeller: Labelling
+    out: Place
     config_hash: str
     stop: StopRequest
     bar: Bar
-    tally: Tally
+    encode: Encoder = field(default_factory=lambda: encode)
+    encoders: int = 1
     filter: Filter = NO_FILTER
+    remake: frozenset[int] = frozenset()
 
-    def make(self, shard: int, wait: bool = True) -> bool:
+    def make(self, shard: int) -> dict[str, Any] | None:
         """Publishes a shard, or finds it published: the same bytes, whoever makes them.
 
         Args:
             shard: its number.
-            wait: for another live run on this folder that is making it.
 
         Returns:
-            False where another run is making it and ``wait`` is not set.
+            Its statistics; None while another live run on this folder is making it.
 
         Raises:
             Interrupted: a stop was asked for; nothing of the shard is left.
-            UserError: too many guidances were dropped (the shard is published all the same); the disk is full.
+            UserError: the disk is full.
         """
-        while (stats := self._try(shard)) is None:
-            if not wait:
-                return False
-            time.sleep(_WAIT_S)
-        self.tally.add(shard, stats)
-        self.tally.check()
-        return True
-
-    def _try(self, shard: int) -> dict[str, Any] | None:
-        """The published shard's statistics, or None while another run is making it."""
         self.stop.check()
-        with _writing(self.out):
+        with writing(self.out):
             writer = claim_shard(self.out, shard)
             if writer is None:
                 return None
             with writer:
-                found = read_stats(self.out, shard, self.config_hash)  # another run was faster
+                found = None
+                if shard not in self.remake:
+                    found = read_stats(self.out, shard, self.config_hash)  # another run was faster
                 if found is None:
                     return self._fill(shard, writer)
         self.bar.update(found["rows"])
@@ -120,14 +113,14 @@ class Worker:
         order = RowOrder(writer, todo[0].index)
         replaced: list[dict[str, Any]] = []
         guidances = 0
-        with ThreadPoolExecutor(1) as encoder:  # compresses one batch while the next is sampled
+        with ThreadPoolExecutor(1) as waiter, ThreadPoolExecutor(self.encoders) as encoders:
             waiting: _Sampled | None = None
             while todo or waiting is not None:
                 sampled = None
                 # Before a batch that is not full, those to be drawn again have to be known: they fill it up.
                 if todo and (len(todo) >= size or waiting is None or not self.filter.redraws):
                     self.stop.check()  # else what is sampled already only has to be stored
-                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], encoder)
+                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], waiter, encoders)
                 if waiting is not None:
                     again = self._store(waiting, order)
                     replaced += again
@@ -138,43 +131,55 @@ class Worker:
         filtered = replaced if self.plan.config.filter is not None else None
         return writer.publish(shard_stats(shard, order.records, guidances, self.config_hash, filtered))
 
-    def _sample(self, rows: Sequence[Row], encoder: Executor) -> _Sampled:
-        """Up to ``compute_batch`` rows as images, whose files are being written by ``encoder``."""
-        batch = self.sampler.sample(*sampler_arguments(rows))
-        return _Sampled(rows=rows, batch=batch, files=encoder.submit(_encoded, batch.images, self.plan.config.format))
+    def _sample(self, rows: Sequence[Row], waiter: Executor, encoders: Executor) -> _Sampled:
+        """Up to ``compute_batch`` rows as images, for which ``waiter`` waits and which ``encoders`` write to files."""
+        kind = self.plan.config.format
+        classes = [row.class_index for row in rows]
+        pending = self.sampler.begin(*sampler_arguments(rows))
+        files = waiter.submit(
+            lambda: list(encoders.map(lambda image: self.encode(image, kind), pending.result().images))
+        )
+        # A lossless file's image is labelled where it is; of a JPEG the one that a reader will see.
+        asked = self.labeller.ask(pending.images, classes) if kind != "jpg" else None
+        return _Sampled(rows=rows, pending=pending, files=files, asked=asked)
 
     def _store(self, sampled: _Sampled, order: RowOrder) -> list[dict[str, Any]]:
-        """Labels and stores a sampled batch; the records of those rows that have to be drawn again."""
-        config, rows, files = self.plan.config, sampled.rows, sampled.files.result()
+        """Stores a sampled batch with its labels; the records of those rows that have to be drawn again."""
+        rows, files = sampled.rows, sampled.files.result()
+        batch = sampled.pending.result()
         classes = [row.class_index for row in rows]
-        # Labels are those of the image that a reader will see.
-        stored = _decoded(files) if config.format == "jpg" else sampled.batch.images
-        labels = self.labeller(stored, classes)
-        reasons = self.filter.reasons(stored, sampled.batch.finite, classes, labels)
+        stored = batch.images if sampled.asked is not None else _decoded(files)
+        labels = (sampled.asked or self.labeller.ask(stored, classes))()
+        reasons = self.filter.reasons(stored, batch.finite, classes, labels)
         again = []
-        for place, record in enumerate(batch_records(rows, sampled.batch, labels, reasons, self.config_hash)):
+        for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash)):
             sample = None
             if record["accepted"]:
-                sample = Sample(
-                    index=rows[place].index,
-                    image=files[place],
-                    extension=config.format,
-                    label=classes[place],
-                    logits=labels.logits[place],
-                    record=record,
-                    top_k=config.soft_top_k,
-                )
+                sample = self.stored(files[place], labels.logits[place], record)
             elif record["attempt"] + 1 < self.filter.config.attempts:
                 again.append(record)
                 continue
             order.settle(record, sample)
         return again
 
+    def stored(self, image: bytes, logits: NDArray[np.float16], record: dict[str, Any]) -> Sample:
+        """A row as its shard gets it: an image file, logits [K] and provenance."""
+        config = self.plan.config
+        return Sample(
+            index=record["index"],
+            image=image,
+            extension=config.format,
+            label=record["class_index"],
+            logits=logits,
+            record=record,
+            top_k=config.soft_top_k,
+        )
+
     def _guidances(self, sampled: _Sampled) -> int:
         """How many guidances a batch asked for."""
         guidance = self.plan.config.sampler.guidance
         repeats = guidance.repeats if guidance is not None else 0
-        return len(sampled.rows) * len(sampled.batch.guided_steps) * repeats
+        return len(sampled.rows) * len(sampled.pending.result().guided_steps) * repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,169 +187,25 @@ class _Sampled:
     """A batch between sampler and shard."""
 
     rows: Sequence[Row]
-    batch: SampleBatch
+    pending: Pending
     files: Future[list[bytes]]
+    asked: Callable[[], Labels] | None
 
 
-Engine = Callable[[Worker, Sequence[int]], None]
-"""Has a worker make some shards: :func:`in_turn`, or one of :mod:`prism_fast.engine`."""
-
-
-def in_turn(worker: Worker, shards: Sequence[int]) -> None:
-    """One shard after the other."""
-    for shard in shards:
-        worker.make(shard)
-
-
-def synthesize(
-    config: SynthesisConfig,
-    out: str | Path,
-    *,
-    progress: ProgressFactory = show_progress,
-    models: Models | None = None,
-    engine: Engine = in_turn,
-) -> SynthesisReport:
-    """Makes a set of labelled images, or what is still missing of it.
-
-    Running it again with the same configuration continues where the last run stopped, however it stopped, and ends
-    with the same bytes. SIGTERM and Ctrl-C end it after the batch in progress.
-
-    Args:
-        config: what to make.
-        out: folder of the set; made where it is missing.
-        progress: how progress is shown.
-        models: in place of those that ``config`` names.
-        engine: what runs the shards.
-
-    Raises:
-        UserError: something in ``config`` does not fit or cannot be loaded, or ``out`` holds another set; nothing was
-            written then. Or the run cannot go on (disk full, too many dropped guidances); what is published stays.
-        Interrupted: a signal stopped it.
-    """
-    out = Path(out)
-    with stop_on_signals() as stop:
-        folder.check_place(out)
-        vocabulary = load_vocabulary(config.vocabulary)
-        models = models or load_models(config)
-        config = replace(config, sampler=resolved(config.sampler, models.teacher))
-        _check_classes(config, models, vocabulary)
-        prompts = build_prompts(vocabulary, config.prompts, models.fits)
-        plan = Plan(config, vocabulary, prompts)
-        request = folder.describe_request(
-            config, plan, prompts, models, environment(models.device, config.sampler.dtype)
-        )
-        job = _Job(config=config, plan=plan, prompts=prompts, models=models, request=request, out=out)
-        return job.run(stop, progress, engine)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What :func:`synthesize` found out before it began to write."""
-
-    config: SynthesisConfig
-    plan: Plan
-    prompts: PromptList
-    models: Models
-    request: folder.Request
-    out: Path
-
-    def run(self, stop: StopRequest, progress: ProgressFactory, engine: Engine) -> SynthesisReport:
-        begin = time.monotonic()
-        info, thresholds = self._open(stop, progress)
-        guidance = self.config.sampler.guidance
-        chosen = self.config.filter or NO_FILTER.config
-        tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0, chosen.max_rejected)
-        for shard in self.plan.shards:
-            stats = read_stats(self.out, shard, info["config_hash"])
-            if stats is not None:
-                tally.add(shard, stats)
-        tally.check()
-        done = tally.total("rows")
-        missing = [shard for shard in self.plan.shards if shard not in tally.shards]
-        if missing:
-            sampler = self.models.make_sampler(self.config.sampler, thresholds.gate)
-            with progress(len(self.plan), "images", "synthesize", done) as bar:
-                worker = Worker(
-                    plan=self.plan,
-                    sampler=sampler,
-                    labeller=self._labeller(),
-                    out=self.out,
-                    config_hash=info["config_hash"],
-                    stop=stop,
-                    bar=bar,
-                    tally=tally,
-                    filter=Filter(config=chosen, max_energy=thresholds.max_energy),
-                )
-                engine(worker, missing)
-        images = {shard: stats["images"] for shard, stats in sorted(tally.shards.items())}
-        if len(images) == len(self.plan.shards):
-            with _writing(self.out):
-                folder.finish_folder(self.out, info, images)
-        seconds = time.monotonic() - begin
-        return tally.report(self.out, info["config_hash"], done, seconds, self.prompts.report.get("shortened", 0))
-
-    def _open(self, stop: StopRequest, progress: ProgressFactory) -> tuple[dict[str, Any], Thresholds]:
-        """``_info.json`` of the folder, which is this run's from here on, and what the pilot found."""
-        info = folder.read_info(self.out, self.request)
-        if info is not None:
-            found = Thresholds.from_facts(info)
-        else:
-            found = self._pilot(stop, progress) if self.config.needs_pilot else Thresholds()
-        with _writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            return folder.claim_folder(self.out, self.config, self.plan, self.prompts, self.request, found), found
-
-    def _pilot(self, stop: StopRequest, progress: ProgressFactory) -> Thresholds:
-        found = load_pilot(self.out, self.request.key)
-        if found is not None:
-            return found
-        rows = self.plan.pilot_rows()
-        sampler = self.models.make_sampler(replace(self.config.sampler, guidance=None), None)
-        size = self.config.sampler.compute_batch
-        key = self.request.key
-
-        def keep(energies: Sequence[float]) -> None:
-            with _writing(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
-                save_partial(self.out, key, energies)
-
-        begun = load_partial(self.out, key)
-        energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress, begun, keep)
-        found = learn_thresholds(self.config, rows, energies, len(self.plan.counts))
-        with _writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            save_pilot(self.out, key, found, rows, energies)
-        return found
-
-    def _labeller(self) -> Labeller:
-        return Labeller(self.models.teacher, self.config.sampler.guidance, self.config.sampler.compute_batch)
-
-
-def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabulary) -> None:
-    if models.teacher.num_classes != len(vocabulary):
-        raise UserError(
-            f"teacher {config.teacher!r} knows {models.teacher.num_classes} classes, vocabulary {config.vocabulary!r} "
-            f"names {len(vocabulary)}: give the vocabulary that the teacher was trained on, in its order"
-        )
-    if config.soft_top_k is not None and config.soft_top_k >= len(vocabulary):
-        raise UserError(
-            f"soft_top_k {config.soft_top_k} of {len(vocabulary)} classes: it must be below their number; leave it out "
-            "to keep all logits"
-        )
-
-
-def _encoded(images: Tensor, image_format: ImageFormat) -> list[bytes]:
-    """uint8 [n, 3, H, W] to image files."""
-    return [encode_image(image.permute(1, 2, 0).numpy(), image_format) for image in images]
+def encode(image: Tensor, kind: ImageFormat) -> bytes:
+    """uint8 [3, H, W] to an image file."""
+    return encode_image(image.permute(1, 2, 0).numpy(), kind)
 
 
 def _decoded(files: Sequence[bytes]) -> Tensor:
     """Image files to uint8 [n, 3, H, W]."""
+    import torch
+
     return torch.stack([torch.from_numpy(decode_image(file)).permute(2, 0, 1) for file in files])
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Place) -> Iterator[None]:
     """A disk that is full or read-only is the user's to mend, not a bug."""
     try:
         yield

@@ -24,7 +24,7 @@ from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, lay_over
 from prism_fast.sampling.config import LEVELS, GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler
-from prism_fast.sampling.guidance import cfg_steps, guided_steps
+from prism_fast.sampling.guidance import cfg_steps, gradient_steps, guided_steps
 from prism_fast.study.fidelity import SETTINGS
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.load import load_teacher
@@ -211,10 +211,11 @@ def test_the_schedule_of_its_defaults() -> None:
     published = SamplerConfig(level="reference", steps=20, guidance=GuidanceConfig(gate="none"))
     them = contenders(published, Schedule(), LEVELS, compiled=True)
     assert list(them) == [*ROWS[:4], "diffusers-compiled", *ROWS[4:]]
-    for name in ("same-schedule", "exact", "fast", "fast-reuse"):
+    expected = {"same-schedule": (10, 10, 12), "exact": (10, 10, 12), "fast": (14, 3, 10), "fast-reuse": (10, 2, 12)}
+    for name, (guided, fresh, cfg) in expected.items():
         config = them[name].config
-        assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == 10
-        assert len(cfg_steps(config, 20)) == 12
+        assert config.guidance is not None and len(guided_steps(config.guidance, 20)) == guided
+        assert len(gradient_steps(config.guidance, 20)) == fresh and len(cfg_steps(config, 20)) == cfg
     recipe = build(
         SynthesisConfig,
         lay_over(SynthesisConfig, canonical(SynthesisConfig()), load_recipe("prism-fast"), "prism-fast"),
@@ -223,9 +224,13 @@ def test_the_schedule_of_its_defaults() -> None:
         assert raced.guidance is not None and recipe.guidance is not None
         same = replace(raced, compute_batch=recipe.compute_batch, guidance=replace(raced.guidance, gate="pilot"))
         assert same == recipe
+    studied, fast = SETTINGS["reused gradients at the last 14 steps, 0.7 of the scale: fast"], them["fast"].config
+    assert studied.guidance is not None and fast.guidance is not None  # a scale costs no time
+    same = replace(studied.guidance, scale=fast.guidance.scale, gate=fast.guidance.gate)
+    assert replace(studied, compute_batch=fast.compute_batch, guidance=same) == fast
     naive = them["naive"].config
     assert naive.guidance is not None and len(guided_steps(naive.guidance, 20)) == len(cfg_steps(naive, 20)) == 20
-    assert them["fast"].unguided == them["exact"].unguided
+    assert replace(them["fast"].unguided.config, cfg_stop=0.6) == them["exact"].unguided.config
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnx
@@ -44,6 +45,17 @@ def test_check_fails_where_a_gradient_is_wrong(
     assert main(command) == 2
     said = capsys.readouterr()
     assert "OUT OF TOLERANCE" in said.out and "out of tolerance: onnx" in said.err
+
+
+@pytest.mark.slow
+def test_a_resnet50_is_exported_and_checked_within_a_minute(tmp_path: Path) -> None:
+    path = tmp_path / "resnet50.onnx"
+    command = ["teacher", "export", "resnet50", "--weights", "random", "--out", str(path)]
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "prism_fast", *command], check=True)
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.0f} s")
+    assert path.stat().st_size > 100e6 and seconds < 60
 
 
 def test_export_writes_a_checked_model_and_replaces_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

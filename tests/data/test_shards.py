@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import io
 import json
-import struct
+import os
 import tarfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,15 @@ from prism_fast.synthesis.images import encode_image
 from prism_fast.synthesis.shards import Sample, claim_shard
 from prism_fast.synthesis.soft import describe_logits, top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
+from tests.data.hostile import (
+    ARCHIVES,
+    CONTENTS,
+    bomb,
+    fit_statistics,
+    outside,
+    trap_path,
+    write_archive,
+)
 
 CLASSES = ("cat", "dog", "eel")
 COUNTS = (3, 2)
@@ -251,24 +258,10 @@ def test_nonsensical_statistics_are_refused(folder: Path, fields: dict[str, Any]
         ShardSet(folder)
 
 
-Edit = Callable[[list[tuple[str, bytes]]], Sequence[tuple[str, bytes]]]
-
-
-def rewrite(folder: Path, members: Sequence[tuple[str, bytes] | tarfile.TarInfo], images: int | None = None) -> None:
-    """Puts another archive in place of shard 0, with statistics that fit its length."""
-    path = folder / "shard-000000.tar"
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    stats = json.loads((folder / "shard-000000.json").read_text())
-    stats["files"]["tar"]["bytes"] = path.stat().st_size
-    stats["images"] = stats["images"] if images is None else images
-    (folder / "shard-000000.json").write_text(json.dumps(stats))
+def rewrite(folder: Path, members: Sequence[tuple[str, bytes] | tarfile.TarInfo]) -> None:
+    """Puts another archive in place of shard 0, with statistics that fit it."""
+    write_archive(folder / "shard-000000.tar", members)
+    fit_statistics(folder)
 
 
 def good() -> list[tuple[str, bytes]]:
@@ -313,23 +306,41 @@ def test_archives_of_other_members_are_refused_by_name(
         ShardSet(folder).sample(0)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
-def test_links_and_folders_are_refused(folder: Path, kind: bytes) -> None:
-    link = tarfile.TarInfo("000000000.png")
-    link.type, link.linkname = kind, "/etc/passwd"
-    rewrite(folder, [link, *good()[1:]])
-    with pytest.raises(UserError, match=r"shard-000000\.tar.*regular files only"):
-        ShardSet(folder).sample(0)
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_hostile_archives_are_refused_and_nothing_else_happens(folder: Path, case: str) -> None:
+    spoil, message = ARCHIVES[case]
+    inner = folder / "set"
+    inner.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.rename(inner / path.name)
+    spoil(inner)
+    before = outside(inner)
+    with pytest.raises(UserError, match=rf"shard-000000\.tar.*{message}|shard-000000\.tar: 16 members"):
+        ShardSet(inner).arrays()
+    assert outside(inner) == before and not trap_path(inner).exists()
 
 
-def bomb() -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+@pytest.mark.parametrize("case", CONTENTS)
+def test_hostile_contents_are_refused(folder: Path, case: str) -> None:
+    spoil, message = CONTENTS[case]
+    spoil(folder)
+    shards = ShardSet(folder)
+    with pytest.raises(UserError, match=rf"shard-000000\.tar.*{message}"):
+        (shards.record if "record" in case else shards.sample)(0)
 
-    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    )
+
+@pytest.mark.parametrize("name", ["_info.json", *(f"shard-000000.{kind}" for kind in ("tar", "parquet", "json"))])
+@pytest.mark.parametrize("entry", ["link", "pipe"])
+def test_entries_that_are_no_regular_files_are_refused(folder: Path, name: str, entry: str) -> None:
+    path = folder / name
+    path.rename(folder / "elsewhere")
+    if entry == "link":
+        path.symlink_to(folder / "elsewhere")
+    else:
+        os.mkfifo(path)  # opening it to read would wait for a writer
+    with pytest.raises(UserError, match=rf"{name}.*{'symbolic link' if entry == 'link' else 'no regular file'}"):
+        (ShardSet(folder).table if name.endswith("parquet") else ShardSet(folder).arrays)()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.worker import synthesize
+from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
 from tests.distill.doubles import tiny_config
 from tests.tiny import save_tiny_pipeline, save_tiny_teacher

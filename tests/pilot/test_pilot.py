@@ -22,9 +22,9 @@ from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.recipes.fields import build
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.job import synthesize
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.pilot import PILOT_FILE
-from prism_fast.synthesis.worker import synthesize
 from prism_fast.zoo.fashion_captions import GLOSSES, NAMES
 from tests.pilot.worlds import BATCH, Replay, built_in, teacher
 from tests.study.worlds import World, make_world, one_thread

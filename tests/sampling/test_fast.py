@@ -261,6 +261,14 @@ def test_the_host_is_asked_nothing(
             sampler._buffers.step.item()
 
 
+def test_a_batch_begun_later_does_not_touch_one_begun_before(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
+    sampler = FastSampler(pipe, _config({}), teacher, GATE)
+    begun = [sampler.begin(PROMPTS, CLASSES, _seeds(first)) for first in (seed, seed + 10)]
+    for pending, first in zip(begun, (seed, seed + 10), strict=True):
+        expected = _sample(pipe, _config({}), teacher, first)
+        assert _same(pending.result(), expected) and torch.equal(pending.images, expected.images)
+
+
 def test_a_dropped_guidance_leaves_the_image_unguided(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
     class Faulty:
         """Not finite for the second image, no gradient for the third."""
@@ -641,6 +649,22 @@ def test_the_loop_never_waits_for_the_device(tmp_path: Any, seed: int) -> None:
                 sampler._graphs.run(kind, lambda: pytest.fail("captured already"))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
+def test_a_batch_is_begun_without_waiting_for_the_device(tmp_path: Any, seed: int, make: Callable[[int], Any]) -> None:
+    sampler, _ = _on_cuda(seed, tmp_path, make=make, compile="off")
+    firsts = (seed, seed + 10, seed + 20)
+    expected = [sampler.sample(PROMPTS, CLASSES, _seeds(first)) for first in firsts]  # captures, encodes the prompts
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begun = [sampler.begin(PROMPTS, CLASSES, _seeds(first)) for first in firsts]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for pending, wanted in zip(begun, expected, strict=True):
+        found = pending.result()
+        assert _same(found, wanted) and found.images.is_pinned() and torch.equal(pending.images.cpu(), wanted.images)
 
 
 @pytest.mark.gpu

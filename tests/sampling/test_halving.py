@@ -9,6 +9,7 @@ import torch
 from prism_fast.errors import UserError
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.halving import HalvingSampler
+from prism_fast.sampling.pending import Pending, done
 
 
 class _Hungry:
@@ -17,6 +18,9 @@ class _Hungry:
     def __init__(self, compute_batch: int, most: int, made: list[int]) -> None:
         self.compute_batch, self._most = compute_batch, most
         made.append(compute_batch)
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        return done(self.sample(prompts, class_indices, seeds))
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
         assert len(prompts) == len(class_indices) == len(seeds) <= self.compute_batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.pending import Pending, done
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.filter_config import FilterConfig
+from prism_fast.synthesis.job import Engine, SynthesisReport, in_turn, synthesize
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.worker import Engine, SynthesisReport, in_turn, synthesize
 
 CLASSES = ("red thing", "green thing", "blue thing")
 SIZE = 8
@@ -67,6 +70,9 @@ class SeedSampler:
         spoil: Callable[[SampleBatch], SampleBatch] | None = None,
     ) -> None:
         self.config, self.gate, self.before, self.spoil = config, gate, before, spoil
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        return done(self.sample(prompts, class_indices, seeds))
 
     def sample(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> SampleBatch:
         assert len(prompts) == len(class_indices) == len(seeds) <= self.config.compute_batch
@@ -116,6 +122,35 @@ def models(
     )
 
 
+def load(
+    _config: SynthesisConfig,
+    pipeline: str = "pipeline",
+    log: Path | None = None,
+    pause_s: float = 0.0,
+    hold: Path | None = None,
+    black: float = 0.0,
+) -> Models:
+    """Models of the doubles, for processes that load their own.
+
+    Args:
+        pipeline: its fingerprint.
+        log: gets a line a guided batch: the process and its seeds.
+        pause_s: before each guided batch.
+        hold: while this file exists, a process waits in the batch that it has logged.
+        black: share of images that are black.
+    """
+
+    def before(seeds: Sequence[int]) -> None:
+        if log is not None:
+            with log.open("a") as file:
+                file.write(f"{os.getpid()} {' '.join(map(str, seeds))}\n")
+        time.sleep(pause_s)
+        while hold is not None and hold.exists():
+            time.sleep(0.01)
+
+    return models(before, darkened(black) if black else None, pipeline=pipeline)
+
+
 def small_config(folder: Path, **changes: Any) -> SynthesisConfig:
     """23 rows in three shards of 10, 10 and 3, batches of 4; its vocabulary is written into ``folder``."""
     path = folder / "classes.json"
@@ -152,9 +187,11 @@ def filtered(folder: Path, **changes: Any) -> SynthesisConfig:
     return small_config(folder, **{**fields, **changes})
 
 
-def run(config: SynthesisConfig, out: Path, made: Models | None = None, engine: Engine = in_turn) -> SynthesisReport:
+def run(
+    config: SynthesisConfig, out: Path | str, made: Models | None = None, engine: Engine = in_turn, **more: Any
+) -> SynthesisReport:
     """``synthesize`` with the doubles, in silence."""
-    return synthesize(config, out, progress=silent, models=made or models(), engine=engine)
+    return synthesize(config, out, models=made or models(), engine=engine, **{"progress": silent, "load": load, **more})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import timm
 import transformers
 
-import prism_fast.synthesis.worker
+import prism_fast.synthesis.job
 
 HEAVY = (
     diffusers.StableDiffusionPipeline,
@@ -18,6 +18,6 @@ HEAVY = (
     timm.create_model,
     pyarrow.parquet,
     PIL.Image,
-    prism_fast.synthesis.worker,
+    prism_fast.synthesis.job,
 )
 """diffusers and transformers import on first use."""

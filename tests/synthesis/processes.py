@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.part import Part
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.synthesis.preload"])
@@ -39,14 +41,16 @@ def wait_until(true: Callable[[], bool], process: BaseProcess, wait_s: float = 2
         time.sleep(0.005)
 
 
-def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: float = 0.0) -> None:
+def slow_doubles(
+    vocabulary: Path, out: Path | str, log: Path, pause_s: float, black: float = 0.0, **sizes: int
+) -> None:
     """Synthesizes with the doubles: a pause before each guided batch, its seeds into ``log``.
 
-    With a share of ``black`` images there is a filter, which has them drawn again.
+    With a share of ``black`` images there is a filter, which has them drawn again. ``sizes`` are fields of the
+    configuration.
     """
     import torch
 
-    from prism_fast.engine import local
     from tests.synthesis import doubles
 
     def before(seeds: Sequence[int]) -> None:
@@ -55,8 +59,33 @@ def slow_doubles(vocabulary: Path, out: Path, log: Path, pause_s: float, black: 
         time.sleep(pause_s)
 
     torch.set_num_threads(1)
-    config = doubles.filtered(vocabulary) if black else doubles.small_config(vocabulary)
-    doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None), local.run)
+    config = (doubles.filtered if black else doubles.small_config)(vocabulary, **sizes)
+    doubles.run(config, out, doubles.models(before, doubles.darkened(black) if black else None))
+
+
+def slow_doubles_in_store(variables: Mapping[str, str], vocabulary: Path, out: str, log: Path, pause_s: float) -> None:
+    """The same with output at a URL; ``variables`` of the environment say where that is, and let us in."""
+    os.environ.update(variables)
+    slow_doubles(vocabulary, out, log, pause_s)
+
+
+def part_of_doubles(vocabulary: Path, out: Path, log: Path, part: Part) -> None:
+    """Synthesizes one part with the doubles; a word into ``log`` for each batch."""
+    import torch
+
+    from tests.synthesis import doubles
+
+    def make(config: SamplerConfig, gate: Any) -> doubles.SeedSampler:
+        def before(_seeds: Sequence[int]) -> None:
+            with log.open("a") as file:
+                file.write("pilot\n" if config.guidance is None else "guided\n")
+            time.sleep(0.1)
+
+        return doubles.SeedSampler(config, gate, before)
+
+    torch.set_num_threads(1)
+    models = replace(doubles.models(), make_sampler=make)
+    doubles.run(doubles.small_config(vocabulary), out, models, part=part)
 
 
 def tiny_config(folder: Path) -> SynthesisConfig:
@@ -72,7 +101,7 @@ def tiny_models(folder: Path, out: Path) -> None:
     import torch
 
     from prism_fast.progress import silent
-    from prism_fast.synthesis.worker import synthesize
+    from prism_fast.synthesis.job import synthesize
 
     os.environ["PRISM_FAST_DATA"] = os.environ["PRISM_FAST_CACHE"] = str(folder / "nowhere")
     sys.modules["prism_fast.data.fashion_mnist"] = None  # type: ignore[assignment]  # importing it raises

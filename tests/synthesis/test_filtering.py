@@ -27,11 +27,11 @@ from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, FilterConfig
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.flat import deviations, flat
-from prism_fast.synthesis.label import Labels
+from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.plan import seed_of
+from prism_fast.synthesis.record import Labels
 from prism_fast.synthesis.tar import scan_tar
-from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import (
     PLAIN,
     STEPS,

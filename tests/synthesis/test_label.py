@@ -7,7 +7,8 @@ import torch
 
 from prism_fast.errors import UserError
 from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.synthesis.label import Labeller, significant
+from prism_fast.synthesis.label import Labeller
+from prism_fast.synthesis.record import significant
 from tests.synthesis.doubles import ColourTeacher
 
 

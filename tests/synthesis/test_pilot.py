@@ -19,12 +19,11 @@ from prism_fast.progress import silent
 from prism_fast.prompts.prompt_list import Prompt
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig
-from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.interruption import Interrupted, StopRequest
 from prism_fast.synthesis.label import Labeller
 from prism_fast.synthesis.pilot import PARTIAL_FILE, PILOT_FILE, gate_thresholds, load_pilot, pilot_energies, save_pilot
 from prism_fast.synthesis.plan import Row
 from prism_fast.synthesis.thresholds import Thresholds
-from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import ColourTeacher, SeedSampler, contents, models, run, small_config
 
 

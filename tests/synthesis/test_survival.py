@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from prism_fast.progress import silent
 from prism_fast.synthesis.plan import seed_of
+from prism_fast.verification.run import verify
 from tests import tiny
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
@@ -75,6 +80,33 @@ def test_killed_between_redraws_and_continued(tmp_path: Path, seed: int) -> None
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
+def test_killed_fifty_times_in_twenty_shards(tmp_path: Path, seed: int) -> None:
+    """Of three lives one publishes a shard and dies soon after, two die at their first batches."""
+    whole, out, log, sizes = tmp_path / "whole", tmp_path / "out", tmp_path / "log", {"images": 160, "shard_size": 8}
+    config = doubles.filtered(tmp_path, **sizes)
+    assert doubles.run(config, whole, doubles.models(spoil=doubles.darkened(0.4))).shards == 20
+    source = random.Random(seed)
+    life = partial(slow_doubles, **sizes)
+
+    def published() -> int:
+        return len(list(out.glob("shard-*.json")))
+
+    for _ in range(50):
+        before, shards = len(lines(log)), published()
+        process = start(life, tmp_path, out, log, 0.05, 0.4)
+        further = source.random() < 1 / 3 and shards < 18
+        wait_until(lambda b=before, s=shards, f=further: published() > s if f else len(lines(log)) > b, process)
+        time.sleep(source.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert verify(out, progress=silent).sound  # what is published is whole
+    assert published() > 5
+    finish(start(life, tmp_path, out, log, 0.0, 0.4))
+    assert contents(out) == contents(whole)
+
+
 def test_two_runs_on_one_folder_make_the_set_once(tmp_path: Path) -> None:
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     doubles.run(doubles.small_config(tmp_path), whole)
@@ -119,3 +151,18 @@ def test_the_real_sampler_needs_no_real_image_and_survives_a_kill(models: Path, 
     assert contents(out) == contents(whole)
     info = json.loads((whole / "_info.json").read_text())
     assert info["complete"] and info["gate"] is not None and info["splits"]["train"]["num_samples"] == 20
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_whole_shards_and_a_larger_one_takes_the_rest(tmp_path: Path) -> None:
+    """A real file system in memory, mounted in a name space of its own."""
+    inside = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no ordinary process mount anything in a name space of its own")
+    doubles.run(doubles.small_config(tmp_path), tmp_path / "whole")
+    (tmp_path / "disk").mkdir()
+    script = [sys.executable, "-m", "tests.synthesis.small_disk"]
+    folders = [str(tmp_path), str(tmp_path / "whole"), str(tmp_path / "disk")]
+    done = subprocess.run([*inside, *script, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)

@@ -21,12 +21,14 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
-from prism_fast.synthesis import publish, worker
+from prism_fast.sampling.pending import Pending
+from prism_fast.synthesis import job, publish
+from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.images import decode_image
+from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.soft import top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
-from prism_fast.synthesis.worker import Interrupted
 from tests.synthesis.doubles import (
     PLAIN,
     SIZE,
@@ -52,6 +54,41 @@ def members(folder: Path, shard: int) -> dict[str, bytes]:
     path = folder / f"shard-{shard:06d}.tar"
     data = path.read_bytes()
     return {m.name: data[m.offset : m.offset + m.size] for m in scan_tar(path)}
+
+
+class Eager(SeedSampler):
+    """A batch is there only once the next one of its shard has been begun: ten images, four a batch."""
+
+    begun: list[threading.Event]
+
+    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+        batch, last = self.sample(prompts, class_indices, seeds), len(seeds) < self.config.compute_batch
+        if self.begun:
+            self.begun[-1].set()
+        following = threading.Event()
+        self.begun = [] if last else [following]
+
+        def finish() -> SampleBatch:
+            assert last or following.wait(30), "the next batch was not begun before this one was waited for"
+            return batch
+
+        return Pending(images=batch.images, finish=finish)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_the_next_batch_is_begun_before_one_is_waited_for(kind: str, tmp_path: Path) -> None:
+    config = small_config(tmp_path, sampler=PLAIN, images=20, format=kind)
+    assert config.shard_size % PLAIN.compute_batch and not config.shard_size % 10
+    made = replace(models(), make_sampler=_eager)
+    assert run(config, tmp_path / "out", made).images == 20
+    run(config, tmp_path / "plain")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def _eager(config: SamplerConfig, gate: Any) -> SeedSampler:
+    sampler = Eager(config, gate)
+    sampler.begun = []
+    return sampler
 
 
 # What a set looks like
@@ -129,7 +166,7 @@ def test_info_names_what_other_readers_need(whole: dict[str, bytes]) -> None:
     }
     assert (info["complete"], info["num_classes"], info["counts"]) == (True, 3, [8, 8, 7])
     assert info["class_names"] == ["red thing", "green thing", "blue thing"]
-    assert info["environment"] == environment(torch.device("cpu"), "float32")
+    assert info["environment"] == {**environment(torch.device("cpu"), "float32"), **encoder_versions("png")}
 
 
 def test_a_card_tells_which_files_are_the_data(whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -238,7 +275,7 @@ def test_no_pilot_where_nothing_needs_one(tmp_path: Path, sampler: SamplerConfig
 def test_a_pilot_made_before_is_used(tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/pilot.json").write_bytes(whole["pilot.json"])
-    monkeypatch.setattr(worker, "pilot_energies", None)
+    monkeypatch.setattr(job, "pilot_energies", None)
     run(small_config(tmp_path), tmp_path / "out")
     assert contents(tmp_path / "out") == {**whole, "config.yaml": (tmp_path / "out/config.yaml").read_bytes()}
 
@@ -428,8 +465,8 @@ def test_another_environment_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     config = small_config(tmp_path)
     run(config, tmp_path / "out")
     before = contents(tmp_path / "out")
-    real = worker.environment
-    monkeypatch.setattr(worker, "environment", lambda *a: {**real(*a), "torch": "9.9"})
+    real = job.environment
+    monkeypatch.setattr(job, "environment", lambda *a: {**real(*a), "torch": "9.9"})
     with pytest.raises(UserError, match=r"another environment: torch is .* there, 9\.9 here"):
         run(config, tmp_path / "out")
     assert contents(tmp_path / "out") == before
