@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
                 default="fashion",
             ),
             Option(name="--recipe", description="take the kind of prompts from this recipe"),
-            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes"),
+            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes, not CLIP's"),
             Option(name="--inspect", description="show how the prompts of this class come about; writes nothing"),
             Option(name="--embedder", description="measure distances with this sentence encoder: a folder, or minilm"),
             Option(name="--out", description="parquet file to write", metavar="FILE", default="prompts.parquet"),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+from prism_fast.prompts.clip_tokens import names_early
 from prism_fast.prompts.grammar import Grammar
 
 Fits = Callable[[str], bool]
@@ -27,6 +28,7 @@ class KnowsItsLetters(Protocol):
 class Fitter:
     """Fits choices about one class into a tokenizer, and asks it no more than it must.
 
+    A prompt fits where the tokenizer takes all of it and the words of the class come early.
     What is said of a choice is one of its beginnings: content word by word, then style part by part. As saying more
     never makes a text fit, the longest that fits is found by halving, between what is known of earlier choices with
     the same beginning.
@@ -34,10 +36,10 @@ class Fitter:
     Args:
         grammar: says the choices.
         phrase: the words of the class; they alone must fit.
-        fits: the tokenizer's answer; None accepts everything.
+        fits: the tokenizer's answer.
     """
 
-    def __init__(self, grammar: Grammar, phrase: str, fits: Fits | None) -> None:
+    def __init__(self, grammar: Grammar, phrase: str, fits: Fits) -> None:
         self._grammar, self._phrase, self._fits = grammar, phrase, fits
         self._known: dict[Choice, bool] = {((), ()): True}
 
@@ -52,25 +54,24 @@ class Fitter:
 
     def _longest(self, beginnings: Sequence[Choice]) -> int:
         """The place of the last beginning that fits; each has the one before it in it."""
-        if self._fits is None:
-            return len(beginnings) - 1
         known = [self._known.get(each) for each in beginnings]
         fitting = max(place for place, fits in enumerate(known) if fits)
         failing = next((place for place, fits in enumerate(known) if fits is False), len(beginnings))
         middle = failing - 1  # most choices fit whole
         while failing - fitting > 1:
-            self._known[beginnings[middle]] = fits = self._fits(self._grammar.render(self._phrase, *beginnings[middle]))
+            prompt = self._grammar.render(self._phrase, *beginnings[middle])
+            self._known[beginnings[middle]] = fits = names_early(prompt, self._phrase) and self._fits(prompt)
             fitting, failing = (middle, failing) if fits else (fitting, middle)
             middle = (fitting + failing) // 2
         return fitting
 
 
-def fit_text(text: str, phrase: str, fits: Fits | None) -> str | None:
+def fit_text(text: str, phrase: str, fits: Fits) -> str | None:
     """A text of unknown grammar, after dropping words behind ``phrase`` from the end, then all but ``phrase``.
 
     None where neither fits, or the text does not contain ``phrase``.
     """
-    if fits is None or fits(text):
+    if fits(text):
         return text
     found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) if phrase else None
     if found is None:

