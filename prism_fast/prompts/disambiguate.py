@@ -51,7 +51,7 @@ class Disambiguated:
         phrase: the words.
         lemma: the name in it.
         kind: the kind in it; empty where the lemma stands alone or the gloss follows.
-        others: other meanings of the class's first lemma, as reports show them (``crane, a lifting device``).
+        others: glosses of the other meanings of the class's first lemma, the most frequent first.
         rivals: wnids of other classes of the task that share a lemma with it.
         separated: False where the gloss had to help.
     """
@@ -93,17 +93,10 @@ class Disambiguator:
             phrase=phrase,
             lemma=lemma,
             kind=kind,
-            others=tuple(self.described(s) for s in self._wordnet.senses(synset.lemmas[0]) if s.wnid != wnid),
+            others=tuple(s.gloss for s in self._wordnet.senses(synset.lemmas[0]) if s.wnid != wnid),
             rivals=tuple(sorted(rivals)),
             separated=best is not None,
         )
-
-    def described(self, synset: Synset) -> str:
-        """A meaning in a few words, for reports: its gloss, or its name and its nearest kind."""
-        if synset.gloss:
-            return synset.gloss
-        kinds = self._wordnet.hypernyms(synset.wnid)
-        return f"{synset.lemmas[0]}, {with_article(kinds[0].lemmas[0])}" if kinds else synset.lemmas[0]
 
     def kinds(self, synset: Synset) -> Iterator[str]:
         """Sayable kinds of a class, the nearest first."""

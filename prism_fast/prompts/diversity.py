@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from prism_fast.prompts.articles import with_article
 from prism_fast.prompts.draw import shuffled
+from prism_fast.prompts.embedder import Embed
 from prism_fast.prompts.prompt_list import PromptList
 from prism_fast.prompts.templates import CLIP_TEMPLATES, SINGLE_TEMPLATE
 from prism_fast.prompts.vocabulary import Vocabulary
 from prism_fast.prompts.wordnet import words_of
-
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to [N, D]."""
 
 _BLEU_ORDER = 4
 _SMOOTH = 0.1
@@ -68,7 +66,8 @@ def mean_distance(vectors: NDArray[np.float32]) -> float:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     count = len(rows)
     # sum over pairs i != j of u_i . u_j = |sum of u|^2 - N
-    return float(1 - (np.square(rows.sum(axis=0)).sum() - count) / (count * (count - 1))) if count > 1 else 0.0
+    similarity = (np.square(rows.sum(axis=0)).sum() - count) / (count * (count - 1)) if count > 1 else 1.0
+    return max(0.0, float(1 - similarity))  # rounding
 
 
 def measure(lists: Sequence[Sequence[str]], embed: Embed | None = None) -> Diversity:
@@ -98,10 +97,11 @@ def compare(
         vocabulary: its classes.
         embed: a sentence encoder.
         classes: how many are looked at.
-        each: prompts of each, at most; measures of n-grams depend on it.
+        each: prompts of each, and no more than the list has; measures of n-grams depend on it.
         seed: which.
     """
     shown = shuffled(prompts.class_indices(), seed, "diversity")[:classes]
+    each = min(each, *(len(prompts.for_class(index)) for index in shown))
     ways: Mapping[str, Callable[[int], Sequence[str]]] = {
         "this list": lambda index: [p.prompt for p in prompts.for_class(index)],
         "class names": lambda index: [vocabulary.senses[index].bare],

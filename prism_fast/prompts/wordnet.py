@@ -1,7 +1,8 @@
 """WordNet 3.0 as far as ImageNet needs it: what its nouns can mean, and what kind of thing each meaning is.
 
 Lemmas and glosses of ImageNet's classes are timm's (``ImageNetInfo``). ``wordnet.tsv.gz`` adds the hypernyms, the order
-of each noun's senses and the senses that no class of ImageNet has; :mod:`prism_fast.prompts.wordnet_source` made it.
+of each noun's senses, and the lemmas and glosses of senses that no class of ImageNet has;
+:mod:`prism_fast.prompts.wordnet_source` made it.
 
 Source: Fellbaum (ed.), WordNet: An Electronic Lexical Database, MIT Press 1998; release 3.0.
 """
@@ -24,7 +25,8 @@ class Synset:
     Attributes:
         wnid: ``n`` and WordNet 3.0's offset of eight digits, which names it in ImageNet.
         lemmas: the nouns that have this meaning, the usual one first.
-        gloss: its definition; empty where it is no class of ImageNet.
+        gloss: its definition; empty where it shares no lemma with a class of ImageNet.
+        is_class: whether the full ImageNet or ImageNet-1k has it.
         parents: wnids of the kinds that it directly belongs to (hypernyms).
         ranks: the place of this meaning among those of each lemma; 1 is the most frequent.
     """
@@ -32,6 +34,7 @@ class Synset:
     wnid: str
     lemmas: tuple[str, ...]
     gloss: str
+    is_class: bool
     parents: tuple[str, ...]
     ranks: tuple[int, ...]
 
@@ -90,7 +93,7 @@ class WordNet:
 
     @cached_property
     def _glosses(self) -> list[str]:
-        return [f" {' '.join(words_of(synset.gloss))} " for synset in self._synsets.values() if synset.gloss]
+        return [f" {' '.join(words_of(synset.gloss))} " for synset in self._synsets.values() if synset.is_class]
 
     @cached_property
     def _glosses_with(self) -> dict[str, frozenset[int]]:
@@ -156,13 +159,14 @@ def load_wordnet() -> WordNet:
     info = every_class()
     synsets = {}
     for line in gzip.decompress(FILE.read_bytes()).decode().splitlines():
-        offset, parents, ranks, lemmas = line.split("\t")
+        offset, parents, ranks, names, definition = line.split("\t")
         wnid = f"n{offset}"
-        known, gloss = info.get(wnid, (tuple(lemmas.split("|")), ""))
+        lemmas, gloss = info.get(wnid, (tuple(names.split("|")), definition))
         synsets[wnid] = Synset(
             wnid=wnid,
-            lemmas=known,
+            lemmas=lemmas,
             gloss=gloss,
+            is_class=wnid in info,
             parents=tuple(f"n{parent}" for parent in parents.split()),
             ranks=tuple(int(rank) for rank in ranks.split()),
         )

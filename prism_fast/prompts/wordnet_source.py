@@ -5,7 +5,8 @@ FOLDER holds ``data.noun`` and ``index.noun``: ``/usr/share/wordnet`` of the Deb
 
 Kept is what timm's lists of ImageNet do not have, of every noun synset that shares a lemma with an ImageNet class, and
 of all above them: the hypernyms (``@``, ``@i``), the place that the synset has among the senses of each of its lemmas,
-and the lemmas of synsets that are no ImageNet class.
+and, of synsets that are no ImageNet class, the lemmas and, where they share one with a class, the gloss, but no
+examples.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prism_fast.prompts.wordnet import FILE, every_class
 class _Noun(NamedTuple):
     lemmas: tuple[str, ...]
     parents: tuple[str, ...]
+    gloss: str
 
 
 def read_nouns(folder: Path) -> dict[str, _Noun]:
@@ -34,14 +36,16 @@ def read_nouns(folder: Path) -> dict[str, _Noun]:
     found: dict[str, _Noun] = {}
     for line in _lines(folder / "data.noun"):
         try:
-            fields = line.partition(" | ")[0].split()
+            data, _, gloss = line.partition(" | ")
+            fields = data.split()
             count = int(fields[3], 16)
             lemmas = tuple(fields[4 + 2 * i].replace("_", " ") for i in range(count))
             rest = fields[4 + 2 * count :]
             pointers = [rest[1 + 4 * i : 5 + 4 * i] for i in range(int(rest[0]))]
         except (ValueError, IndexError) as error:
             raise UserError(f"{folder / 'data.noun'} is not WordNet's: {line[:60]!r}") from error
-        found[fields[0]] = _Noun(lemmas, tuple(offset for kind, offset, *_ in pointers if kind in ("@", "@i")))
+        parents = tuple(offset for kind, offset, *_ in pointers if kind in ("@", "@i"))
+        found[fields[0]] = _Noun(lemmas, parents, gloss.partition('; "')[0].strip())
     return found
 
 
@@ -59,11 +63,11 @@ def read_ranks(folder: Path) -> dict[str, list[str]]:
 
 
 def rows(folder: Path, classes: Iterable[str]) -> list[str]:
-    """The lines of the file: offset, hypernyms, ranks, lemmas; tabs between them.
+    """The lines of the file: offset, hypernyms, ranks, lemmas, gloss; tabs between them.
 
     Args:
         folder: WordNet's files.
-        classes: wnids of the classes whose lemmas timm has.
+        classes: wnids of the classes whose lemmas and glosses timm has.
     """
     nouns, ranks = read_nouns(folder), read_ranks(folder)
     known = {wnid[1:] for wnid in classes}
@@ -80,7 +84,8 @@ def rows(folder: Path, classes: Iterable[str]) -> list[str]:
         noun = nouns[offset]
         places = " ".join(str(ranks[lemma.lower()].index(offset) + 1) for lemma in noun.lemmas)
         names = "" if offset in known else "|".join(noun.lemmas)
-        lines.append("\t".join((offset, " ".join(noun.parents), places, names)))
+        shares = offset not in known and not lemmas.isdisjoint(lemma.lower() for lemma in noun.lemmas)
+        lines.append("\t".join((offset, " ".join(noun.parents), places, names, noun.gloss if shares else "")))
     return lines
 
 

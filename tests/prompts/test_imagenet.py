@@ -108,7 +108,7 @@ def test_the_file_is_made_from_wordnets_format(tmp_path: Path) -> None:
         "00000001 03 n 01 entity 0 000 | that which is\n"
         "00000002 05 n 02 bird 0 fowl 1 001 @ 00000001 n 0000 | it flies\n"
         "00000003 05 n 02 crane 0 grus_grus 0 002 @ 00000002 n 0000 #m 00000001 n 0000 | wades\n"
-        "00000004 06 n 01 Crane 1 001 @i 00000001 n 0000 | a writer\n"
+        '00000004 06 n 01 Crane 1 001 @i 00000001 n 0000 | a writer; of novels; "an example"\n'
         "00000005 06 n 01 chair 0 001 @ 00000001 n 0000 | to sit on\n"
     )
     (tmp_path / "index.noun").write_text(
@@ -121,10 +121,10 @@ def test_the_file_is_made_from_wordnets_format(tmp_path: Path) -> None:
         "chair n 1 1 @ 1 1 00000005\n"
     )
     assert rows(tmp_path, ["n00000003"]) == [
-        "00000001\t\t1\tentity",
-        "00000002\t00000001\t1 1\tbird|fowl",
-        "00000003\t00000002\t2 1\t",
-        "00000004\t00000001\t1\tCrane",
+        "00000001\t\t1\tentity\t",
+        "00000002\t00000001\t1 1\tbird|fowl\t",
+        "00000003\t00000002\t2 1\t\t",
+        "00000004\t00000001\t1\tCrane\ta writer; of novels",
     ]
     (tmp_path / "data.noun").write_text("nothing of WordNet\n")
     with pytest.raises(UserError, match=r"data\.noun is not WordNet's"):
