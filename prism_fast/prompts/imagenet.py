@@ -30,6 +30,8 @@ EXCEPTIONS: Mapping[str, Named] = {
     "n04456115": Named("burning torch", "source of illumination"),  # torch, a light: electric torches are one too
     "n09229709": Named("bubble, a hollow globule of gas", "bubble"),  # bubble, a globe: of the earth?
     # the pictures of the class show something else than its synset
+    "n01514668": Named("rooster", "domestic fowl"),  # WordNet: any adult male bird
+    "n01514859": Named("hen, a female chicken", "domestic fowl"),  # WordNet: any adult female bird
     "n03782006": Named("computer monitor", "electronic equipment"),  # WordNet: to check transmissions with
     "n04404412": Named("television set", "electronic equipment"),  # WordNet: the system
     "n06359193": Named("website shown on a screen", "website"),  # WordNet: a computer that serves pages

@@ -118,6 +118,8 @@ def test_a_condition_is_a_word_of_some_dimension() -> None:
     [
         (("fish",), ("swimming", "in clear water"), (), True),
         (("fish",), ("swimming", "on a white table"), (), False),
+        (("shark", "fish"), ("swimming", "on the deck of a boat"), (), False),
+        (("penguin", "bird"), ("standing", "on ice"), ("photo", "", "", "on a hot day"), False),
         (("dog",), ("", "in a living room"), ("photo", "", "", "in fog"), False),
         (("dog",), ("", "in deep snow"), ("photo", "", "", "on a hot day"), False),
         (("dog",), ("", "", "", "close-up of its head"), ("photo", "taken with a wide-angle lens"), False),
@@ -135,6 +137,7 @@ def test_what_goes_together(kinds: Any, content: Any, style: Any, possible: bool
 def test_scenes_follow_the_nearest_kind() -> None:
     assert "in shallow water" in scenes_for(("wader", "wading bird", "bird", "animal")).settings
     assert "perched" in scenes_for(("thrush", "bird", "animal")).actions
+    assert "perched" not in scenes_for(("ratite", "flightless bird", "bird")).actions
     assert scenes_for(("lifting device", "device")) is scenes_for(("machine",))
     assert scenes_for(("no such kind",)) is THING
 

@@ -169,6 +169,55 @@ WATER_BIRD = Scenes(
     views=VIEWS,
 )
 
+_OF_TREES = ("on a branch", "in a tree", "on a fence post", "among leaves", "against the sky")
+_OF_FLIGHT = ("perched", "about to fly off")
+
+GROUND_BIRD = Scenes(
+    words=("domestic fowl", "ratite", "flightless bird"),
+    settings={
+        **{said: conditions for said, conditions in BIRD.settings.items() if said not in _OF_TREES},
+        "on a farm": "out",
+        "in dry grassland": "out",
+        "on bare earth": "out",
+    },
+    actions={said: conditions for said, conditions in BIRD.actions.items() if said not in _OF_FLIGHT} | {"walking": ""},
+    company=BIRD.company,
+    views=VIEWS,
+)
+
+PENGUIN = Scenes(
+    words=("penguin",),
+    settings={
+        "": "",
+        "on ice": "out cold",
+        "on a snowy field": "out cold",
+        "on a rocky shore": "out",
+        "on a pebble beach": "out",
+        "in the sea": "water",
+        "in a large pool": "water",
+        "in a zoo enclosure": "in out",
+    },
+    actions={
+        "": "",
+        "standing": "in out",
+        "walking": "in out",
+        "lying on its belly": "in out",
+        "swimming": "water",
+        "with raised flippers": "",
+        "calling with an open beak": "",
+        "preening": "in out",
+    },
+    company={
+        "": "",
+        "alone": "",
+        "with its mate": "",
+        "with a chick": "in out",
+        "in a large colony": "out far",
+        "next to another bird": "",
+    },
+    views=VIEWS,
+)
+
 MAMMAL = Scenes(
     words=("mammal", "placental", "marsupial", "carnivore", "monotreme"),
     settings={
@@ -366,6 +415,30 @@ FISH = Scenes(
     },
 )
 
+SHARK = Scenes(
+    words=("shark", "ray"),
+    settings={
+        "": "water",
+        "in the open sea": "water",
+        "in clear water": "water",
+        "in dark water": "water dusk grey",
+        "over a sandy bottom": "water",
+        "near a reef": "water",
+        "in a large aquarium": "water",
+        "on the deck of a boat": "out",
+    },
+    actions={**FISH.actions, "just below the surface": "water"},
+    company={
+        "": "",
+        "alone": "",
+        "with several others": "far",
+        "with smaller fish around it": "water",
+        "with an angler": "out",
+        "beside a diver": "water",
+    },
+    views=FISH.views,
+)
+
 REPTILE = Scenes(
     words=("reptile", "reptilian", "amphibian", "lizard", "snake", "turtle", "frog", "salamander"),
     settings={
@@ -503,5 +576,6 @@ SEA_LIFE = Scenes(
 )
 
 ANIMALS = (
-    DOG, CAT, WATER_BIRD, BIRD, SEA_MAMMAL, TREE_MAMMAL, HOOFED, MAMMAL, FISH, REPTILE, ARTHROPOD, SEA_LIFE,
+    DOG, CAT, PENGUIN, WATER_BIRD, GROUND_BIRD, BIRD, SEA_MAMMAL, TREE_MAMMAL, HOOFED, MAMMAL, SHARK, FISH, REPTILE,
+    ARTHROPOD, SEA_LIFE,
 )  # fmt: skip
