@@ -94,8 +94,7 @@ def imagenet_vocabulary(name: str, wnids: Sequence[str]) -> Vocabulary:
 
 def _sense(wordnet: WordNet, disambiguator: Disambiguator, wnid: str) -> Sense:
     synset, found = wordnet[wnid], disambiguator(wnid)
-    kinds = [EXCEPTIONS[wnid].kind] if wnid in EXCEPTIONS else []
-    kinds += [lemma for kind in wordnet.hypernyms(wnid) for lemma in kind.lemmas]
+    own = (EXCEPTIONS[wnid].kind,) if wnid in EXCEPTIONS else ()
     return Sense(
         name=synset.lemmas[0],
         phrase=found.phrase,
@@ -103,7 +102,7 @@ def _sense(wordnet: WordNet, disambiguator: Disambiguator, wnid: str) -> Sense:
         other_senses=found.others,
         parent=found.kind or next(disambiguator.kinds(synset), ""),
         synonyms=synset.lemmas[1:],
-        kinds=tuple(dict.fromkeys((*kinds, *synset.lemmas))),
+        kinds=tuple(dict.fromkeys((*own, *wordnet.kind_names(wnid)))),
         word=synset.lemmas[0],
         wnid=wnid,
     )

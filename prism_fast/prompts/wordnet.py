@@ -75,6 +75,11 @@ class WordNet:
             level = tuple(p for each in level for p in self._synsets[each].parents if p not in found)
         return tuple(self._synsets[each] for each in found)
 
+    def kind_names(self, wnid: str) -> tuple[str, ...]:
+        """Names of every kind that the meaning belongs to, the nearest first, and then its own."""
+        names = [lemma for kind in self.hypernyms(wnid) for lemma in kind.lemmas]
+        return tuple(dict.fromkeys((*names, *self[wnid].lemmas)))
+
     def breadth(self, wnid: str) -> int:
         """How many meanings in this file are of that kind."""
         return self._breadths.get(wnid, 0)
