@@ -51,17 +51,14 @@ class Disambiguated:
         phrase: the words.
         lemma: the name in it.
         kind: the kind in it; empty where the lemma stands alone or the gloss follows.
-        others: glosses of the other meanings of the class's first lemma, the most frequent first.
-        rivals: wnids of other classes of the task that share a lemma with it.
-        separated: False where the gloss had to help.
+        others: glosses of the other meanings of the class's first lemma, the most frequent first, and of other classes
+            of the task that answer to it.
     """
 
     phrase: str
     lemma: str
     kind: str
     others: tuple[str, ...]
-    rivals: tuple[str, ...]
-    separated: bool
 
 
 class Disambiguator:
@@ -85,7 +82,6 @@ class Disambiguator:
         synset = self._wordnet[wnid]
         usual = self.usual_name(synset)
         best = min(self._candidates(synset), default=None, key=lambda c: c[0])
-        rivals = {other for lemma in synset.lemmas for other in self._classes[_stem(lemma)]} - {wnid}
         phrase, lemma, kind = best[1] if best else (_glossed(usual, synset.gloss), usual, "")
         if wnid in self._exceptions:
             phrase, kind = self._exceptions[wnid], ""
@@ -93,9 +89,7 @@ class Disambiguator:
             phrase=phrase,
             lemma=lemma,
             kind=kind,
-            others=tuple(s.gloss for s in self._wordnet.senses(synset.lemmas[0]) if s.wnid != wnid),
-            rivals=tuple(sorted(rivals)),
-            separated=best is not None,
+            others=tuple(other.gloss for other in self._others(synset, synset.lemmas[0])),
         )
 
     def kinds(self, synset: Synset) -> Iterator[str]:

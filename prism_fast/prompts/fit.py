@@ -28,10 +28,9 @@ class KnowsItsLetters(Protocol):
 class Fitter:
     """Fits choices about one class into a tokenizer, and asks it no more than it must.
 
-    A prompt fits where the tokenizer takes all of it and the words of the class come early.
-    What is said of a choice is one of its beginnings: content word by word, then style part by part. As saying more
-    never makes a text fit, the longest that fits is found by halving, between what is known of earlier choices with
-    the same beginning.
+    A prompt fits where the tokenizer takes all of it and the words of the class come early. What is said of a choice is
+    one of its beginnings: content word by word, then style part by part. As saying more never makes a text fit, the
+    longest that fits is found by halving, between what is known of earlier choices with the same beginning.
 
     Args:
         grammar: says the choices.

@@ -112,8 +112,8 @@ def test_exceptions_are_few_and_each_changes_something(wordnet: WordNet) -> None
 
 def test_what_else_a_class_could_mean_depends_on_the_task(wordnet: WordNet) -> None:
     lens, spectacles = "n04355933", "n04356056"
-    assert Disambiguator(wordnet, [lens], {})(lens).rivals == ()
-    assert Disambiguator(wordnet, [lens, spectacles], {})(lens).rivals == (spectacles,)
+    alone, beside = (Disambiguator(wordnet, task, {})(lens).others for task in ([lens], [lens, spectacles]))
+    assert beside == (*alone, wordnet[spectacles].gloss)
 
 
 def test_names_shared_by_classes_get_their_kind_and_are_reported(imagenet: Vocabulary) -> None:
