@@ -20,7 +20,7 @@ from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.vocabulary import Sense, Vocabulary, name_key, spoken
-from prism_fast.prompts.wordnet import is_wnid, load_wordnet
+from prism_fast.prompts.wordnet import is_wnid
 from prism_fast.teachers.settings import read_settings
 
 FIELDS = ("name", "gloss", "parent", "synonyms")
@@ -208,18 +208,9 @@ def _sense(place: str, fields: Mapping[str, Any]) -> Sense:
         phrase=f"{bare}, {gloss}" if gloss else bare,
         gloss=gloss,
         parent=parent,
-        kinds=_kinds(bare, parent),
+        kinds=tuple(dict.fromkeys((parent, parent.split()[-1]))) if parent else (),
         synonyms=tuple(_text(place, {"synonyms": s}, "synonyms") for s in synonyms if s.strip()),
     )
-
-
-def _kinds(bare: str, parent: str) -> tuple[str, ...]:
-    """What decides the scenes: the parent, else what WordNet says of a name that means one thing alone."""
-    if parent:
-        return tuple(dict.fromkeys((parent, parent.rsplit(maxsplit=1)[-1])))
-    wordnet = load_wordnet()
-    meanings = wordnet.senses(bare)
-    return wordnet.kind_names(meanings[0].wnid) if len(meanings) == 1 else ()
 
 
 def _text(place: str, fields: Mapping[str, Any], field: str) -> str:

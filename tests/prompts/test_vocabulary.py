@@ -181,12 +181,3 @@ def test_a_folder_of_class_folders_is_a_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no folders: a data set has one for each class"):
         load_vocabulary(str(tmp_path / "empty"))
-
-
-def test_kinds_of_a_name_without_a_parent_are_wordnets_where_it_means_one_thing(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text('["crane", "house_sparrow", "zzz", {"name": "hammer", "parent": "hand tool"}]')
-    crane, sparrow, unknown, hammer = load_vocabulary(str(path)).senses
-    assert sparrow.kinds.index("bird") < sparrow.kinds.index("animal")
-    assert crane.kinds == unknown.kinds == ()
-    assert hammer.kinds == ("hand tool", "tool")
