@@ -27,33 +27,56 @@ def run(arguments: Sequence[str]) -> None:
         options=[
             Option(
                 name="--vocabulary",
-                description="the classes: fashion, or a .csv, .json or .yaml file",
+                description="the classes: a built-in list, a .csv, .json, .yaml or .txt file, or a folder",
                 default="fashion",
             ),
             Option(name="--recipe", description="take the kind of prompts from this recipe"),
-            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes"),
+            Option(name="--pipeline", description="cut prompts to what this pipeline's tokenizer takes, not CLIP's"),
+            Option(name="--inspect", description="show how the prompts of this class come about; writes nothing"),
+            Option(name="--embedder", description="measure distances with this sentence encoder: a folder, or minilm"),
+            Option(
+                name="--check_senses",
+                description="compare the words of each class with everything that its name can mean, by the sentence "
+                "encoder (minilm unless --embedder names another); writes nothing",
+                kind=bool,
+                default=False,
+            ),
             Option(name="--out", description="parquet file to write", metavar="FILE", default="prompts.parquet"),
         ],
     )
     parsed = line.parse(arguments)
     config, options = build(PromptConfig, parsed.fields), parsed.options
     out = Path(options["out"])
-    if out.suffix != ".parquet":
+    writes = options["inspect"] is None and not options["check_senses"]
+    if writes and out.suffix != ".parquet":
         raise UserError(f"--out takes the name of a .parquet file, not {options['out']!r}")
-    if not out.is_file():
+    if writes and not out.is_file():
         check_new_file(out)
     from prism_fast.prompts import build_prompts, load_vocabulary, sample_text
+    from prism_fast.prompts.ambiguity import ambiguity_text, check_senses, senses_text
+    from prism_fast.prompts.diversity import compare, diversity_text
+    from prism_fast.prompts.embedder import PACKAGED, Embedder
+    from prism_fast.prompts.inspection import inspect_text
 
     vocabulary = load_vocabulary(options["vocabulary"])
+    if options["check_senses"]:
+        print(senses_text(vocabulary, check_senses(vocabulary, Embedder(options["embedder"] or PACKAGED))))
+        return
     fits = None
     if options["pipeline"] is not None:
         from prism_fast.pipeline.load import load_pipeline
         from prism_fast.pipeline.text import prompt_fits
 
         fits = prompt_fits(load_pipeline(options["pipeline"]))
+    embed = Embedder(options["embedder"]) if options["embedder"] is not None else None
     prompts = build_prompts(vocabulary, config, fits)
-    written = _save_prompts(prompts, {**options, **canonical(config)}, out)
-    print(sample_text(prompts, vocabulary))
+    if options["inspect"] is not None:
+        print(inspect_text(vocabulary, prompts, config, options["inspect"]))
+        return
+    kept = {name: value for name, value in options.items() if name not in ("inspect", "embedder", "check_senses")}
+    written = _save_prompts(prompts, {**kept, **canonical(config)}, out)
+    print("\n\n".join(filter(None, (sample_text(prompts, vocabulary), ambiguity_text(vocabulary)))))
+    print(f"\n{diversity_text(compare(prompts, vocabulary, embed))}")
     print(
         f"\nwrote {len(prompts)} prompts to {out}" if written else f"\n{out} holds these {len(prompts)} prompts already"
     )
