@@ -150,6 +150,18 @@ def data_dir() -> Path:
     return Path(os.environ.get("PRISM_FAST_DATA") or cache_dir() / "data")
 
 
+def secret(variable: str) -> str:
+    """A key from the environment. It goes to whom it is for, and into no file and no message.
+
+    Raises:
+        UserError: there is none.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value or not value.isascii() or not value.isprintable():
+        raise UserError(f"the environment variable {variable} holds no key: set it, or name another")
+    return value
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto`` takes CUDA where there is one; an explicit name works or raises.
 

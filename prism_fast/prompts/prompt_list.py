@@ -16,6 +16,7 @@ from prism_fast.prompts.grammar import Grammar, load_grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.prompt_file import COLUMNS, read_columns, write_columns
 from prism_fast.prompts.vocabulary import Sense, Vocabulary
+from prism_fast.prompts.written import WrittenSlots
 
 __all__ = ["Prompt", "PromptConfig", "PromptList", "build_prompts"]
 
@@ -122,7 +123,9 @@ class PromptList:
         return cls(prompts=prompts, classes=tuple(classes) if classes else None, report=metadata.get("report", {}))
 
 
-def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None) -> PromptList:
+def build_prompts(
+    vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None, written: WrittenSlots | None = None
+) -> PromptList:
     """The prompts that ``config`` asks for; a pure function of its arguments.
 
     Args:
@@ -130,6 +133,7 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         config: which prompts; with ``file`` they are read and only checked against the classes and ``fits``.
         fits: whether the pipeline's tokenizer takes a text without cutting it; None accepts everything. A prompt
             that does not fit loses its style, then its content from the end, never words of the class.
+        written: content that replaces the grammar's, already checked; of these texts nothing is cut but the style.
 
     Raises:
         UserError: the words of a class alone do not fit, or the tokenizer drops letters of them; content
@@ -138,11 +142,11 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
     if config.file is not None:
         return _from_file(vocabulary, Path(config.file), fits)
     grammar = load_grammar(vocabulary.grammar)
-    _check_phrases(vocabulary, config, fits)
+    check_phrases(vocabulary, config, fits)
     prompts: list[Prompt] = []
     shortened = duplicates = short_classes = 0
     for index in range(len(vocabulary)):
-        made = _class_prompts(vocabulary, index, grammar, config, fits)
+        made = _class_prompts(vocabulary, index, grammar, config, fits, written or {})
         prompts += made.prompts
         shortened += made.shortened
         duplicates += made.duplicates
@@ -170,14 +174,22 @@ class _ClassPrompts:
 
 
 def _class_prompts(
-    vocabulary: Vocabulary, index: int, grammar: Grammar, config: PromptConfig, fits: Fits | None
+    vocabulary: Vocabulary,
+    index: int,
+    grammar: Grammar,
+    config: PromptConfig,
+    fits: Fits | None,
+    written: WrittenSlots,
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
-    phrase = _phrase(sense, config)
+    phrase = class_phrase(sense, config)
     fitter = Fitter(grammar, phrase, fits)
     made, seen = _ClassPrompts(), set[str]()
-    for content, style in choices(grammar, sense, config):
-        text, said, styled = fitter(content, style)
+    for place, (content, style) in enumerate(choices(grammar, sense, config)):
+        other = written.get((index, place))
+        if other is not None:
+            content = ()
+        text, said, styled = (Fitter(grammar, other.subject, fits) if other else fitter)(content, style)
         if text in seen and config.content != "frequency":  # true frequencies are kept by repeating prompts
             made.duplicates += 1
             continue
@@ -188,9 +200,9 @@ def _class_prompts(
                 class_index=index,
                 prompt=text,
                 sense=phrase,
-                content=grammar.join(said) or NOTHING,
+                content=other.content if other else grammar.join(said) or NOTHING,
                 style=", ".join(part for part in styled if part) or NOTHING,
-                source=f"grammar:{vocabulary.grammar}",
+                source=other.source if other else f"grammar:{vocabulary.grammar}",
             )
         )
         if len(made.prompts) == config.per_class:
@@ -198,15 +210,20 @@ def _class_prompts(
     return made
 
 
-def _phrase(sense: Sense, config: PromptConfig) -> str:
+def class_phrase(sense: Sense, config: PromptConfig) -> str:
+    """The words that stand for a class."""
     return sense.phrase if config.sense == "gloss" else sense.bare
 
 
-def _check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None) -> None:
-    """The words of every class reach the text encoder whole, or its images would show something else."""
+def check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None) -> None:
+    """The words of every class reach the text encoder whole, or its images would show something else.
+
+    Raises:
+        UserError: those of some class do not.
+    """
     if fits is None:
         return
-    phrases = [_phrase(sense, config) for sense in vocabulary.senses]
+    phrases = [class_phrase(sense, config) for sense in vocabulary.senses]
     long = {
         f"class {index} ({sense.name!r}: {phrase!r})": phrase != sense.bare
         for index, (sense, phrase) in enumerate(zip(vocabulary.senses, phrases, strict=True))
