@@ -25,11 +25,17 @@ class Scenes(BaseModel):
     scenes: list[str]
 
 
-def answer_schema(count: int) -> dict[str, Any]:
-    """JSON schema of an answer of ``count`` texts; plain enough for every server's grammar."""
+def answer_schema(count: int, beginning: str = "") -> dict[str, Any]:
+    """JSON schema of an answer of ``count`` texts; plain enough for every server's grammar.
+
+    Args:
+        count: of texts.
+        beginning: of each, as a pattern, which not every server knows; nothing of it where empty.
+    """
+    text = {"type": "string", **({"pattern": f"^{re.escape(beginning)}"} if beginning else {})}
     return {
         "type": "object",
-        "properties": {"scenes": {"type": "array", "items": {"type": "string"}, "minItems": count, "maxItems": count}},
+        "properties": {"scenes": {"type": "array", "items": text, "minItems": count, "maxItems": count}},
         "required": ["scenes"],
         "additionalProperties": False,
     }

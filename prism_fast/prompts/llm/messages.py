@@ -63,7 +63,7 @@ def scene_request(
             Message(role="system", content=_SYSTEM.format(max_words=config.max_words)),
             Message(role="user", content=json.dumps(asked, ensure_ascii=False)),
         ),
-        schema=_schema(config, len(slots)),
+        schema=_schema(config, len(slots), phrase),
         sampling=Sampling(
             temperature=config.temperature,
             top_p=config.top_p,
@@ -73,8 +73,10 @@ def scene_request(
     )
 
 
-def _schema(config: LlmConfig, count: int) -> Mapping[str, Any] | None:
-    return {"schema": answer_schema(count), "json": {"type": "object"}, "text": None}[config.structure]
+def _schema(config: LlmConfig, count: int, phrase: str) -> Mapping[str, Any] | None:
+    if config.structure == "schema":
+        return answer_schema(count, f"{phrase}," if config.backend == "local" else "")
+    return {"type": "object"} if config.structure == "json" else None
 
 
 def _seed(key: Sequence[object]) -> int:
