@@ -119,11 +119,24 @@ class LocalModel:
         return (re.split(rf"{re.escape(stop)}|\n", text)[0] if stop else text), int(out.shape[1]) - length
 
     def _tokens(self, messages: Sequence[Message], begun: str) -> Any:
+        from jinja2.exceptions import TemplateError
+
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        if begun:
-            turns.append({"role": "assistant", "content": begun})
+        try:
+            return self._in_template(turns, begun)
+        except TemplateError:  # some know no system: it then stands at the head of the user's turn
+            said = "\n\n".join(turn["content"] for turn in turns)
+            try:
+                return self._in_template([{"role": "user", "content": said}], begun)
+            except TemplateError as error:
+                raise UserError(
+                    f"the chat template of {self.name} does not take a user's message ({error}): take another model"
+                ) from error
+
+    def _in_template(self, turns: Sequence[Mapping[str, str]], begun: str) -> Any:
+        answer = [{"role": "assistant", "content": begun}] if begun else []
         return self._tokenizer.apply_chat_template(
-            turns,
+            [*turns, *answer],
             add_generation_prompt=not begun,
             continue_final_message=bool(begun),
             return_tensors="pt",
@@ -149,13 +162,15 @@ class LocalModel:
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
+        from safetensors import SafetensorError
+
         if self._gguf is not None:
             _check_gguf(self._gguf)
             options |= {"gguf_file": self._gguf.name}
             options.pop("use_safetensors", None)
         try:
             return kind.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"cannot load the language model {self._gguf or self._folder} ({reason})") from error
 
