@@ -13,7 +13,7 @@ BackendName = Literal["none", "endpoint", "local"]
 StructureName = Literal["schema", "json", "text"]
 LimitName = Literal["max_tokens", "max_completion_tokens"]
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # in capitals, as a key seldom is
 _LEAST = {
     "per_call": 1,
     "max_words": 4,
@@ -91,7 +91,9 @@ class LlmConfig:
             _check_url(self.base_url)
         if self.key_variable is not None and not _VARIABLE.fullmatch(self.key_variable):
             # Not repeated: it may be the key.
-            raise UserError("llm.key_variable takes the name of an environment variable, not the key itself")
+            raise UserError(
+                "llm.key_variable takes the name of an environment variable, in capitals, not the key itself"
+            )
 
 
 _MODELS = {"endpoint": "the name that the server knows it by", "local": "a folder, a .gguf file, or smollm2"}

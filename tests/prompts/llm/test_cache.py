@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +135,26 @@ def test_of_two_answers_the_first_counts_for_both(tmp_path: Path) -> None:
     assert one.put(request(1), Answer(text="one")) == Answer(text="one")
     assert two.put(request(1), Answer(text="two")) == Answer(text="one") == two.get(request(1))
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_line_is_written_while_nobody_else_writes(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    AnswerCache(path).put(request(0), Answer(text="0"))
+    one, other = AnswerCache(path), request(1)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"answer": {"tex')  # amid its line
+        file.flush()
+        thread = threading.Thread(target=one.put, args=(other, Answer(text="1")))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        file.write(b't": "x", "input_tokens": 1, "output_tokens": 2}, "key": "k"}\n')
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_UN)
+    thread.join(10)
+    again = AnswerCache(path)
+    assert again.broken == 0 and len(again) == 3 == len(path.read_bytes().splitlines())
 
 
 _WRITER = """

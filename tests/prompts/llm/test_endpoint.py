@@ -89,7 +89,7 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_a_lost_or_slow_connection_is_tried_again() -> None:
-    slow, lost = replace(OK, pause_s=30.0), replace(OK, promised=len(OK.body) + 100)
+    slow, lost = replace(OK, pause_s=30.0), Reply(OK.body[:-5], promised=len(OK.body))
     dripping = replace(OK, pause_s=0.1, drip=len(OK.body))
     for bad in (slow, lost, dripping):
         start = time.monotonic()
@@ -182,7 +182,8 @@ def test_something_else_than_a_chat_completion(body: bytes) -> None:
             {"backend": "endpoint", "model": "m", "base_url": f"http://h/v1?key={KEY}"},
             "without user, password or query",
         ),
-        ({"key_variable": KEY}, "name of an environment variable, not the key itself"),
+        ({"key_variable": KEY}, "name of an environment variable, in capitals, not the key itself"),
+        ({"key_variable": "abcdef0123456789"}, "not the key itself"),
         ({"per_call": 0}, "llm.per_call is 0"),
         ({"temperature": -0.1}, "llm.temperature is -0.1"),
         ({"temperature": float("nan")}, "llm.temperature is nan"),

