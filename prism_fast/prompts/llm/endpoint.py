@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -51,12 +52,12 @@ class Endpoint:
         """By the letters: the server's tokenizer is not here."""
         return sum(_MESSAGE_TOKENS + math.ceil(len(m.content) / _LETTERS_PER_TOKEN) for m in messages)
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, stop: threading.Event | None = None) -> Answer:
         """Posts the request, again while the server is busy or broken, for ``retry_s`` at most."""
         key = secret(self._config.key_variable) if self._config.key_variable else None
         body = json.dumps(_body(request, self._config)).encode()
         try:
-            found = with_retries(lambda: self._try(body, key), self._config.retry_s, self._pace)
+            found = with_retries(lambda: self._try(body, key), self._config.retry_s, self._pace, stop)
         except TryAgainError as error:
             raise UserError(
                 f"{self._base} gave no answer in {self._config.retry_s:g} s of tries ({_hidden(str(error), key)}): "

@@ -65,7 +65,7 @@ class LocalModel:
         """By the model's own tokenizer."""
         return int(self._tokens(messages, "")["input_ids"].shape[1])
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, stop: threading.Event | None = None) -> Answer:
         """Draws an answer; the same request gives the same one on the same machine.
 
         Of a schema the model fills in the texts alone: what stands around them is written for it, which is decoding
@@ -77,12 +77,14 @@ class LocalModel:
             torch.manual_seed(request.seed)
             form = _form(request.schema)
             if form is None:
-                text, made = self._drawn(self._tokens(request.messages, ""), request.sampling, "")
+                text, made = self._drawn(self._tokens(request.messages, ""), request.sampling, "", stop)
             else:
-                text, made = self._filled_in(request, form)
+                text, made = self._filled_in(request, form, stop)
+        if stop is not None and stop.is_set():
+            raise UserError(f"{self.name} was stopped amid its answer: run the same command again")
         return Answer(text=text, input_tokens=self.count_tokens(request.messages), output_tokens=made)
 
-    def _filled_in(self, request: Request, form: _Form) -> tuple[str, int]:
+    def _filled_in(self, request: Request, form: _Form, stop: threading.Event | None) -> tuple[str, int]:
         """The JSON of ``form``, and how many tokens the model made."""
         each = replace(request.sampling, max_tokens=max(1, request.sampling.max_tokens // form.texts))
         texts: list[str] = []
@@ -90,13 +92,13 @@ class LocalModel:
         while len(texts) < form.texts:
             # The last text is left open, for the model to go on.
             begun = json.dumps({form.name: [*texts, form.beginning]}, ensure_ascii=False).removesuffix('"]}')
-            text, count = self._drawn(self._tokens(request.messages, begun), each, '"')
+            text, count = self._drawn(self._tokens(request.messages, begun), each, '"', stop)
             texts.append(form.beginning + text)
             made += count
         return json.dumps({form.name: texts}, ensure_ascii=False), made
 
-    def _drawn(self, tokens: Any, sampling: Sampling, stop: str) -> tuple[str, int]:
-        """What follows, up to a line break or ``stop`` where that is not empty; and of how many tokens."""
+    def _drawn(self, tokens: Any, sampling: Sampling, end: str, stop: threading.Event | None) -> tuple[str, int]:
+        """What follows, up to a line break or ``end`` where that is not empty; and of how many tokens."""
         import torch
 
         length = tokens["input_ids"].shape[1]
@@ -104,19 +106,20 @@ class LocalModel:
         options = {"temperature": sampling.temperature, "top_p": sampling.top_p} if drawn else {}
 
         def is_over(ids: Any, _scores: Any, **_: Any) -> Any:
-            said = self._tokenizer.decode(ids[0, length:])
-            return torch.tensor([stop in said or "\n" in said], device=ids.device)
+            said = self._tokenizer.decode(ids[0, length:]) if end else ""
+            over = (bool(end) and (end in said or "\n" in said)) or (stop is not None and stop.is_set())
+            return torch.tensor([over], device=ids.device)
 
         out = self._model.generate(
             **tokens.to(self._model.device),
             max_new_tokens=sampling.max_tokens,
             do_sample=drawn,
             pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
-            stopping_criteria=[is_over] if stop else [],
+            stopping_criteria=[is_over],
             **{name: value for name, value in options.items() if value is not None},
         )
         text: str = self._tokenizer.decode(out[0, length:], skip_special_tokens=True)
-        return (re.split(rf"{re.escape(stop)}|\n", text)[0] if stop else text), int(out.shape[1]) - length
+        return (re.split(rf"{re.escape(end)}|\n", text)[0] if end else text), int(out.shape[1]) - length
 
     def _tokens(self, messages: Sequence[Message], begun: str) -> Any:
         from jinja2.exceptions import TemplateError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,11 +95,11 @@ class LanguageModel(Protocol):
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How long a conversation is, about."""
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, stop: threading.Event | None = None) -> Answer:
         """Asks.
 
         Raises:
-            UserError: no answer is to be had; the message names the place and the cure.
+            UserError: no answer is to be had (the message names the place and the cure), or ``stop`` was set meanwhile.
         """
 
 

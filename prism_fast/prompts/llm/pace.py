@@ -45,36 +45,45 @@ class Pace:
         self._next = clock()
         self._lock = threading.Lock()
 
-    def wait(self) -> None:
-        """Returns when the next call may begin."""
+    def wait(self, stop: threading.Event | None = None) -> None:
+        """Returns when the next call may begin, or ``stop`` is set."""
         with self._lock:
             start = max(self._next, self.clock())
             self._next = start + self._distance_s
         delay = start - self.clock()
         if delay > 0:
-            self.sleep(delay)
+            self.pause(delay, stop)
+
+    def pause(self, seconds: float, stop: threading.Event | None) -> None:
+        """Sleeps, but not after ``stop`` is set."""
+        if stop is None:
+            self.sleep(seconds)
+        else:
+            stop.wait(seconds)
 
 
-def with_retries(call: Callable[[], T], limit_s: float, pace: Pace) -> T:
+def with_retries(call: Callable[[], T], limit_s: float, pace: Pace, stop: threading.Event | None = None) -> T:
     """The result of ``call``, tried again after each :class:`TryAgainError`, waiting twice as long each time.
 
     Half of a wait is left to chance, so that many clients do not come back at once. What the server asks for is waited
     in full.
 
     Raises:
-        TryAgainError: the last one, where the next try would begin after ``limit_s``.
+        TryAgainError: the last one, where the next try would begin after ``limit_s``, or ``stop`` was set meanwhile.
     """
     end = pace.clock() + limit_s
     wait_s = _FIRST_WAIT_S
     while True:
-        pace.wait()
+        pace.wait(stop)
+        if stop is not None and stop.is_set():
+            raise TryAgainError("stopped")
         try:
             return call()
         except TryAgainError as error:
             delay = max(random.uniform(wait_s / 2, wait_s), error.wait_s or 0.0)
             if pace.clock() + delay > end:
                 raise
-            pace.sleep(delay)
+            pace.pause(delay, stop)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 

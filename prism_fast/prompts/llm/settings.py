@@ -13,12 +13,6 @@ class ListConfig(PromptConfig):
     """Prompts as everywhere, and a language model, which only the making of a list may ask.
 
     Attributes:
-        sense: see PromptConfig, as all but ``llm``.
-        content: see there.
-        style: see there.
-        per_class: see there.
-        seed: see there.
-        file: see there.
         llm: who writes content beside the grammar.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -150,14 +151,16 @@ def ask(
     known = {call.request.key for call in calls if cache.get(call.request) is not None}
     missing = {call.request.key: call.request for call in calls if call.request.key not in known}
     made: list[Answer] = []
+    stop = threading.Event()
     shown = progress if missing else silent
     with shown(len(missing), "calls", model.name, 0) as bar, ThreadPoolExecutor(model.concurrent) as pool:
-        futures = [pool.submit(_asked, request, model, cache) for request in missing.values()]
+        futures = [pool.submit(_asked, request, model, cache, stop) for request in missing.values()]
         try:
             for done in as_completed(futures):
                 made.append(done.result())
                 bar.update()
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     usage = Usage(
@@ -170,8 +173,8 @@ def ask(
     return [_found(call, cache) for call in calls], usage
 
 
-def _asked(request: Request, model: LanguageModel, cache: AnswerCache) -> Answer:
-    answer = model.answer(request)
+def _asked(request: Request, model: LanguageModel, cache: AnswerCache, stop: threading.Event) -> Answer:
+    answer = model.answer(request, stop)
     cache.put(request, answer)
     return answer
 

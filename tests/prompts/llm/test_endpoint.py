@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from dataclasses import replace
@@ -132,8 +133,6 @@ def test_nobody_there() -> None:
     ],
 )
 def test_a_refusal_says_what_to_do(status: int, body: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
     monkeypatch.setenv("MY_KEY", KEY)
     found = error_of(lambda *_: Reply(body, status, {"Location": "/elsewhere"}), key_variable="MY_KEY")
     assert re.search(message, found) and len(found) < 500

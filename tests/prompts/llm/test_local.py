@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -104,6 +105,17 @@ def test_the_same_request_has_the_same_answer_and_leaves_the_generators_alone(ti
     greedy = Sampling(temperature=0, top_p=None, max_tokens=8)
     one, two = (model.answer(request(1, s, sampling=greedy)) for s in (seed, seed + 1))
     assert one == two
+
+
+def test_a_model_that_is_stopped_gives_no_answer(tiny: Path, seed: int) -> None:
+    stop = threading.Event()
+    stop.set()
+    endless = Sampling(temperature=1.0, top_p=1.0, max_tokens=100_000)
+    for schema in (None, answer_schema(3)):
+        with pytest.raises(UserError, match="tiny was stopped amid its answer"):
+            LocalModel(LlmConfig(backend="local", model=str(tiny))).answer(
+                request(3, seed, sampling=endless, schema=schema), stop
+            )
 
 
 @pytest.mark.parametrize("knows", ["user", "nobody"])

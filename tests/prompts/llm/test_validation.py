@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prism_fast.prompts import Sense, Vocabulary, load_vocabulary
 from prism_fast.prompts.llm.answers import answer_schema, read_answer
@@ -172,9 +174,6 @@ def test_a_text_is_taken_once_and_within_the_budget_of_tokens() -> None:
 
 
 def test_no_text_whatever_breaks_the_check() -> None:
-    from hypothesis import given
-    from hypothesis import strategies as st
-
     check = validator(words=1000)
 
     @given(st.one_of(st.text(), st.text().map(lambda text: f"crane, a bird, {text}")))

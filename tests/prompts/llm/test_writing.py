@@ -50,7 +50,7 @@ class Double:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return 100
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, stop: threading.Event | None = None) -> Answer:
         self.requests.append(request)
         return Answer(text=self._say(json.loads(request.messages[1].content)), input_tokens=100, output_tokens=10)
 
@@ -162,7 +162,7 @@ def test_one_fault_ends_the_run_and_keeps_what_was_paid_for(tmp_path: Path) -> N
     tried: list[Request] = []
 
     class Failing(Double):
-        def answer(self, request: Request) -> Answer:
+        def answer(self, request: Request, stop: threading.Event | None = None) -> Answer:
             tried.append(request)
             if len(tried) > 3:
                 time.sleep(0.05)  # the others are still waiting for their turn
@@ -181,6 +181,20 @@ def test_one_fault_ends_the_run_and_keeps_what_was_paid_for(tmp_path: Path) -> N
     _, usage = ask(calls, again, AnswerCache(path))
     assert (usage.calls, usage.cached) == (24 - kept, kept) == (len(again.requests), kept)
     assert (usage.input_tokens, usage.output_tokens, usage.uncounted) == (100 * usage.calls, 10 * usage.calls, 0)
+
+
+def test_after_one_fault_no_other_call_waits_for_its_next_try(tmp_path: Path) -> None:
+    def script(_: Received, number: int) -> Reply:
+        return Reply(b"", 503, {"Retry-After": "60"}) if number < 2 else Reply(b"", 401)
+
+    with serving(script) as server:
+        config = replace(LLM, base_url=server.url, concurrent=3, per_call=1, retry_s=600.0)
+        start = time.monotonic()
+        with pytest.raises(UserError, match="HTTP 401"):
+            write_content(
+                ANIMALS, PromptConfig(per_class=4), config, load_model(config), AnswerCache(tmp_path / "a.jsonl")
+            )
+    assert time.monotonic() - start < 20
 
 
 def test_calls_go_out_at_once_but_not_more_than_allowed(tmp_path: Path) -> None:
