@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prism_fast.prompts.llm.words import ALTERED, CONDITIONS, INSTRUCTION, MADE_OF, MARKUP, MEDIUM, UNSAFE
 from prism_fast.prompts.scenes import go_together, styles
 from prism_fast.prompts.vocabulary import Sense, Vocabulary
+from prism_fast.prompts.wordnet import load_wordnet
 from prism_fast.prompts.written import Written
 
 REASONS: Mapping[str, str] = {
@@ -51,7 +52,7 @@ class OtherClasses:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._classes: dict[tuple[str, ...], set[int]] = {}
         for index, sense in enumerate(vocabulary.senses):
-            for name in {sense.name, sense.bare, *sense.synonyms}:
+            for name in {sense.name, sense.bare, *_clear_synonyms(sense)}:
                 for words in _spellings(_name_words(name)):
                     self._classes.setdefault(words, set()).add(index)
         self._longest = max(map(len, self._classes), default=0)
@@ -149,6 +150,15 @@ class Validator:
             return True
         said = _telling_words(f"{' '.join(before)} {after}")
         return any(len(said & words) >= _DRIFT for words in self._foreign)
+
+
+def _clear_synonyms(sense: Sense) -> Iterator[str]:
+    """Other names of a class; of ImageNet's only those that mean nothing else: a drumhead is also called head."""
+    if not sense.wnid:
+        yield from sense.synonyms
+        return
+    wordnet = load_wordnet()
+    yield from (name for name in sense.synonyms if len(wordnet.senses(name)) <= 1)
 
 
 def _without_article(words: Sequence[str]) -> list[str]:

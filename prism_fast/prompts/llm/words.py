@@ -56,11 +56,11 @@ _WHERE_AND_WHEN = {
     "in": "indoors inside kitchen bedroom bathroom office classroom laboratory workshop hallway attic cellar basement "
     "museum gallery lobby sofa couch carpet",
     "out": "outdoors meadow field forest woods jungle desert savanna prairie beach shore street road pavement sidewalk "
-    "park mountain hillside cliff valley garden yard orchard farm pasture snow",
+    "park mountain hillside cliff valley orchard farm pasture snow",
     "water": "underwater seabed reef",
     "studio": "studio backdrop",
     "sun": "sunny sunlit sunshine sunlight noon midday",
-    "grey": "overcast cloudy drizzle foggy misty fog mist rain rainy",
+    "grey": "overcast cloudy drizzle foggy misty fog mist rainy",
     "dusk": "dusk dawn sunset sunrise twilight evening",
     "night": "night midnight moonlight moonlit starry nighttime",
     "cold": "snowy snow frost frosty icy frozen blizzard",
