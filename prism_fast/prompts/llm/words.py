@@ -17,14 +17,15 @@ INSTRUCTION = re.compile(
     r"\b(ignor(e|es|ed|ing)|disregard\w*|forget) (all|any|every|the|these|your|previous|prior|above|earlier)\b"
     r"|\binstructions?\b|\bsystem prompt\b|\bprompts?\b|\blanguage model\b|\bas an? (ai|assistant)\b|\bassistant\b"
     r"|\b(i|we) (can(no|')t|am|will|would|must|apologi[sz]e)\b|\bi'm\b|\bsorry\b|\bplease\b"
-    r"|\byou (are|must|should|can)\b|\bhere (is|are)\b|\bclass words\b|\bjson\b|\bscenes?\b(?= (for|of the class))"
+    r"|\byou (are|must|should|can)\b|\b(here|this) (is|are)\b|\b(texts?|captions?|descriptions?|sentences?)\b"
+    r"|\bclass words\b|\bjson\b|\bscenes?\b(?= (for|of the class))"
     r"|\bdeveloper mode\b|\bjailbreak\w*",
     re.IGNORECASE,
 )
 """Talk with or about the model instead of a scene."""
 
 MARKUP = re.compile(
-    r"https?\b|www\.|\b[\w-]+\.(com|org|net|io|html?|php|js|exe|jpe?g|png)\b|[<>{}\[\]|\\/`@#*_=~^$%&+\"“”«»:()!?.…]"
+    r"(?<!\w)'\w|https?\b|www\.|\b[\w-]+\.(com|org|net|io|html?|php|js|exe|jpe?g|png)\b|[<>{}\[\]|\\/`@#*_=~^$%&+\"“”«»:()!?.…]"
 )
 """Addresses, code, quotations and everything else that is no plain phrase."""
 
