@@ -124,7 +124,8 @@ class LocalModel:
         if not end:
             return text, made
         first, *rest = re.split(rf"{re.escape(end)}|\n", text, maxsplit=1)
-        return first if rest or made < sampling.max_tokens else f"{first}{UNFINISHED}", made
+        ended = rest or made < sampling.max_tokens or int(out[0, -1]) in self._end_tokens
+        return first if ended else f"{first}{UNFINISHED}", made
 
     def _tokens(self, messages: Sequence[Message], begun: str) -> Any:
         from jinja2.exceptions import TemplateError
@@ -168,6 +169,11 @@ class LocalModel:
         options: dict[str, Any] = {"dtype": torch.float32 if self._gguf else "auto"}
         model = self._loaded(AutoModelForCausalLM, use_safetensors=True, **options)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    @property
+    def _end_tokens(self) -> list[int]:
+        found = self._model.generation_config.eos_token_id
+        return found if isinstance(found, list) else [found]
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
         from safetensors import SafetensorError

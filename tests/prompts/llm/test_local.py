@@ -86,13 +86,24 @@ def test_an_answer_has_the_form_of_its_schema_whatever_the_model_says(tiny: Path
         answer = model.answer(request(3, seed + number))
         texts = read_answer(answer.text)
         assert texts is not None and len(texts) == 3
-        # Random letters seldom end by themselves within their tokens.
-        assert answer.output_tokens != 36 or all(text.endswith(UNFINISHED) for text in texts)
         assert all(text.startswith("crane, a (tall) bird,") and "\n" not in text for text in texts)
         assert answer.input_tokens == model.count_tokens(request(3, seed).messages)
         assert answer.output_tokens is not None and 3 <= answer.output_tokens <= 36
     free = model.answer(request(1, seed, schema=None))
     assert free.output_tokens is not None and free.output_tokens <= 12
+
+
+def test_texts_that_were_cut_off_say_so(tiny: Path, seed: int) -> None:
+    model = LocalModel(LlmConfig(backend="local", model=str(tiny)))
+    one_token = Sampling(temperature=1.0, top_p=1.0, max_tokens=40)
+    texts = read_answer(model.answer(request(40, seed, sampling=one_token)).text)
+    assert texts is not None and len(texts) == 40
+    said = [text.removeprefix("crane, a (tall) bird,") for text in texts]
+    # The one token of a text is its end, or something that is not.
+    assert all(text == "" or (text.endswith(UNFINISHED) and len(text) <= 2) for text in said)
+    assert sum(text.endswith(UNFINISHED) for text in said) > 20
+    ended = model.answer(request(4, seed, sampling=replace(one_token, max_tokens=4 * 3000)))
+    assert UNFINISHED not in ended.text
 
 
 def test_the_same_request_has_the_same_answer_and_leaves_the_generators_alone(tiny: Path, seed: int) -> None:
