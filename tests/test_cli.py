@@ -296,7 +296,18 @@ def test_info(capsys: Capture) -> None:
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [backend["name"] for backend in found["backends"]]
-    assert names == ["cuda", "triton", "xformers", "tensorrt", "tensorrt-rtx", "dali", "onnxruntime", "ray"]
+    assert names == [
+        "cuda",
+        "triton",
+        "xformers",
+        "tensorrt",
+        "tensorrt-rtx",
+        "dali",
+        "onnxruntime",
+        "ray",
+        "llm",
+        "gguf",
+    ]
     assert all(backend["usable"] or backend["reason"] for backend in found["backends"])
     assert found["versions"]["prism_fast"] == prism_fast.__version__
     assert found["devices"][0]["name"] == "cpu"

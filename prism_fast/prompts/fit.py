@@ -36,10 +36,12 @@ class Fitter:
         grammar: says the choices.
         phrase: the words of the class; they alone must fit.
         fits: the tokenizer's answer.
+        subject: what is said in place of the phrase, which is in it; must fit too. None: the phrase itself.
     """
 
-    def __init__(self, grammar: Grammar, phrase: str, fits: Fits) -> None:
+    def __init__(self, grammar: Grammar, phrase: str, fits: Fits, subject: str | None = None) -> None:
         self._grammar, self._phrase, self._fits = grammar, phrase, fits
+        self._subject = phrase if subject is None else subject
         self._known: dict[Choice, bool] = {((), ()): True}
 
     def __call__(
@@ -49,7 +51,7 @@ class Fitter:
         beginnings: list[Choice] = [(content[:length], ()) for length in range(len(content) + 1)]
         beginnings += [(content, style[:length]) for length in range(1, len(style) + 1)]
         said, styled = beginnings[self._longest(beginnings)]
-        return self._grammar.render(self._phrase, said, styled), said, styled
+        return self._grammar.render(self._subject, said, styled), said, styled
 
     def _longest(self, beginnings: Sequence[Choice]) -> int:
         """The place of the last beginning that fits; each has the one before it in it."""
@@ -58,7 +60,7 @@ class Fitter:
         failing = next((place for place, fits in enumerate(known) if fits is False), len(beginnings))
         middle = failing - 1  # most choices fit whole
         while failing - fitting > 1:
-            prompt = self._grammar.render(self._phrase, *beginnings[middle])
+            prompt = self._grammar.render(self._subject, *beginnings[middle])
             self._known[beginnings[middle]] = fits = names_early(prompt, self._phrase) and self._fits(prompt)
             fitting, failing = (middle, failing) if fits else (fitting, middle)
             middle = (fitting + failing) // 2

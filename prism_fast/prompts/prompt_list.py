@@ -17,6 +17,7 @@ from prism_fast.prompts.grammar import Grammar, load_grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.prompt_file import COLUMNS, read_columns, write_columns
 from prism_fast.prompts.vocabulary import Sense, Vocabulary
+from prism_fast.prompts.written import WrittenSlots
 
 __all__ = ["Prompt", "PromptConfig", "PromptList", "build_prompts"]
 
@@ -123,7 +124,9 @@ class PromptList:
         return cls(prompts=prompts, classes=tuple(classes) if classes else None, report=metadata.get("report", {}))
 
 
-def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None) -> PromptList:
+def build_prompts(
+    vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None, written: WrittenSlots | None = None
+) -> PromptList:
     """The prompts that ``config`` asks for; a pure function of its arguments.
 
     Args:
@@ -132,6 +135,7 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         fits: whether the pipeline's tokenizer takes a text without cutting it; None asks CLIP's. A prompt that does
             not fit, or whose words of the class end after CLIP's first 30 tokens, loses its style,
             then its content from the end, never words of the class. Prompts from a file may name it later.
+        written: content that replaces the grammar's, already checked; of these texts nothing is cut but the style.
 
     Raises:
         UserError: the words of a class alone are too long, or the tokenizer drops letters of them; content
@@ -141,11 +145,11 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
     if config.file is not None:
         return _from_file(vocabulary, Path(config.file), fits)
     grammar = load_grammar(vocabulary.grammar)
-    _check_phrases(vocabulary, config, fits)
+    check_phrases(vocabulary, config, fits)
     prompts: list[Prompt] = []
     shortened = duplicates = short_classes = 0
     for index in range(len(vocabulary)):
-        made = _class_prompts(vocabulary, index, grammar, config, fits)
+        made = _class_prompts(vocabulary, index, grammar, config, fits, written or {})
         prompts += made.prompts
         shortened += made.shortened
         duplicates += made.duplicates
@@ -173,14 +177,22 @@ class _ClassPrompts:
 
 
 def _class_prompts(
-    vocabulary: Vocabulary, index: int, grammar: Grammar, config: PromptConfig, fits: Fits
+    vocabulary: Vocabulary,
+    index: int,
+    grammar: Grammar,
+    config: PromptConfig,
+    fits: Fits,
+    written: WrittenSlots,
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
-    phrase = _phrase(sense, config)
+    phrase = class_phrase(sense, config)
     fitter = Fitter(grammar, phrase, fits)
     made, seen = _ClassPrompts(), set[str]()
-    for content, style in choices(grammar, sense, config):
-        text, said, styled = fitter(content, style)
+    for place, (content, style) in enumerate(choices(grammar, sense, config)):
+        other = written.get((index, place))
+        if other is not None:
+            content = ()
+        text, said, styled = (Fitter(grammar, phrase, fits, other.subject) if other else fitter)(content, style)
         if text in seen and config.content != "frequency":  # true frequencies are kept by repeating prompts
             made.duplicates += 1
             continue
@@ -191,9 +203,9 @@ def _class_prompts(
                 class_index=index,
                 prompt=text,
                 sense=phrase,
-                content=grammar.join(said) or NOTHING,
+                content=other.content if other else grammar.join(said) or NOTHING,
                 style=", ".join(part for part in styled if part) or NOTHING,
-                source=f"grammar:{vocabulary.grammar}",
+                source=other.source if other else f"grammar:{vocabulary.grammar}",
             )
         )
         if len(made.prompts) == config.per_class:
@@ -201,13 +213,18 @@ def _class_prompts(
     return made
 
 
-def _phrase(sense: Sense, config: PromptConfig) -> str:
+def class_phrase(sense: Sense, config: PromptConfig) -> str:
+    """The words that stand for a class."""
     return sense.phrase if config.sense == "gloss" else sense.bare
 
 
-def _check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits) -> None:
-    """The words of every class reach the text encoder whole and early, or its images would show something else."""
-    phrases = [_phrase(sense, config) for sense in vocabulary.senses]
+def check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits = fits_clip) -> None:
+    """The words of every class reach the text encoder whole and early, or its images would show something else.
+
+    Raises:
+        UserError: those of some class do not.
+    """
+    phrases = [class_phrase(sense, config) for sense in vocabulary.senses]
     rules = {
         "alone are longer than the tokenizer takes": fits,
         f"do not end within the first {EARLY} tokens of CLIP": lambda phrase: names_early(phrase, phrase),
