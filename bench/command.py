@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def write(rows: Sequence[Any], where: dict[str, object], options: argparse.Namespace, name: str) -> None:
-    """Rows (dataclasses) among the results of ``name`` and the device; as one object too where ``--json`` asks for it."""
+    """Rows (dataclasses) among the results of ``name`` and the device; as one object where ``--json`` asks."""
     append(rows, where, RESULTS / f"{name}-{options.device}.jsonl")
     if options.json:
         with replacing(options.json) as temporary:
