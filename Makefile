@@ -160,12 +160,12 @@ lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/* tests/csrc/*
+	$(BIN)/clang-format --dry-run --Werror csrc/* $(wildcard tests/csrc/*.* tests/csrc/cuda/*)
 
 format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/clang-format -i csrc/* tests/csrc/*
+	$(BIN)/clang-format -i csrc/* $(wildcard tests/csrc/*.* tests/csrc/cuda/*)
 
 # Environments stay too: they take minutes to make. Remove .venv by hand for a new one.
 clean:
