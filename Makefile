@@ -5,7 +5,7 @@
 #   make test         tests for everyday use         make test-slow   the long ones
 #   make gpu          all of a CUDA device: its tests (gpu-test), operations (gpu-ops), teachers (gpu-teachers), the
 #                     trainer (gpu-train), the loaders (gpu-loaders), Stable Diffusion 1.5 and Turbo (gpu-sd15,
-#                     gpu-turbo), each at most 8 minutes and by itself too; results go to bench/results/.
+#                     gpu-turbo), each at most 8 minutes, the tests 15, and by itself too; results go to bench/results/.
 #                     INSTALL=no PYTHON=python3 takes an interpreter as it is: no environment, no native kernels
 #   make test-gpu     gpu-test by its other name     make test-oldest the fast ones on the oldest supported versions
 #   make native       the C++ and CUDA kernels in place (prism_fast._C); PRISM_FAST_BUILD=cpu|cuda|auto
@@ -91,7 +91,9 @@ GPU_BUILD := $(or $(PRISM_FAST_BUILD),auto)
 gpu-device: install
 gpu-test: gpu-device native
 endif
-gpu_run = TORCHINDUCTOR_CACHE_DIR='$(CURDIR)/build/inductor' PRISM_FAST_BUILD=$(GPU_BUILD) timeout -k 30 450 $(GPU_PYTHON)
+GPU_SECONDS := 450
+gpu_run = TORCHINDUCTOR_CACHE_DIR='$(CURDIR)/build/inductor' PRISM_FAST_BUILD=$(GPU_BUILD) timeout -k 30 $(GPU_SECONDS) \
+  $(GPU_PYTHON)
 gpu_throughput = $(gpu_run) -m bench.throughput --device cuda --weights random --teacher random:resnet50 \
   --dtype bfloat16 --batch $(GPU_BATCH) --repeats 2
 
@@ -99,6 +101,7 @@ gpu-device:
 	@$(GPU_PYTHON) -c 'import importlib.util, sys; importlib.util.find_spec("torch") or sys.exit("make: no torch here"); \
 	import torch; torch.cuda.is_available() or sys.exit("make: torch sees no CUDA device here")'
 
+gpu-test: GPU_SECONDS := 900
 gpu-test:
 	$(gpu_run) -m bench.gpu_tests $(PYTEST_ARGS)
 
@@ -157,12 +160,12 @@ lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/* tests/csrc/*
+	$(BIN)/clang-format --dry-run --Werror csrc/* $(wildcard tests/csrc/*.* tests/csrc/cuda/*)
 
 format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/clang-format -i csrc/* tests/csrc/*
+	$(BIN)/clang-format -i csrc/* $(wildcard tests/csrc/*.* tests/csrc/cuda/*)
 
 # Environments stay too: they take minutes to make. Remove .venv by hand for a new one.
 clean:

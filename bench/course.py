@@ -222,7 +222,7 @@ class Course:
 def maker(pipe: Any, one: Contender, teacher: Teacher) -> Maker:
     """The contender, ready to make images of any number of rows."""
     if one.by == "prism_fast":
-        return partial(_sampled, make_sampler(pipe, one.config, teacher))
+        return partial(_sampled, make_sampler(pipe, one.config, teacher), one.config.compute_batch)
     config, components = one.config, dict(pipe.components)
     components["scheduler"] = build_schedule(pipe.scheduler, config, pipe.unet.device).scheduler
     if one.by == "diffusers compiled":

@@ -2,11 +2,14 @@
 
     python -m bench.gpu_tests [PYTEST_ARGUMENTS]
 
-Only the files that have such tests are collected, so that the packages which other tests need may be missing.
+Only the files that have such tests are collected, so that the packages which other tests need may be missing. Where
+pytest-xdist is installed they run in four processes, since most of their time is compilation on the host.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import secrets
 import signal
 import sys
 import time
@@ -18,8 +21,10 @@ from typing import Any
 import torch
 
 from bench.record import RESULTS, append, environment
+from prism_fast.config import cores
 
 TESTS = Path(__file__).parents[1] / "tests"
+_PROCESSES = 4
 
 
 @dataclass(kw_only=True)
@@ -53,12 +58,23 @@ def files(folder: Path = TESTS) -> list[str]:
     return [str(path) for path in found if path.name != "test_conftest.py"]  # which is about the marker
 
 
+def parallel(arguments: Sequence[str]) -> list[str]:
+    """Arguments of pytest that spread the tests over processes, where they can be and nothing else was asked for.
+
+    Every process has to have the same seed, which a failure is replayed with.
+    """
+    if importlib.util.find_spec("xdist") is None or any(one.startswith(("-n", "--numprocesses")) for one in arguments):
+        return []
+    seed = [] if any(one.startswith("--seed") for one in arguments) else ["--seed", str(secrets.randbits(31))]
+    return ["-n", str(min(_PROCESSES, cores())), *seed]
+
+
 def main(arguments: Sequence[str]) -> int:
     import pytest
 
     verdict, begin = Verdict(), time.perf_counter()
     try:
-        status = int(pytest.main([*files(), "-m", "gpu", *arguments], plugins=[verdict]))
+        status = int(pytest.main([*files(), "-m", "gpu", *parallel(arguments), *arguments], plugins=[verdict]))
         verdict.finished = True
     finally:
         verdict.seconds = time.perf_counter() - begin

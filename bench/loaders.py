@@ -14,7 +14,6 @@ The set is read before it is timed, so disks are not measured. Wants a quiet mac
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -22,10 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __package__ in (None, ""):  # a script's folder is on the path, its parent is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -34,8 +33,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.record import RESULTS, append, environment, percentiles, wait
-from prism_fast.config import check_new_file, cores, replacing, resolve_device
+from bench.command import Parser, write
+from bench.record import environment, percentiles, wait
+from prism_fast.config import check_new_file, cores, resolve_device
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader import LoadedBatch, ShardLoader
 from prism_fast.data.loader_config import READERS, LoaderConfig
@@ -94,15 +94,8 @@ class NotTheSameError(Exception):
     """The loaders give different batches."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"loaders: {message}\n")
-
-
 def parser() -> Parser:
-    made = Parser(prog="loaders", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser("loaders", __doc__)
     add = made.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--loader", choices=READERS.names(), action="append", help="several times; default: all")
@@ -263,7 +256,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             found.append(replace(row, ratio_to_torch=row.images_per_s / max(rivals)) if rivals else row)
             print(line(found[-1]), flush=True)
     finally:
-        report(found, {**where, "images": 4 * per_shard, "side": SIDE, "amp": options.amp}, options)
+        write(found, {**where, "images": 4 * per_shard, "side": SIDE, "amp": options.amp}, options, "loaders")
 
 
 def line(row: Row) -> str:
@@ -273,14 +266,6 @@ def line(row: Row) -> str:
     if row.student is None or row.waits is None or row.ready_seconds is None:
         return text
     return f"{text}   {row.student} takes {row.batch / row.ready_seconds:.1f} images/s, waits {100 * row.waits:.1f}%"
-
-
-def report(found: Sequence[Row], where: dict[str, object], options: argparse.Namespace) -> None:
-    """Among the results, and as one object where that was asked for."""
-    append(found, where, RESULTS / f"loaders-{options.device}.jsonl")
-    if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps({"environment": where, "rows": [asdict(row) for row in found]}, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,14 +14,13 @@ peak is that of a matrix product in the same dtype. Wants a quiet machine.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __package__ in (None, ""):  # a script's folder is on the path, its parent is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,10 +28,11 @@ if __package__ in (None, ""):  # a script's folder is on the path, its parent is
 import torch
 
 from bench.architectures import ARCHITECTURES, random_pipeline
+from bench.command import Parser, write
 from bench.contenders import LARGE, Contender, Schedule, contenders, rows_of
 from bench.course import Course, Measured, NotTheReferenceError, maker
 from bench.phases import matmul_peak
-from bench.record import RESULTS, append, environment
+from bench.record import environment
 from bench.report import Row, rows, table
 from prism_fast.config import DTYPES, check_new_file, replacing, resolve_device, resolve_dtype
 from prism_fast.errors import UserError
@@ -43,15 +43,8 @@ FASHION: dict[str, Any] = {"steps": 20, "cfg_scale": 3.0}
 """What the built-in pipeline is made for; the others' own is in bench/architectures.py."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"throughput: {message}\n")
-
-
 def parser() -> Parser:
-    made = Parser(prog="throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser("throughput", __doc__)
     add = made.add_argument
     add("--pipeline", choices=("fashion", *ARCHITECTURES), default="fashion")
     add("--weights", metavar="WHERE", help="random, a local folder or a hub id; default: the pipeline's own")
@@ -173,10 +166,7 @@ def run(options: argparse.Namespace, published: SamplerConfig, schedule: Schedul
 def report(made: Sequence[Row], where: dict[str, object], options: argparse.Namespace) -> None:
     """On the standard output, among the results, and as one object where that was asked for."""
     print(table(made), flush=True)
-    append(made, where, RESULTS / f"throughput-{options.device}.jsonl")
-    if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps({"environment": where, "rows": [asdict(row) for row in made]}, indent=1))
+    write(made, where, options, "throughput")
 
 
 def _compiles(options: argparse.Namespace) -> bool:

@@ -14,16 +14,15 @@ student's operations alone. Wants a quiet machine.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __package__ in (None, ""):  # a script's folder is on the path, its parent is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,9 +30,10 @@ if __package__ in (None, ""):  # a script's folder is on the path, its parent is
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.command import Parser, write
 from bench.phases import matmul_peak
-from bench.record import RESULTS, append, environment, percentiles, wait
-from prism_fast.config import check_new_file, peak_memory_bytes, replacing, resolve_device
+from bench.record import environment, percentiles, wait
+from prism_fast.config import check_new_file, peak_memory_bytes, resolve_device
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import RowBatches, TrainingBatch
 from prism_fast.distill.config import AMP, DistillConfig
@@ -88,15 +88,8 @@ class NotTheSameError(Exception):
     """Ours and plain do not take the same steps."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"train: {message}\n")
-
-
 def parser() -> Parser:
-    made = Parser(prog="train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser("train", __doc__)
     add = made.add_argument
     add("--student", default="fashion-student", help="as prism-fast distill takes it (default: fashion-student)")
     add("--teacher", metavar="TIMM_MODEL", help="labels every batch; default: none, targets are stored logits")
@@ -294,10 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(" ".join(f"{key}={value}" for key, value in where.items()), f"peak={peak / 1e12:.3g} TFLOP/s")
             rows = measure(options, config, peak)
         told = {**where, "peak_flop_per_s": peak, "accumulate": options.accumulate, "optimizer": options.optimizer}
-        append(rows, told, RESULTS / f"train-{options.device}.jsonl")
-        if options.json:
-            with replacing(options.json) as temporary:
-                temporary.write_text(json.dumps({"environment": told, "rows": [asdict(row) for row in rows]}, indent=1))
+        write(rows, told, options, "train")
     except UserError as error:
         line.error(str(error))
     except NotTheSameError as error:

@@ -191,6 +191,24 @@ def torchrun_place() -> tuple[int, int, int]:
     return int(texts[0]), int(texts[1]), int(texts[2])
 
 
+def ranks_here() -> int:
+    """How many processes torchrun started on this machine; 1 where it started none."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(text)) if text.isdigit() else 1
+
+
+def secret(variable: str) -> str:
+    """A key from the environment. It goes to whom it is for, and into no file and no message.
+
+    Raises:
+        UserError: there is none.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value or not value.isascii() or not value.isprintable():
+        raise UserError(f"the environment variable {variable} holds no key: set it, or name another")
+    return value
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto`` takes CUDA where there is one; an explicit name works or raises.
 

@@ -56,15 +56,17 @@ def progress(total: int, unit: str = "images", label: str = "", done: int = 0) -
 @contextmanager
 def silent(total: int, unit: str = "images", label: str = "", done: int = 0) -> Iterator[Bar]:  # noqa: ARG001
     """A progress that says nothing: for library use and tests."""
-    yield _Silence()
+    yield NoBar()
 
 
-class _Silence:
+class NoBar:
+    """A bar that nobody sees."""
+
     def update(self, n: int = 1) -> None:
-        pass
+        """Nothing."""
 
     def note(self, text: str) -> None:
-        pass
+        """Nothing."""
 
 
 class PlainLines:

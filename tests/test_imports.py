@@ -43,6 +43,7 @@ ONLY_IN = {
     "prism_fast._C": "ops/",
     "ray": "engine/ray.py",
     "nvidia.dali": "data/dali.py",
+    "pydantic": "prompts/llm/answers.py",
     "tensorrt": "teachers/tensorrt.py",
     "tensorrt_rtx_bindings": "teachers/tensorrt.py",
 }

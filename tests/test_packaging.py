@@ -190,8 +190,11 @@ def test_every_source_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     assert "prism_fast/py.typed" in wheel.namelist()
 
 
-def test_recipes_and_weights_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_recipes_words_and_weights_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     data = [*(PACKAGE / "recipes").glob("*.yaml"), *(p for p in (PACKAGE / "zoo/fashion").rglob("*") if p.is_file())]
+    words = [p for p in (PACKAGE / "prompts").rglob("*") if p.suffix in (".gz", ".txt")]
+    assert len(words) == 5  # CLIP's merges, WordNet, three lists of wnids
+    data += words
     missing = {path.relative_to(REPOSITORY).as_posix() for path in data} - set(wheel.namelist())
     assert not missing
     for path in data:  # whole, not only present
@@ -212,7 +215,7 @@ def test_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
     assert f"Version: {prism_fast.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
     assert _metadata(wheel, "licenses/LICENSE") == (REPOSITORY / "LICENSE").read_text()
-    assert "Zalando" in _metadata(wheel, "licenses/NOTICE")
+    assert all(name in _metadata(wheel, "licenses/NOTICE") for name in ("Zalando", "Princeton", "OpenAI"))
 
 
 def _pins(name: str) -> dict[str, str]:

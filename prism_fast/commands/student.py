@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from prism_fast.commands.subcommands import Subcommands, run_subcommand
 from prism_fast.commands.weights import WEIGHTS, add_weights
 from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Option
@@ -19,16 +18,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: unknown subcommand, or what the subcommand refuses.
     """
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        rows = "\n".join(f"  {name:<8}{summary}" for name, (summary, _) in _SUBCOMMANDS.items())
-        print(f"usage: prism-fast student SUBCOMMAND [--help] ...\n\nsubcommands:\n{rows}")
-        sys.exit(0)  # as every command's --help
-    if name not in _SUBCOMMANDS:
-        near = difflib.get_close_matches(name, _SUBCOMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"subcommands: {', '.join(_SUBCOMMANDS)}"
-        raise UserError(f"unknown subcommand of student {name!r}; {hint}")
-    _SUBCOMMANDS[name][1](arguments[1:])
+    run_subcommand("student", _SUBCOMMANDS, arguments)
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -76,7 +66,7 @@ def _views(arguments: Sequence[str]) -> None:
     print(f"{path}: {config.augment.views} views of every image; distill with --targets views --views {path}")
 
 
-_SUBCOMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+_SUBCOMMANDS: Subcommands = {
     "export": ("a student as ONNX model or torch.export program", _export),
     "views": ("the teacher's labels of stored views", _views),
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prism_fast.commands.subcommands import Subcommands, run_subcommand
 from prism_fast.errors import UserError
 from prism_fast.recipes.command_line import CommandLine, Option, Parsed
 
@@ -41,17 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: unknown subcommand, or what the subcommand refuses.
     """
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        rows = "\n".join(f"  {name:<8}{summary}" for name, (summary, _) in _SUBCOMMANDS.items())
-        print(f"usage: prism-fast teacher SUBCOMMAND [--help] ...\n\nsubcommands:\n{rows}")
-        sys.exit(0)  # as every command's --help
-    elif name in _SUBCOMMANDS:
-        _SUBCOMMANDS[name][1](arguments[1:])
-    else:
-        near = difflib.get_close_matches(name, _SUBCOMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"subcommands: {', '.join(_SUBCOMMANDS)}"
-        raise UserError(f"unknown subcommand of teacher {name!r}; {hint}")
+    run_subcommand("teacher", _SUBCOMMANDS, arguments)
 
 
 def _parse(name: str, description: str, options: Sequence[Option], arguments: Sequence[str]) -> Parsed:
@@ -300,7 +289,7 @@ def _import(arguments: Sequence[str]) -> None:
     teacher_import.run(arguments)
 
 
-_SUBCOMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+_SUBCOMMANDS: Subcommands = {
     "check": ("errors of every back-end against fp64", _check),
     "bench": ("images a second of every back-end", _bench),
     "export": ("energy and gradient as an ONNX model", _export),

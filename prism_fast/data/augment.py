@@ -105,6 +105,19 @@ def mix(images: Tensor, partners: Tensor, weight: Tensor, cut: Tensor | None = N
     return torch.where(inside, partners, mixed)
 
 
+def mix_within(images: Tensor, views: Views, rows: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Views [B,3,H,W] of rows ``rows`` [B] mixed with others of their batch, for sets whose partners lie elsewhere.
+
+    Returns:
+        The images, and int64 [B], number in the batch of the one that is mixed in; None where the table mixes none.
+    """
+    if views.weight is None:
+        return images, None
+    partner = torch.randperm(len(rows), generator=source)
+    cut = None if views.cut is None else views.cut[rows]
+    return mix(images, images[partner.to(images.device)], views.weight[rows], cut), partner
+
+
 def _crop(images: Tensor, shift: Tensor, pad: int) -> Tensor:
     """A window of the original size at ``shift`` [B,2] of the zero-padded images, gathered by index."""
     batch, channels, height, width = images.shape

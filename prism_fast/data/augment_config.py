@@ -44,6 +44,15 @@ class AugmentConfig:
             require(value == 0 or 1e-3 <= value <= 1e3, name, value, "0, or from 0.001 to 1000")
         require_whole(self, "views", 1, MAX_COUNT)
 
+    def check_side(self, side: int) -> None:
+        """Refuses images of ``side`` pixels, the shorter of height and width, that crops could miss.
+
+        Raises:
+            UserError: they are not larger than the padding.
+        """
+        expected = f"below {side}, the shorter side of the views in pixels: crops could miss them"
+        require(self.pad < side, "augment.pad", self.pad, expected)
+
     @property
     def mixes(self) -> bool:
         """Whether a view holds parts of two images."""

@@ -23,13 +23,18 @@ class Reader(Protocol):
     def read(self, plan: Callable[[int], Request], first: int) -> Iterator[Fetched]: ...
 
 
+def dali_is_installed() -> bool:
+    """Whether it can be imported, as far as that is known without doing it."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
 def choose_loader(name: str, device: torch.device) -> str:
     """The loader to take: ``name``, or for ``auto`` DALI on CUDA where it is installed, else torch.
 
     Raises:
         UserError: no such loader, or it is not installed.
     """
-    installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    installed = dali_is_installed()
     if name == "auto":
         if device.type == "cuda" and installed:
             chosen, why = "dali", "it decodes on the GPU"

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: named, counted, replaced by others of their batch, and fatal where there are many."""
+"""Images that cannot be decoded: named, counted, replaced by others, and fatal where there are many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from prism_fast.data.crops import EDGE_BYTES, cut_off
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
+from prism_fast.synthesis.images import decode_image
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class CorruptImages:
             return
         self.rows.add(row)
         told = self._shards.bad(row, why)
-        _log.warning("%s; another image of the batch takes its place (%d so far)", told, len(self.rows))
+        _log.warning("%s; another image takes its place (%d so far)", told, len(self.rows))
         base = min(len(self._shards), max(read, _FIRST))
         if len(self.rows) > self._max_share * base:
             raise UserError(
@@ -57,8 +59,48 @@ def substitutes(bad: Collection[int], count: int) -> Tensor:
     Raises:
         UserError: none is good.
     """
-    good = [slot for slot in range(count) if slot not in bad]
-    if not good:
+    slots = torch.arange(count)
+    if not bad:
+        return slots
+    good = slots[~torch.isin(slots, torch.tensor(sorted(bad)))]
+    if not len(good):
         raise UserError("no image of a whole batch can be decoded: see the warnings for their names")
-    taken = [next((g for g in good if g >= slot), good[0]) for slot in range(count)] if bad else range(count)
-    return torch.tensor(list(taken), dtype=torch.int64)
+    following = torch.searchsorted(good, slots)
+    return good[torch.where(following < len(good), following, 0)]
+
+
+class DecodedDataset:
+    """A shard set as :class:`~prism_fast.data.shards.ShardDataset` has it, black where an image cannot be decoded.
+
+    Args:
+        shards: the set.
+        size: height and width of its images.
+
+    Attributes:
+        bad: why, by place in the set.
+    """
+
+    def __init__(self, shards: ShardSet, size: tuple[int, int]) -> None:
+        self.bad: dict[int, str] = {}
+        self._shards, self._size = shards, size
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        """
+        Raises:
+            UserError: the archive is damaged.
+        """
+        stored = self._shards.stored(index)
+        try:
+            kind, data = self._shards.image_format, stored.image
+            if problem := cut_off(kind, data[:EDGE_BYTES], data[-EDGE_BYTES:], len(data)):
+                raise ValueError(problem)
+            image = torch.from_numpy(decode_image(data, kind)).permute(2, 0, 1).contiguous()
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            self.bad[index] = str(error)
+            image = torch.zeros(3, *self._size, dtype=torch.uint8)
+        return image, stored.label, self._shards.logits(index, stored.soft)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from prism_fast.data.manifest import Published
 from prism_fast.errors import UserError
+from prism_fast.synthesis.regular_file import open_regular, read_regular
 from prism_fast.synthesis.shards import shard_name
-from prism_fast.synthesis.tar import BLOCK, INDEX_VERSION, Member
+from prism_fast.synthesis.tar import BLOCK, INDEX_VERSION, Member, padded
+
+_LINE_BYTES = 512
+"""No line is longer: five members have room."""
 
 _LINE = re.compile(r"[a-z]+ \d{1,19} \d{1,10} \d+\.[a-z]+(?: [a-z]+ \d{1,19} \d{1,10} \d+\.[a-z]+)*\Z")
 
@@ -22,9 +28,15 @@ def read_index(folder: Path, shard: Published) -> list[Member]:
     """
     archive, path = (folder / shard_name(shard.number, kind) for kind in ("tar", "idx"))
     try:
-        size, data = archive.stat().st_size, path.read_bytes()
+        data = read_regular(path, _LINE_BYTES * (1 + shard.images))
+        with open_regular(archive) as file:
+            return _checked(archive, file, path, data, shard)
     except OSError as error:
-        raise UserError(f"cannot read shard {error.filename}: {error.strerror or error}") from error
+        raise UserError(f"cannot read shard {error.filename or archive}: {error.strerror or error}") from error
+
+
+def _checked(archive: Path, file: BinaryIO, path: Path, data: bytes, shard: Published) -> list[Member]:
+    size = os.fstat(file.fileno()).st_size
     if size != shard.size_bytes:
         raise UserError(f"damaged shard {archive}: {size} bytes where its .json says {shard.size_bytes}")
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
@@ -32,11 +44,10 @@ def read_index(folder: Path, shard: Published) -> list[Member]:
     members = _parse(path, data)
     if members and members[-1].offset + members[-1].size + 2 * BLOCK > size:
         raise _stale(path, f"its last member ends behind the archive's {size} bytes")
-    with archive.open("rb") as file:
-        for member in (*members[:1], *members[-1:]):
-            file.seek(member.offset - BLOCK)
-            if file.read(BLOCK).partition(b"\0")[0] != member.name.encode():
-                raise _stale(path, f"the archive has no member {member.name} at byte {member.offset}")
+    for member in (*members[:1], *members[-1:]):
+        header = os.pread(file.fileno(), BLOCK, member.offset - BLOCK)
+        if header.partition(b"\0")[0] != member.name.encode():
+            raise _stale(path, f"the archive has no member {member.name} at byte {member.offset}")
     return members
 
 
@@ -56,7 +67,7 @@ def _parse(path: Path, data: bytes) -> list[Member]:
     for member in members:
         if member.offset != position + BLOCK:
             raise _stale(path, f"member {member.name} at byte {member.offset}, expected at {position + BLOCK}")
-        position = member.offset + member.size + (-member.size % BLOCK)
+        position = member.offset + padded(member.size)
     return members
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.data.augment import Views, draw_views, make_view, mix
+from prism_fast.data.augment import Views, draw_views, make_view, mix_within
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.choice import Reader, choose_loader
 from prism_fast.data.corrupt import CorruptImages, substitutes
@@ -109,7 +109,7 @@ class ShardLoader:
         self.step = 0
         self._shards, self._augment, self._seed, self._device = shards, augment, seed, device
         size = (config.crop_size, config.crop_size) if config.crop_size else image_size(shards)
-        _check_size(size, augment)
+        augment.check_side(min(size))
         # two: batches read ahead may be of the next epoch
         self._views = lru_cache(maxsize=2)(views or partial(draw_views, augment, len(shards), seed))
         if views is not None and augment.mixes:
@@ -190,11 +190,9 @@ class ShardLoader:
             pixels = pixels[taken.to(self._device)]
         images = pixels.float().div_(255)
         images = make_view(images, dataclasses.replace(views, box=None), rows, self._augment.pad)
-        partner = None
-        if views.weight is not None:  # partners of the batch: others would have to be read for it
-            partner = torch.randperm(len(rows), generator=generator(self._seed, "partner", self.step, self.order.rank))
-            cut = None if views.cut is None else views.cut[rows]
-            images = mix(images, images[partner.to(self._device)], views.weight[rows], cut)
+        # partners of the batch: others would have to be read for it
+        source = generator(self._seed, "partner", self.step, self.order.rank)
+        images, partner = mix_within(images, views, rows, source)
         return LoadedBatch(
             images=images,
             labels=fetched.labels[taken].to(self._device, non_blocking=True),
@@ -227,11 +225,3 @@ def image_size(shards: ShardSet) -> tuple[int, int]:
             continue
         return image.height, image.width
     raise UserError(f"no image of {shards.path} can be decoded: synthesize the set again")
-
-
-def _check_size(size: tuple[int, int], augment: AugmentConfig) -> None:
-    if augment.pad >= min(size):
-        raise UserError(
-            f"augment.pad is {augment.pad}, but views have {min(size)} pixels: crops could miss them; it must be below "
-            f"{min(size)}"
-        )

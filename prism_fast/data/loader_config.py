@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from prism_fast.config import MAX_COUNT, MAX_SIDE, require, require_whole
+from prism_fast.config import MAX_COUNT, MAX_SIDE, ranks_here, require, require_whole
 from prism_fast.registry import Registry
 
 READERS = Registry(
@@ -24,7 +24,7 @@ class LoaderConfig:
     Attributes:
         crop_size: side in pixels of the square views that are read; None: height and width of the set's first image.
         workers: processes (torch) or threads (DALI) that read and decode; 0 is the training process itself (torch);
-            None: as many as there are cores, at most 8.
+            None: as many as there are cores, shared among the machine's ranks, at most 8.
         window: shards whose images are mixed with each other in an epoch's order. More mix better; fewer read a disk
             with less seeking.
         max_corrupt: largest share of images that may be undecodable, in [0, 1].
@@ -43,4 +43,6 @@ class LoaderConfig:
 
     def workers_here(self) -> int:
         """:attr:`workers`, or what they are on this machine."""
-        return min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if self.workers is None else self.workers
+        if self.workers is not None:
+            return self.workers
+        return min(max(1, len(os.sched_getaffinity(0)) // ranks_here()), _MOST_WORKERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -33,6 +34,7 @@ class Published:
         images: that it holds.
         size_bytes, sha256: of its archive.
         index_sha256: of its index; None where it does not say.
+        config_hash: of the set that it says it belongs to; None where it does not say.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Published:
     size_bytes: int
     sha256: str
     index_sha256: str | None
+    config_hash: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +68,22 @@ class Manifest:
     shards: tuple[Published, ...]
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, only: Sequence[int] | None = None) -> Manifest:
     """Reads and checks what ``folder`` says; opens no archive.
+
+    Args:
+        folder: of the set.
+        only: numbers of the shards to read of, which are published; None: all that are.
 
     Raises:
         UserError: no such set, or a damaged one; the file is named.
     """
     said = read_set(folder)
-    names = {entry.name for entry in os.scandir(folder)}
-    numbers = [number for number in range(said.planned) if shard_name(number, "json") in names]
+    if only is None:
+        names = {entry.name for entry in os.scandir(folder)}
+        numbers = [number for number in range(said.planned) if shard_name(number, "json") in names]
+    else:
+        numbers = sorted(only)
     return replace(said, shards=tuple(_published(folder / shard_name(number, "json"), number) for number in numbers))
 
 
@@ -181,7 +191,11 @@ def _published(path: Path, number: int) -> Published:
         raise UserError(f"damaged {path}: it does not describe its archive; synthesize again to make it anew")
     index = files.get("idx") if isinstance(files, dict) else None
     index_sha256 = index.get("sha256") if isinstance(index, dict) else None
-    return Published(number, images, size_bytes, sha256, index_sha256 if isinstance(index_sha256, str) else None)
+    return Published(number, images, size_bytes, sha256, _text(index_sha256), _text(stats.get("config_hash")))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:

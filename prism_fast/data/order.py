@@ -33,8 +33,8 @@ class Order:
     """The rows of every step of one rank.
 
     Each epoch puts the shards in a new order, and the rows of ``window`` neighbours in a new order among each other.
-    The ranks take equal, disjoint parts of it; what is left over, less than ``ranks * (batch + 1)`` rows, is another
-    part of the set in every epoch.
+    The ranks take equal, disjoint parts of it; what is left over, less than ``ranks * (batch * multiple + 1)`` rows, is
+    another part of the set in every epoch.
 
     Attributes:
         sizes: images of each shard.

@@ -74,6 +74,7 @@ class ShardSet:
     Args:
         path: the folder.
         partial: take what is published of a set that is not complete, instead of refusing it.
+        only: numbers of the shards to take, which are published, of a set that need not be complete; None: all.
 
     Attributes:
         info: what ``_info.json`` says.
@@ -81,24 +82,24 @@ class ShardSet:
         class_names: in the order of the labels.
         image_format: of the image files.
         top_k: how many of an image's logits the set holds, the largest ones; None: all.
-        shards: those that are published, in order.
+        shards: those that are published, in order, or those asked for.
         complete: whether that is all of them.
 
     Raises:
         UserError: no such set, a damaged one, or an incomplete one and ``partial`` is not set.
     """
 
-    def __init__(self, path: str | Path, *, partial: bool = False) -> None:
+    def __init__(self, path: str | Path, *, partial: bool = False, only: Sequence[int] | None = None) -> None:
         self.path = local_folder(path)
-        manifest = read_manifest(self.path)
+        manifest = read_manifest(self.path, only)
         self.info, self.shards = manifest.info, manifest.shards
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
         self.image_format, self.top_k = manifest.image_format, manifest.top_k
         self.complete = len(self.shards) == manifest.planned
-        if not self.complete and not partial:
+        if not self.complete and not partial and only is None:
             raise UserError(
                 f"{self.path} is not complete: {len(self.shards)} of {manifest.planned} shards are there; the command "
-                "that began it (its config.yaml) also finishes it"
+                "that began it (its config.yaml) also finishes it, and distill --follow trains meanwhile"
             )
         self._ends = list(accumulate(shard.images for shard in self.shards))
         self._opened: dict[int, Shard] = {}
@@ -215,6 +216,16 @@ class ShardSet:
         if not parts:
             raise UserError(f"{self.path} holds no images yet")
         return pa.concat_tables(parts).unify_dictionaries()
+
+    def keys(self) -> NDArray[np.int64]:
+        """The images' row numbers in the plan, int64 [N]: a row that was rejected has no image.
+
+        Raises:
+            UserError: as :meth:`open_indices`.
+        """
+        self.open_indices()
+        found = [self._opened[shard.number].keys for shard in self.shards]
+        return np.concatenate([np.empty(0, np.int64), *found])
 
     def open_indices(self) -> None:
         """Opens all shards by their ``.idx`` files.

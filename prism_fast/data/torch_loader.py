@@ -6,8 +6,11 @@ are read by place, so that any step can be the first. (A webdataset pipeline cou
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,7 @@ class TorchReader:
             collate_fn=_as_it_is,
             pin_memory=self._pinned,
             worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # else it draws from the global one
         )
         for fetched in loader:
             if isinstance(fetched, UserError):
@@ -97,6 +101,18 @@ def _as_it_is(fetched: Any) -> Any:
 
 
 def _leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM are the training process's to answer: it ends the workers when it is done."""
+    """Ctrl-C and SIGTERM are the training process's to answer, also where all processes of a job get them.
+
+    Slurm and torchrun send them so. A worker that ended then would end the training in the middle of a step.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there is a second thread
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    """Ends the worker by the training process's SIGTERM: multiprocessing sends it where a loader was never closed."""
+    parent = parent_process()
+    while parent is not None and signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        pass
+    os._exit(0)

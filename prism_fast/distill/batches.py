@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,9 +15,14 @@ from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.world import World
 from prism_fast.errors import UserError
+from prism_fast.synthesis.interruption import StopRequest
 
 if TYPE_CHECKING:
     from prism_fast.distill.targets import ViewLoader
+
+
+Freeze = Callable[[], Path]
+"""Writes the student as it is now; the folder's name is its fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,18 @@ class Batches(Protocol):
 
         Raises:
             UserError: what keeps it from working.
+        """
+        ...
+
+    def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:
+        """Until the next batch is there, or a stop is asked for; called before each step.
+
+        Args:
+            stop: looked at meanwhile.
+            freeze: for batches whose images the student as it is now takes part in making.
+
+        Returns:
+            What keeps it from coming, and the cure; else None.
         """
         ...
 
@@ -131,7 +150,10 @@ class RowBatches:
 
     def try_first(self) -> TrainingBatch:
         with refused_alike(self._world.local_rank):  # every rank tries the same rows
-            return self._views.try_targets()
+            return self._views.try_targets(self.size)
+
+    def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:  # noqa: ARG002  all images are there
+        return None
 
     def take(self) -> TrainingBatch:
         step, part = divmod(self._taken, self._config.accumulate)

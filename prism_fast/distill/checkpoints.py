@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,29 @@ def save_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names:
             os.replace(staged, folder)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def freeze_student(model: nn.Module, spec: StudentSpec, folder: Path, class_names: Sequence[str] | None) -> Path:
+    """Writes a student as :func:`save_student` does, into a folder in ``folder`` that its fingerprint names.
+
+    The fingerprint is the one by which an energy names it, see :func:`prism_fast.sampling.energy.load_student`.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    from prism_fast.sampling.energy import load_student
+
+    staged = folder / ".new"
+    save_student(model, spec, staged, class_names)
+    named = folder / load_student(str(staged)).fingerprint
+    try:
+        if named.exists():  # the same student: a run that was killed has frozen it before
+            shutil.rmtree(staged)
+        else:
+            os.replace(staged, named)
+    except OSError as error:
+        raise unwritable(named, error) from error
+    return named
 
 
 def _own_settings(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:

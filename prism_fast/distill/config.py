@@ -13,6 +13,7 @@ from prism_fast.config import require as _require
 from prism_fast.config import require_whole as _require_whole
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader_config import LOADERS, LoaderConfig
+from prism_fast.distill.replay_config import ReplayConfig
 from prism_fast.errors import UserError
 
 TARGETS = ("online", "stored", "views", "labels")
@@ -21,6 +22,8 @@ SCHEDULES = ("cosine", "step", "multistep", "constant")
 COMPILE = ("auto", "on", "off")
 AMP = ("auto", "off", "bfloat16", "float16")
 DEFAULT_EPOCHS = 40
+DRAWN = "synthesize:"
+"""Begins the name of data that is drawn in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,8 @@ class DistillConfig:
     """A distillation run.
 
     Attributes:
-        data: folder of a shard set (what the images are, for images given in memory).
+        data: folder of a shard set (what the images are, for images given in memory), or ``synthesize:`` and what the
+            images are drawn from, in memory: a recipe's name or a YAML file, as ``prism-fast synthesize`` takes them.
         out: folder of the run; re-running the same configuration into it continues.
         recipe: what was laid over the defaults; only a name here.
         student: ``fashion-student``, a timm architecture, or ``package.module:factory``, whose code is run.
@@ -131,6 +135,9 @@ class DistillConfig:
         loader: ``dali`` or ``torch`` streams the shards; ``auto`` streams sets that are larger than ``ram_gib``, by
             DALI on CUDA and by torch on the CPU.
         stream: how sets are streamed.
+        resume: refuse to begin a run: there must be one to go on with. Without it the same configuration goes on too.
+        follow: the set may still be in the making: each step waits for the shards that it needs.
+        replay: how a set that is followed, or drawn in memory, is learned from.
         rank_timeout_s: how long a rank waits for the others before it gives up.
         wandb: project in Weights & Biases that gets the curve too; None: TensorBoard alone.
     """
@@ -169,6 +176,9 @@ class DistillConfig:
     ram_gib: float = 2.0
     loader: str = "auto"
     stream: LoaderConfig = field(default_factory=LoaderConfig)
+    resume: bool = False
+    follow: bool = False
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     rank_timeout_s: float = 600.0
     wandb: str | None = None
 
@@ -198,6 +208,8 @@ class DistillConfig:
         _require(0 < self.rank_timeout_s <= 1e6, "rank_timeout_s", self.rank_timeout_s, "above 0 and at most 1e6")
         _require_plain(self.model_args)
         self._check_targets()
+        if self.grows:
+            self._check_growing()
 
     def _check_targets(self) -> None:
         """What goes together: each kind of targets belongs to one kind of views."""
@@ -223,8 +235,11 @@ class DistillConfig:
                     "targets 'labels' have no teacher: of loss they leave label_smoothing alone; use targets 'online'"
                 )
             return
-        if loss.soft == 0 and loss.hard == 0 and loss.features == "none":
-            raise UserError("loss has no term: set loss.soft or loss.hard above 0, or loss.features")
+        if loss.soft == 0 and loss.hard == 0:
+            raise UserError(
+                "loss has no term on the logits, which would stay those of random weights: set loss.soft or loss.hard "
+                "above 0"
+            )
         if loss.label_smoothing > 0 and loss.hard == 0:
             raise UserError("loss.label_smoothing smooths the cross-entropy: set loss.hard above 0, or it to 0")
         if loss.hard > 0 and self.augment.mixes:
@@ -233,6 +248,28 @@ class DistillConfig:
             raise UserError(
                 "loss.features needs the teacher's features of every view: use targets 'online' and augment.views null"
             )
+
+    def _check_growing(self) -> None:
+        """What needs the whole set before the first step."""
+        _require(self.follow != (self.recipe_drawn is not None), "follow", self.follow, f"false for {DRAWN} data")
+        if self.steps is not None:
+            raise UserError("a growing set has each row seen `epochs` times: give the length as epochs, not as steps")
+        if self.targets == "views":
+            raise UserError("stored views are those of a whole set: use targets 'online' for one that grows")
+        if self.targets == "online" and self.augment.views is not None:
+            raise UserError("augment.views keeps the teacher's answers of a whole set: leave it out for one that grows")
+        if self.loader != "auto" or self.stream != LoaderConfig():
+            raise UserError("loader and stream are for a set that is complete: leave them out for one that grows")
+
+    @property
+    def recipe_drawn(self) -> str | None:
+        """The recipe or file from which the images are drawn in memory; None where a folder holds them."""
+        return self.data.removeprefix(DRAWN) if self.data.startswith(DRAWN) else None
+
+    @property
+    def grows(self) -> bool:
+        """Whether the set is still in the making."""
+        return self.follow or self.recipe_drawn is not None
 
     def total_steps(self, epoch_steps: int) -> int:
         """Length in steps, where an epoch has ``epoch_steps``."""
@@ -248,8 +285,11 @@ class DistillConfig:
     def identity(self) -> str:
         """Hash of all that decides the weights: not where they are written, nor on what device, nor what is logged."""
         told = {"out", "data", "views", "device", "checkpoint_every", "log_every", "ram_gib", "recipe", "wandb"}
-        elsewhere = told | {"rank_timeout_s", "loader"}  # batches tell which loader gave them
+        told |= {"resume", "rank_timeout_s"}
+        elsewhere = told | {"loader", "follow", "replay"}  # batches tell what gave them
         values = {k: v for k, v in canonical(self).items() if k not in elsewhere}
+        if self.grows:
+            values["window"] = self.replay.window  # freeze_every is the set's
         values["stream"] = {k: v for k, v in values["stream"].items() if k not in ("workers", "max_corrupt")}
         return content_hash(values)
 

@@ -81,8 +81,13 @@ class _Nowhere:
         pass
 
 
-def curves(config: DistillConfig, world: World) -> CurveFactory:
+def curves(config: DistillConfig, identity: str, world: World) -> CurveFactory:
     """Where a run's curve goes: on the first rank to TensorBoard, and to Weights & Biases where a project is named.
+
+    Args:
+        config: the run.
+        identity: of it, with its images and teacher.
+        world: which rank this is.
 
     Raises:
         UserError: wandb is not installed.
@@ -93,7 +98,7 @@ def curves(config: DistillConfig, world: World) -> CurveFactory:
         return open_curve
     from prism_fast.distill.wandb_curve import also_to_wandb, load_wandb
 
-    return also_to_wandb(load_wandb(), config, open_curve)
+    return also_to_wandb(load_wandb(), config, identity, open_curve)
 
 
 @contextmanager

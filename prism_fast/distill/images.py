@@ -32,11 +32,13 @@ class ImageSource(Protocol):
         num_classes: K.
         class_names: K names, or None.
         fingerprint: changes when the images or labels do.
+        instead: for each row the one that is shown, int64 [N]: another where an image cannot be decoded. None: itself.
     """
 
     num_classes: int
     class_names: tuple[str, ...] | None
     fingerprint: str
+    instead: Tensor | None
 
     def __len__(self) -> int: ...
 
@@ -78,6 +80,7 @@ class MemoryImages:
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else None
         self.fingerprint = fingerprint or _digest(images, labels)
+        self.instead: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._all.images)
@@ -98,6 +101,7 @@ class LazyImages:
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else None
         self.fingerprint = fingerprint
+        self.instead: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -26,7 +26,7 @@ def label_views(config: ViewsConfig, *, progress: ProgressFactory = silent) -> P
     device = resolve_device(config.device)
     teacher, source = load_teacher(config.teacher, device), open_set(run, ShardSet(config.data))
     loader = ViewLoader(run, source, teacher, device)
-    loader.try_targets()
+    loader.try_targets(config.batch)
     views = config.augment.views or 0
     with progress(views * len(source), "views", "label", 0) as bar:
         write_views(path, config.augment, source, teacher.fingerprint, config.top_k, loader.labelled, bar.update)

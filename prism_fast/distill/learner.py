@@ -12,7 +12,7 @@ from prism_fast.distill.students import Student
 from prism_fast.errors import UserError
 
 EMBEDDING = 128
-"""Numbers of an embedding that is contrasted; Tian et al. 2020, section 3.2."""
+"""Numbers of an embedding that is contrasted, as in the code of Tian et al. 2020."""
 
 
 class Answer(NamedTuple):

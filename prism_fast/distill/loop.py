@@ -15,17 +15,17 @@ from prism_fast.config import environment, resolve_device
 from prism_fast.data.order import generator
 from prism_fast.distill.average import Average
 from prism_fast.distill.batches import Batches, TrainingBatch
-from prism_fast.distill.checkpoints import load_optimizer, load_state, save_state, save_student
+from prism_fast.distill.checkpoints import freeze_student, load_optimizer, load_state, save_state, save_student
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.distill.learner import Answer, Learner
 from prism_fast.distill.losses import agreement, energy_weights, free_energy, training_loss
 from prism_fast.distill.precision import amp_dtype, autocast
 from prism_fast.distill.refusals import refused_alike
-from prism_fast.distill.report import STUDENT, DistillReport
+from prism_fast.distill.report import SNAPSHOTS, STUDENT, DistillReport
 from prism_fast.distill.schedule import Schedule, make_optimizer
-from prism_fast.distill.students import build_student, student_spec
-from prism_fast.distill.world import World
+from prism_fast.distill.students import Student, build_student, student_spec
+from prism_fast.distill.world import World, own_random_numbers
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import Interrupted, StopRequest
@@ -63,7 +63,7 @@ class Run:
             self.spec = student_spec(config.student, batches.num_classes, config.model_args, config.input_size)
             self.amp = amp_dtype(config.amp, self.device)
         features = batches.try_first().features  # of this rank's own images
-        with refused_alike(world.local_rank), torch.random.fork_rng():
+        with refused_alike(world.local_rank), own_random_numbers(self.device):
             torch.manual_seed(config.seed)
             self.student = build_student(self.spec)
             learner = Learner(self.student, config.loss, None if features is None else features.shape[1])
@@ -90,21 +90,28 @@ class Run:
             UserError: a loss or a target that is not finite, or no room for what is written.
         """
         self.connect()
+        first = self.step + 1
         began = time.perf_counter() - self.seconds
         self.learner.train()
         bars = progress if self.world.writes else silent
         with (
-            open_curve(self.out / "tensorboard", self.step or None) as curve,
+            open_curve(self.out / "tensorboard", self.step + 1 if self.step else None) as curve,
             bars(self.steps * self.batch, "images", label, self.step * self.batch) as bar,
-            torch.random.fork_rng(),
+            own_random_numbers(self.device),
         ):
             while self.step < self.steps:
-                if self.world.any(stop.reason is not None):
+                lost = self.batches.wait(stop, self.freeze)
+                if self.world.any(stop.reason is not None or lost is not None):
                     self.seconds = time.perf_counter() - began
                     self.save()
+                    self.world.any(False)  # torchrun ends all ranks once one has ended: not before the state is there
                     stop.check()
+                    if lost is not None:
+                        raise UserError(lost)
                     raise Interrupted("another rank was stopped; the same command continues")
                 self._pending.append(self.take_step())
+                if self.step == first and self.world.ranks > 1:
+                    self._require_gradients()
                 bar.update(self.batch)
                 last = self.step == self.steps
                 save = self.step % self.config.checkpoint_every == 0 and not last
@@ -157,6 +164,21 @@ class Run:
             self._parallel.no_sync() if more and self.world.ranks > 1 else nullcontext()
         )
         return several
+
+    def _require_gradients(self) -> None:
+        """After a step: ranks wait for each other's gradient of every weight.
+
+        Raises:
+            UserError: the loss does not depend on some weights.
+        """
+        idle = [
+            name for name, weight in self.learner.named_parameters() if weight.requires_grad and weight.grad is None
+        ]
+        if idle:
+            raise UserError(
+                f"{len(idle)} of the student's weights get no gradient, among them {idle[0]}: ranks cannot share its "
+                "training; take one rank, or a student without them"
+            )
 
     def _weights(self, parts: list[TrainingBatch]) -> list[Tensor | None]:
         """Of each image of each part [B], by the energies of the whole step on all ranks; None: all count alike."""
@@ -243,9 +265,18 @@ class Run:
         self.batches.seek(record["loaders"][self.world.rank])
         self.step, self.seconds, self.history = record["step"], record["seconds"], record["history"]
 
+    def freeze(self) -> Path:
+        """Writes the student as it would be if this were the last step, in a folder that its fingerprint names."""
+        return freeze_student(self._final.model, self.spec, self.out / SNAPSHOTS, self.batches.class_names)
+
+    @property
+    def _final(self) -> Student:
+        """The averaged weights, where there are any."""
+        return self.student if self.average is None else self.average.module
+
     def finish(self) -> DistillReport:
         """Writes the student (the averaged weights, where there are any) and the report, then drops the state."""
-        final = self.student if self.average is None else self.average.module
+        final = self._final
         if not all(tensor.isfinite().all() for tensor in final.state_dict().values()):
             raise UserError(f"the last step left weights that are not finite: {_CURE}")
         if self.world.writes:

@@ -94,6 +94,8 @@ def label_loss(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over D of (r(h_student) - h_teacher)^2, [B]; Romero et al. 2015, equation 3, on pooled features.
 
+    There it is half the sum over D: another weight.
+
     Args:
         student: features after the learned map r, [B,D].
         teacher: features [B,D]; no gradient goes into them.

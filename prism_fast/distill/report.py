@@ -17,6 +17,12 @@ METRICS = "metrics.json"
 HISTORY = "history.json"
 STUDENT = "student"
 
+SNAPSHOTS = "snapshots"
+"""Folder of the students, named by their fingerprints, that took part in drawing images."""
+
+GUIDES = "guides.json"
+"""Which of them took part in which rows."""
+
 _NUMBERS = ("steps", "images", "num_classes", "parameters", "loss", "agreement", "seconds", "images_per_s")
 _CURE = f"give another output folder, or move {METRICS} away to train again"
 
@@ -29,7 +35,7 @@ class DistillReport:
         out: folder of the run; the student is the folder ``student`` in it.
         identity: hash of configuration, images and teacher.
         steps: optimizer steps done.
-        images: images in the set.
+        images: images in the set; of one that grows, rows of its plan.
         parameters: trainable numbers in the student.
         loss: mean training loss over the last point of the curve.
         agreement: share of the last point's training views where the student's class is the target's.

@@ -143,7 +143,8 @@ class StoredViews:
         if other:
             raise UserError(f"the views in {self._path} were made with {', '.join(other)}: give the same settings")
         wanted = {f"{view}/{name}" for view in range(self.count) for name in self._parts}
-        whole = set(self._file.keys()) == wanted and {"logits", "flip"} <= self._parts <= {"logits", *_FIELDS}
-        shape = [len(source), self._size]
-        if not whole or any(list(self._tensor(view, "logits").shape) != shape for view in range(self.count)):
+        shapes = {key: list(self._file.get_slice(key).get_shape()) for key in self._file.keys()}  # noqa: SIM118
+        whole = set(shapes) == wanted and {"logits", "flip"} <= self._parts <= {"logits", *_FIELDS}
+        whole = whole and all(shapes[f"{view}/logits"] == [len(source), self._size] for view in range(self.count))
+        if not whole or any(shape[:1] != [len(source)] for shape in shapes.values()):
             raise UserError(f"{self._path} does not hold {self.count} views of {len(source)} images: {_CURE}")

@@ -9,11 +9,12 @@ from typing import Any
 from prism_fast.config import resolve_device
 from prism_fast.data.loader import LoadedBatch, ShardLoader, image_size
 from prism_fast.data.shards import ShardSet
-from prism_fast.distill.batches import TrainingBatch, check_shares
+from prism_fast.distill.batches import Freeze, TrainingBatch, check_shares
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.targets import ViewLoader
 from prism_fast.distill.world import World
 from prism_fast.errors import UserError
+from prism_fast.synthesis.interruption import StopRequest
 
 
 def streams(config: DistillConfig, shards: ShardSet) -> bool:
@@ -94,6 +95,9 @@ class StreamedBatches:
         batch = self._answered(self._loader.peek())
         self._views.require_finite(batch.targets)
         return batch
+
+    def wait(self, stop: StopRequest, freeze: Freeze) -> str | None:  # noqa: ARG002  all shards are there
+        return None
 
     def take(self) -> TrainingBatch:
         return self._answered(self._loader.load())

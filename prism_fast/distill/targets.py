@@ -75,19 +75,18 @@ class ViewLoader:
         self.require_finite(logits)
         return self._table(view), logits
 
-    def try_targets(self) -> TrainingBatch:
-        """Takes the first batch as training will, so that what cannot work is told before anything is written.
+    def try_targets(self, images: int) -> TrainingBatch:
+        """Takes a batch as training will, so that what cannot work is told before anything is written.
+
+        Args:
+            images: of a batch; the first of the set are taken.
 
         Raises:
             UserError: images too small for the crop, or targets that are missing or not finite.
         """
-        rows = torch.arange(min(self._config.batch // self._config.accumulate, len(self.source)))
+        rows = torch.arange(min(images, len(self.source)))
         side = min(self.source.batch(rows[:1]).images.shape[2:])
-        if self._config.augment.pad >= side:
-            raise UserError(
-                f"augment.pad is {self._config.augment.pad}, but the images have {side} pixels: crops could miss them; "
-                f"it must be below {side}"
-            )
+        self._config.augment.check_side(side)
         if self._config.targets == "online":
             batch = self._asked(*self._images(0, rows)[:2])
         else:
@@ -113,6 +112,7 @@ class ViewLoader:
 
     def load(self, view: int, rows: Tensor) -> TrainingBatch:
         """View number ``view`` of the images of row numbers int64 [B], and what the student should say about it."""
+        rows = self._shown(rows)
         return self.answer(view, rows, *self._images(view, rows))
 
     def answer(self, view: int, rows: Tensor, images: Tensor, labels: Tensor, stored: Tensor | None) -> TrainingBatch:
@@ -154,12 +154,16 @@ class ViewLoader:
         batch = self.source.batch(rows)
         images = make_view(self._scale(batch.images), table, rows, self._config.augment.pad)
         if table.partner is not None and table.weight is not None:
-            partners = table.partner[rows]
+            partners = self._shown(table.partner[rows])
             others = make_view(
                 self._scale(self.source.batch(partners).images), table, partners, self._config.augment.pad
             )
             images = mix(images, others, table.weight[rows], None if table.cut is None else table.cut[rows])
         return images, batch.labels, batch.logits
+
+    def _shown(self, rows: Tensor) -> Tensor:
+        """Others for those whose images cannot be decoded."""
+        return rows if self.source.instead is None else self.source.instead[rows]
 
     def _scale(self, images: Tensor) -> Tensor:
         return images.to(self._device).float().div_(255)

@@ -12,21 +12,28 @@ from torch import Tensor
 
 from prism_fast.config import content_hash, resolve_device, save_yaml
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.corrupt import CorruptImages, DecodedDataset, substitutes
+from prism_fast.data.loader import image_size
+from prism_fast.data.shards import ShardDataset, ShardSet
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
+from prism_fast.distill.drawn import DrawnSet, drawn_config, without_current_student
+from prism_fast.distill.follow import FollowedSet
+from prism_fast.distill.growing import GrowingBatches, GrowingSet
 from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.refusals import refused_alike
 from prism_fast.distill.report import METRICS, RUN, DistillReport, claim
 from prism_fast.distill.stream import open_stream, streams
 from prism_fast.distill.targets import ViewLoader
-from prism_fast.distill.world import joined, this_world
+from prism_fast.distill.world import World, joined, this_world
+from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.synthesis.interruption import stop_on_signals
+from prism_fast.synthesis.job import prepare
 
 if TYPE_CHECKING:
-    from prism_fast.data.shards import ShardSet
     from prism_fast.teachers.base import Teacher
 
 __all__ = [
@@ -46,19 +53,21 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
     """Trains the student on the shard set ``config.data``; reads no other image. See :func:`train`.
 
     Raises:
-        UserError: no such set, or an incomplete or damaged one; no such teacher; what :func:`train` refuses.
+        UserError: no such set, or a damaged one, or an incomplete one that is not to be followed; no such teacher; what
+            :func:`train` refuses.
     """
-    from prism_fast.data.shards import ShardDataset, ShardSet
     from prism_fast.teachers.load import load_teacher
 
     world = this_world()
     device = world.device(config.device, resolve_device(config.device))
     with ExitStack() as reading:
         with refused_alike(world.local_rank):
-            shards = ShardSet(config.data)
-            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
             batches: Batches
-            if streams(config, shards):
+            shards = None if config.grows else ShardSet(config.data)
+            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
+            if shards is None:
+                batches = GrowingBatches(config, growing_set(config, world, progress), teacher, device, world)
+            elif streams(config, shards):
                 source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
                 views = ViewLoader(config, source, teacher, device)
                 batches = reading.enter_context(open_stream(config, shards, views, world))
@@ -67,21 +76,50 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
         return train_batches(config, batches, teacher, progress)
 
 
+def growing_set(config: DistillConfig, world: World, progress: ProgressFactory = silent) -> GrowingSet:
+    """The set of a run whose ``data`` are drawn in memory or still being written.
+
+    Raises:
+        UserError: no such folder, recipe or file, or one that cannot be used; several ranks that would each draw.
+    """
+    if config.recipe_drawn is None:
+        return FollowedSet(config.data, config.replay, ram_bytes=int(config.ram_gib * 2**30))
+    if world.ranks > 1:
+        raise UserError(
+            f"images are drawn in memory by one process, not by each of {world.ranks} ranks: run prism-fast synthesize "
+            "on devices of its own and follow its folder (--data FOLDER --follow), or start without torchrun"
+        )
+    synthesis, student_weight = without_current_student(
+        drawn_config(config.recipe_drawn, resolve_device(config.device))
+    )
+    return DrawnSet(config, prepare(synthesis, Path(config.out)), student_weight, progress)
+
+
 def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
     """The images of a shard set, decoded into memory where they fit.
 
-    Raises:
-        UserError: a damaged set.
-    """
-    from prism_fast.data.shards import ShardDataset
+    In memory, another image takes the place of one that cannot be decoded; otherwise that is an error when it is read.
 
-    return open_images(
-        ShardDataset(shards),
+    Raises:
+        UserError: an empty or damaged set, or too many images that cannot be decoded; they are named.
+    """
+    if not len(shards):
+        raise UserError(f"{shards.path} holds no images: synthesize some first")
+    decoded = DecodedDataset(shards, image_size(shards))
+    source = open_images(
+        decoded,
         shards.num_classes,
         ram_bytes=int(config.ram_gib * 2**30),
         class_names=shards.class_names,
         fingerprint=shards.fingerprint,
     )
+    if not isinstance(source, MemoryImages):
+        return LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+    corrupt = CorruptImages(shards, config.stream.max_corrupt)
+    for row, why in sorted(decoded.bad.items()):
+        corrupt.add(row, why, len(shards))
+    source.instead = substitutes(decoded.bad, len(shards)) if decoded.bad else None
+    return source
 
 
 def distill_images(
@@ -134,11 +172,14 @@ def train_batches(
     world = this_world()
     identity = content_hash([config.identity(), batches.fingerprint, teacher.fingerprint if teacher else None])
     out = Path(config.out)
+    if config.resume and not os.path.exists(out / RUN):
+        with refused_alike(world.local_rank):
+            raise UserError(f"{out} holds no run that could be resumed: leave out --resume to begin one")
     if os.path.exists(out / RUN) and os.path.exists(out / METRICS):
         claim(out, identity)
         return DistillReport.load(out)
     run = Run(config, batches, identity, world)
-    open_curve = curves(config, world)
+    open_curve = curves(config, identity, world)
     with stop_on_signals() as stop, joined(world, run.device, config.rank_timeout_s):
         if world.writes:
             claim(out, identity)

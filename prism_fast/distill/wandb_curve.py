@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import canonical
+from prism_fast.config import canonical, content_hash
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.curve import CurveFactory, PointSink
 from prism_fast.errors import UserError
@@ -41,9 +40,12 @@ class _Both:
         self._run.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
 
-def also_to_wandb(wandb: Any, config: DistillConfig, open_curve: CurveFactory) -> CurveFactory:
-    """Curves that go to ``open_curve``'s place and to the project ``config.wandb``; a resumed run continues its own."""
-    name = hashlib.sha256(str(Path(config.out).absolute()).encode()).hexdigest()[:16]
+def also_to_wandb(wandb: Any, config: DistillConfig, identity: str, open_curve: CurveFactory) -> CurveFactory:
+    """Curves that go to ``open_curve``'s place and to the project ``config.wandb``.
+
+    A resumed run continues its own there. Another one in the same place is a new one: wandb drops steps that it had.
+    """
+    name = content_hash([identity, str(Path(config.out).absolute())])
 
     @contextmanager
     def opened(folder: Path, purge_step: int | None) -> Iterator[PointSink]:

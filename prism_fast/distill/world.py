@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -111,6 +111,12 @@ def this_world() -> World:
     """
     rank, ranks, local_rank = torchrun_place()
     return World(rank=rank, ranks=ranks, local_rank=local_rank)
+
+
+def own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the global generators as they were. Those of other GPUs, which other ranks may use, are not touched."""
+    own: AbstractContextManager[None] = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    return own
 
 
 @contextmanager

@@ -104,6 +104,8 @@ _PROBES = {
     "dali": _Probe("nvidia-dali-cuda130", "nvidia.dali", _extra("dali"), "prism_fast.data.dali"),
     "onnxruntime": _Probe("onnxruntime", "onnxruntime", _extra("onnx"), "prism_fast.teachers.onnx", _no_exporter),
     "ray": _Probe("ray", "ray", _extra("ray"), "prism_fast.engine.ray"),
+    "llm": _Probe("pydantic", "pydantic", _extra("llm"), "prism_fast.prompts.llm.answers"),
+    "gguf": _Probe("gguf", "gguf", _extra("llm"), "prism_fast.prompts.llm.local"),
 }
 
 

@@ -123,6 +123,7 @@ def _assumed_bytes(config: SynthesisConfig, num_classes: int) -> float:
 
 def _measure(job: Job) -> Rates:
     """Draws the first batch of the set a few times."""
+    from prism_fast.progress import NoBar
     from prism_fast.sampling.guidance import GateThresholds
     from prism_fast.synthesis.interruption import StopRequest
     from prism_fast.synthesis.record import batch_records
@@ -133,7 +134,7 @@ def _measure(job: Job) -> Rates:
     classes = len(job.plan.counts)
     # where the gate stands changes no work
     gate = GateThresholds(tau=(0.0,) * classes, delta=(1.0,) * classes) if config.has_gate else None
-    worker = job.worker(Thresholds(gate=gate), _HASH, StopRequest(), _NoBar())
+    worker = job.worker(Thresholds(gate=gate), _HASH, StopRequest(), NoBar())
     seconds, sizes = [], []
     for _ in range(1 + _BATCHES):
         begin = time.perf_counter()
@@ -162,14 +163,6 @@ def _measure(job: Job) -> Rates:
         plain.sample(*sampler_arguments(rows))
         unguided_s = (time.perf_counter() - begin) / len(rows)
     return Rates(unguided_s=unguided_s, guided_s=guided_s, row_bytes=sum(sizes) / len(sizes), measured=True)
-
-
-class _NoBar:
-    def update(self, n: int = 1) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def dry_run_text(found: Mapping[str, Any]) -> str:

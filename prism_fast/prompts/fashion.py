@@ -31,6 +31,29 @@ def fashion_vocabulary() -> Vocabulary:
     return Vocabulary(name="fashion", senses=tuple(senses), grammar="fashion")
 
 
+def fashion_mnist_vocabulary() -> Vocabulary:
+    """The same classes for any generator, in the data set's own words and in plain English."""
+    named = (
+        Sense(
+            name=name,
+            phrase=f"{word}, {gloss}",
+            gloss=gloss,
+            other_senses=(OTHER_SENSES[short],) if short in OTHER_SENSES else (),
+            synonyms=(short,),
+            kinds=("clothing",) if name != "Bag" else ("bag",),
+            word=word,
+        )
+        for short, gloss, (name, word) in zip(NAMES, GLOSSES, _MNIST_NAMES, strict=True)
+    )
+    return Vocabulary(name="fashion-mnist", senses=tuple(named))
+
+
+_MNIST_NAMES = (
+    ("T-shirt/top", "T-shirt"), ("Trouser", "trousers"), ("Pullover", "pullover"), ("Dress", "dress"), ("Coat", "coat"),
+    ("Sandal", "sandal"), ("Shirt", "shirt"), ("Sneaker", "sneaker"), ("Bag", "bag"), ("Ankle boot", "ankle boot"),
+)  # fmt: skip
+
+
 class FashionGrammar:
     """``[STYLE of a] [BRIGHTNESS] [WIDTH] [TEXTURE] PHRASE``, the captions that the generator was trained on."""
 
@@ -52,18 +75,22 @@ class FashionGrammar:
             raise no_frequencies(sense)
         return _read_frequencies(ATTRIBUTES_FILE, sense.name)
 
-    def styles(self, mode: StyleMode) -> Sequence[str]:
+    def style_axes(self, mode: StyleMode) -> Sequence[Sequence[str]]:
         """``photo`` is what the teacher knows; ``wide`` adds the generator's other renderings."""
-        presets: Mapping[str, Sequence[str]] = {"none": ("",), "photo": ("photo",), "wide": tuple(STYLES)}
-        return presets[mode]
+        presets: Mapping[str, Sequence[str]] = {"none": ("",), "wide": tuple(STYLES)}
+        return [presets.get(mode, ("photo",))]
+
+    def go_together(self, _sense: Sense, _content: Sequence[str], _style: Sequence[str]) -> bool:
+        """Every attribute goes with every other."""
+        return True
 
     def join(self, content: Sequence[str]) -> str:
         """For instance ``dark plain``."""
         return " ".join(word for word in content if word)
 
-    def render(self, phrase: str, content: Sequence[str], style: str) -> str:
+    def render(self, phrase: str, content: Sequence[str], style: Sequence[str]) -> str:
         """For instance ``a photo of a dark plain jumper, a knitted pullover with long sleeves``."""
-        return caption(phrase, style=style or None, attributes=[word for word in content if word])
+        return caption(phrase, style="".join(style) or None, attributes=[word for word in content if word])
 
 
 def _read_frequencies(path: Path, name: str) -> dict[tuple[str, ...], float]:

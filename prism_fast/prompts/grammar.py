@@ -12,7 +12,7 @@ from prism_fast.errors import UserError
 from prism_fast.prompts.vocabulary import Sense
 from prism_fast.registry import Registry
 
-StyleMode = Literal["none", "photo", "wide"]
+StyleMode = Literal["none", "photo", "photo-only", "wide"]
 
 GRAMMARS = Registry(
     "grammar",
@@ -39,13 +39,16 @@ class Grammar(Protocol):
             UserError: not known for this class.
         """
 
-    def styles(self, mode: StyleMode) -> Sequence[str]:
-        """Names of the styles in a preset; an empty name is no style."""
+    def style_axes(self, mode: StyleMode) -> Sequence[Sequence[str]]:
+        """Independent choices of style in a preset, the medium first; an empty name is no style."""
+
+    def go_together(self, sense: Sense, content: Sequence[str], style: Sequence[str]) -> bool:
+        """Whether these choices, the first of the axes of content and of style, can be true of one picture."""
 
     def join(self, content: Sequence[str]) -> str:
         """Content as it stands in a prompt."""
 
-    def render(self, phrase: str, content: Sequence[str], style: str) -> str:
+    def render(self, phrase: str, content: Sequence[str], style: Sequence[str]) -> str:
         """The prompt. With neither content (any part of a choice from the axes) nor style, it is ``phrase`` itself."""
 
 

@@ -20,7 +20,8 @@ class PromptConfig:
         sense: ``name`` is the bare class name; ``gloss`` adds the words that say which sense of it is meant.
         content: ``none``; ``uniform`` visits every choice of the grammar equally often; ``frequency`` repeats
             combinations of attributes as often as they are true, which only the oracle arm may know.
-        style: ``none``; ``photo``; ``wide`` also drawings and other renderings.
+        style: ``none``; ``photo`` (or ``photo-only``, which is kept as ``photo``); ``wide`` also drawings and other
+            renderings.
         per_class: prompts of each class, at most: a small grammar has fewer.
         seed: 0 <= seed < 2**63; decides which choices are combined, and their order.
         file: a parquet file of prompts made earlier; the other fields are then not used.
@@ -38,6 +39,8 @@ class PromptConfig:
             value = getattr(self, name)
             if value not in get_args(choices):
                 raise UserError(f"prompts.{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
+        if self.style == "photo-only":
+            object.__setattr__(self, "style", "photo")
         if self.per_class < 1:
             raise UserError(f"prompts.per_class is {self.per_class}, expected at least 1")
         if not 0 <= self.seed < 2**63:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.choices import choices
+from prism_fast.prompts.clip_tokens import EARLY, fits_clip, names_early
 from prism_fast.prompts.fit import Fits, Fitter, KnowsItsLetters, fit_text
 from prism_fast.prompts.grammar import Grammar, load_grammar
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.prompts.prompt_file import COLUMNS, read_columns, write_columns
 from prism_fast.prompts.vocabulary import Sense, Vocabulary
+from prism_fast.prompts.written import WrittenSlots
 
 __all__ = ["Prompt", "PromptConfig", "PromptList", "build_prompts"]
 
@@ -32,7 +34,7 @@ class Prompt:
         prompt: the text for the text encoder.
         sense: the words in it that stand for the class; never cut.
         content: the words of content in it, or ``none``.
-        style: the name of its style, or ``none``.
+        style: the names of its styles, the medium first, or ``none``.
         source: what made it (``grammar:fashion``).
     """
 
@@ -122,27 +124,32 @@ class PromptList:
         return cls(prompts=prompts, classes=tuple(classes) if classes else None, report=metadata.get("report", {}))
 
 
-def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None) -> PromptList:
+def build_prompts(
+    vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None = None, written: WrittenSlots | None = None
+) -> PromptList:
     """The prompts that ``config`` asks for; a pure function of its arguments.
 
     Args:
         vocabulary: the classes.
         config: which prompts; with ``file`` they are read and only checked against the classes and ``fits``.
-        fits: whether the pipeline's tokenizer takes a text without cutting it; None accepts everything. A prompt
-            that does not fit loses its style, then its content from the end, never words of the class.
+        fits: whether the pipeline's tokenizer takes a text without cutting it; None asks CLIP's. A prompt that does
+            not fit, or whose words of the class end after CLIP's first 30 tokens, loses its style,
+            then its content from the end, never words of the class. Prompts from a file may name it later.
+        written: content that replaces the grammar's, already checked; of these texts nothing is cut but the style.
 
     Raises:
-        UserError: the words of a class alone do not fit, or the tokenizer drops letters of them; content
+        UserError: the words of a class alone are too long, or the tokenizer drops letters of them; content
             ``frequency`` where no frequencies are known; a file that is malformed or belongs to other classes.
     """
+    fits = fits or fits_clip
     if config.file is not None:
         return _from_file(vocabulary, Path(config.file), fits)
     grammar = load_grammar(vocabulary.grammar)
-    _check_phrases(vocabulary, config, fits)
+    check_phrases(vocabulary, config, fits)
     prompts: list[Prompt] = []
     shortened = duplicates = short_classes = 0
     for index in range(len(vocabulary)):
-        made = _class_prompts(vocabulary, index, grammar, config, fits)
+        made = _class_prompts(vocabulary, index, grammar, config, fits, written or {})
         prompts += made.prompts
         shortened += made.shortened
         duplicates += made.duplicates
@@ -155,7 +162,9 @@ def build_prompts(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | Non
         "shortened": shortened,
         "duplicates": duplicates,
         "short_classes": short_classes,
-        "without_gloss": sum(s.phrase == s.bare for s in vocabulary.senses) if config.sense == "gloss" else 0,
+        "without_gloss": sum(s.phrase == s.bare and not s.gloss for s in vocabulary.senses)
+        if config.sense == "gloss"
+        else 0,
     }
     return PromptList(prompts=tuple(prompts), classes=vocabulary.names, report=report)
 
@@ -168,14 +177,22 @@ class _ClassPrompts:
 
 
 def _class_prompts(
-    vocabulary: Vocabulary, index: int, grammar: Grammar, config: PromptConfig, fits: Fits | None
+    vocabulary: Vocabulary,
+    index: int,
+    grammar: Grammar,
+    config: PromptConfig,
+    fits: Fits,
+    written: WrittenSlots,
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
-    phrase = _phrase(sense, config)
+    phrase = class_phrase(sense, config)
     fitter = Fitter(grammar, phrase, fits)
     made, seen = _ClassPrompts(), set[str]()
-    for content, style in choices(grammar, sense, config):
-        text, said, styled = fitter(content, style)
+    for place, (content, style) in enumerate(choices(grammar, sense, config)):
+        other = written.get((index, place))
+        if other is not None:
+            content = ()
+        text, said, styled = (Fitter(grammar, phrase, fits, other.subject) if other else fitter)(content, style)
         if text in seen and config.content != "frequency":  # true frequencies are kept by repeating prompts
             made.duplicates += 1
             continue
@@ -186,9 +203,9 @@ def _class_prompts(
                 class_index=index,
                 prompt=text,
                 sense=phrase,
-                content=grammar.join(said) or NOTHING,
-                style=styled or NOTHING,
-                source=f"grammar:{vocabulary.grammar}",
+                content=other.content if other else grammar.join(said) or NOTHING,
+                style=", ".join(part for part in styled if part) or NOTHING,
+                source=other.source if other else f"grammar:{vocabulary.grammar}",
             )
         )
         if len(made.prompts) == config.per_class:
@@ -196,27 +213,34 @@ def _class_prompts(
     return made
 
 
-def _phrase(sense: Sense, config: PromptConfig) -> str:
+def class_phrase(sense: Sense, config: PromptConfig) -> str:
+    """The words that stand for a class."""
     return sense.phrase if config.sense == "gloss" else sense.bare
 
 
-def _check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits | None) -> None:
-    """The words of every class reach the text encoder whole, or its images would show something else."""
-    if fits is None:
-        return
-    phrases = [_phrase(sense, config) for sense in vocabulary.senses]
-    long = {
-        f"class {index} ({sense.name!r}: {phrase!r})": phrase != sense.bare
-        for index, (sense, phrase) in enumerate(zip(vocabulary.senses, phrases, strict=True))
-        if not fits(phrase)
+def check_phrases(vocabulary: Vocabulary, config: PromptConfig, fits: Fits = fits_clip) -> None:
+    """The words of every class reach the text encoder whole and early, or its images would show something else.
+
+    Raises:
+        UserError: those of some class do not.
+    """
+    phrases = [class_phrase(sense, config) for sense in vocabulary.senses]
+    rules = {
+        "alone are longer than the tokenizer takes": fits,
+        f"do not end within the first {EARLY} tokens of CLIP": lambda phrase: names_early(phrase, phrase),
     }
-    if long:
-        cures = ["shorten the gloss, or use --prompts.sense name"] if any(long.values()) else []
-        cures += ["give a shorter name"] if not all(long.values()) else []
-        raise UserError(
-            f"the words of {len(long)} of {len(phrases)} classes alone are longer than the pipeline's tokenizer takes: "
-            f"{_first(list(long))}; {'; '.join(cures)}"
-        )
+    for fault, holds in rules.items():
+        long = {
+            f"class {index} ({sense.name!r}: {phrase!r})": phrase != sense.bare
+            for index, (sense, phrase) in enumerate(zip(vocabulary.senses, phrases, strict=True))
+            if not holds(phrase)
+        }
+        if long:
+            cures = ["shorten the gloss, or use --prompts.sense name"] if any(long.values()) else []
+            cures += ["give a shorter name"] if not all(long.values()) else []
+            raise UserError(
+                f"the words of {len(long)} of {len(phrases)} classes {fault}: {_first(list(long))}; {'; '.join(cures)}"
+            )
     names = (f"class {index} ({name!r})" for index, name in enumerate(vocabulary.names))
     _check_letters(dict(zip(names, phrases, strict=True)), fits)
 
@@ -239,7 +263,7 @@ def _first(found: Sequence[str]) -> str:
     return f"{', '.join(found[:_NAMED])}{more}"
 
 
-def _from_file(vocabulary: Vocabulary, path: Path, fits: Fits | None) -> PromptList:
+def _from_file(vocabulary: Vocabulary, path: Path, fits: Fits) -> PromptList:
     """A list made earlier, checked against the classes, cut where this pipeline's tokenizer takes less."""
     loaded = PromptList.load(path)
     _check_classes(loaded, vocabulary, path)
@@ -275,11 +299,11 @@ def _check_classes(loaded: PromptList, vocabulary: Vocabulary, path: Path) -> No
         raise UserError(f"{path} has {what}; vocabulary {vocabulary.name!r} has classes 0 to {len(names) - 1}")
 
 
-def _fit_foreign(path: Path, prompt: Prompt, fits: Fits | None) -> Prompt:
+def _fit_foreign(path: Path, prompt: Prompt, fits: Fits) -> Prompt:
     text = fit_text(prompt.prompt, prompt.sense, fits)
     if text is None:
         raise UserError(
-            f"{path}: the prompt {prompt.prompt!r} of class {prompt.class_index} is longer than the pipeline's "
+            f"{path}: the prompt {prompt.prompt!r} of class {prompt.class_index} is longer than the "
             f"tokenizer takes, and cannot be cut to the words of its class, {prompt.sense!r}; shorten it"
         )
     if text == prompt.prompt:

@@ -12,9 +12,20 @@ from pathlib import Path
 from prism_fast.errors import UserError
 from prism_fast.registry import Registry
 
-BUILT_IN = Registry("vocabulary", {"fashion": "prism_fast.prompts.fashion:fashion_vocabulary"})
-FILE_SUFFIXES = (".csv", ".json", ".yaml")
-_LATER = ("imagenet-1k", "imagenet-12k", "imagenet-21k")
+BUILT_IN = Registry(
+    "vocabulary",
+    {
+        "fashion": "prism_fast.prompts.fashion:fashion_vocabulary",
+        "fashion-mnist": "prism_fast.prompts.fashion:fashion_mnist_vocabulary",
+        "imagenet-1k": "prism_fast.prompts.imagenet:imagenet_1k",
+        "imagenet-12k": "prism_fast.prompts.imagenet:imagenet_12k",
+        "imagenet-21k": "prism_fast.prompts.imagenet:imagenet_21k",
+        "imagenet-100": "prism_fast.prompts.imagenet:imagenet_100",
+        "imagenette": "prism_fast.prompts.imagenet:imagenette",
+        "imagewoof": "prism_fast.prompts.imagenet:imagewoof",
+    },
+)
+FILE_SUFFIXES = (".csv", ".json", ".yaml", ".txt")
 _LISTED = 12  # names in an error message; a task may have thousands of classes
 
 
@@ -30,6 +41,9 @@ class Sense:
         other_senses: what else the name can mean, for reports.
         parent: the kind of thing it is (``"bird"``); may be empty.
         synonyms: other names of the same class, accepted by :meth:`Vocabulary.index`.
+        kinds: names of every kind that it belongs to, the nearest first; grammars choose scenes by them.
+        word: the name alone, where ``name`` has more in it to be unique (``crane`` of ``crane (bird)``).
+        wnid: its synset in WordNet 3.0 (``n02012849``); may be empty.
     """
 
     name: str
@@ -38,6 +52,9 @@ class Sense:
     other_senses: tuple[str, ...] = ()
     parent: str = ""
     synonyms: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    word: str = ""
+    wnid: str = ""
 
     def __post_init__(self) -> None:
         for field in ("name", "phrase"):
@@ -48,7 +65,7 @@ class Sense:
     @property
     def bare(self) -> str:
         """The name alone, as it goes into a prompt."""
-        return spoken(self.name)
+        return spoken(self.word or self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +122,13 @@ class Vocabulary:
             raise UserError(f"{name!r} is a synonym of several classes of {self.name!r}: {which}; use the class name")
         raise UserError(self._unknown(name))
 
+    def matches(self, name: str) -> tuple[int, ...]:
+        """Every class that has this name, synonym or wnid."""
+        key = name_key(name)
+        named = (self._by_name[key],) if key in self._by_name else ()
+        wnids = tuple(index for index, sense in enumerate(self.senses) if sense.wnid and sense.wnid == key)
+        return tuple(dict.fromkeys((*named, *self._by_synonym.get(key, ()), *wnids)))
+
     @cached_property
     def _by_name(self) -> dict[str, int]:
         return {name_key(sense.name): index for index, sense in enumerate(self.senses)}
@@ -125,10 +149,10 @@ class Vocabulary:
 
 
 def load_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by its built-in name, or from a ``.csv``, ``.json`` or ``teacher.yaml`` file of class names.
+    """A vocabulary by its built-in name, from a file of class names or wnids, or from a folder of classes.
 
     Args:
-        name: ``"fashion"``, or a path; the file's format is described in :mod:`prism_fast.prompts.vocabulary_file`.
+        name: a key of :data:`BUILT_IN`, or a path; formats are described in :mod:`prism_fast.prompts.vocabulary_file`.
 
     Raises:
         UserError: an unknown name, a missing or malformed file, duplicate class names.
@@ -136,17 +160,19 @@ def load_vocabulary(name: str) -> Vocabulary:
     if name in BUILT_IN:
         vocabulary: Vocabulary = BUILT_IN.load(name)()
         return vocabulary
-    supported = f"supported: {', '.join(BUILT_IN.names())}, or a path to a {' or '.join(FILE_SUFFIXES)} file"
-    if name in _LATER:
-        raise UserError(f"vocabulary {name!r} is not built in yet; {supported} with its class names")
+    supported = (
+        f"supported: {', '.join(BUILT_IN.names())}, or a path to a {' or '.join(FILE_SUFFIXES)} file, or to a folder "
+        "with one folder a class"
+    )
     path = Path(name).expanduser()
-    if path.suffix.lower() not in FILE_SUFFIXES:
+    folder = bool(name) and path.is_dir() and path.suffix.lower() not in FILE_SUFFIXES
+    if path.suffix.lower() not in FILE_SUFFIXES and not folder:
         near = difflib.get_close_matches(name, BUILT_IN.names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown vocabulary {name!r}{hint} ({supported})")
-    from prism_fast.prompts.vocabulary_file import read_vocabulary
+    from prism_fast.prompts.vocabulary_file import read_folder, read_vocabulary
 
-    return read_vocabulary(path)
+    return read_folder(path) if folder else read_vocabulary(path)
 
 
 def spoken(name: str) -> str:

@@ -3,6 +3,8 @@
 CSV: UTF-8, commas, a header line with ``name`` and any of ``gloss``, ``parent``, ``synonyms`` (split by ``;``).
 JSON: a list whose entries are names or objects with the same keys (``synonyms`` is a list there).
 YAML: the teacher's settings, whose ``classes`` have names and glosses.
+TXT: ImageNet's wnids (``n02012849``), one a line.
+A folder: its folders are the classes, in the order of their names; their names are class names, or wnids.
 The order of the entries is the order of the class indices.
 """
 
@@ -12,12 +14,13 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prism_fast.errors import UserError
 from prism_fast.prompts.vocabulary import Sense, Vocabulary, name_key, spoken
+from prism_fast.prompts.wordnet import is_wnid
 from prism_fast.teachers.settings import read_settings
 
 FIELDS = ("name", "gloss", "parent", "synonyms")
@@ -31,7 +34,40 @@ def read_vocabulary(path: Path) -> Vocabulary:
         UserError: the file is missing, empty, not UTF-8 or malformed (its line is named), or names a class twice.
     """
     text = _read(path)
-    entries = _READERS[path.suffix.lower()](path, text)
+    if path.suffix.lower() == ".txt":
+        return _from_wnids(path, {f"line {n}": line.strip() for n, line in enumerate(text.splitlines(), 1)})
+    return _from_entries(path, _READERS[path.suffix.lower()](path, text))
+
+
+def read_folder(path: Path) -> Vocabulary:
+    """The classes of a data set of one folder a class, named after the data set.
+
+    Raises:
+        UserError: no folder in it, or names that are no classes.
+    """
+    names = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if not names:
+        raise UserError(f"{path} has no folders: a data set has one for each class")
+    if all(is_wnid(name) for name in names):
+        return _from_wnids(path, {f"folder {name}": name for name in names})
+    return _from_entries(path, ((f"folder {name}", {"name": name}) for name in names))
+
+
+def _from_wnids(path: Path, wnids: Mapping[str, str]) -> Vocabulary:
+    """Classes of ImageNet by place."""
+    from prism_fast.prompts.imagenet import imagenet_vocabulary
+
+    named = {place: wnid for place, wnid in wnids.items() if wnid}
+    wrong = [f"{place}: {wnid!r}" for place, wnid in named.items() if not is_wnid(wnid)]
+    if wrong or not named:
+        raise UserError(f"{path}, {wrong[0] if wrong else 'no line'}: no wnid; list wnids like n02012849, one a line")
+    try:
+        return imagenet_vocabulary(path.stem, list(named.values()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _from_entries(path: Path, entries: Iterable[tuple[str, Mapping[str, Any]]]) -> Vocabulary:
     senses: list[Sense] = []
     places: dict[str, str] = {}
     for place, entry in entries:
@@ -172,6 +208,7 @@ def _sense(place: str, fields: Mapping[str, Any]) -> Sense:
         phrase=f"{bare}, {gloss}" if gloss else bare,
         gloss=gloss,
         parent=parent,
+        kinds=tuple(dict.fromkeys((parent, parent.split()[-1]))) if parent else (),
         synonyms=tuple(_text(place, {"synonyms": s}, "synonyms") for s in synonyms if s.strip()),
     )
 

@@ -82,7 +82,7 @@ class CommandLine:
         Raises:
             UserError: unknown flag, value of another type or empty, or a file or recipe that cannot be used.
         """
-        arguments = [_underscored(argument) for argument in arguments]
+        arguments = self._switches_spelt_out([_underscored(argument) for argument in arguments])
         arguments, files = _take(arguments, "--config")
         known = self._known_flags()
         given = _given(arguments)
@@ -100,6 +100,15 @@ class CommandLine:
         names = {option.name.lstrip("-"): option for option in self.options}
         options = {name: values.pop(name, option.default) for name, option in names.items()}
         return Parsed(fields=values, options=options, given=frozenset(given))
+
+    def _switches_spelt_out(self, arguments: Sequence[str]) -> list[str]:
+        """``--follow`` alone is ``--follow=true``, as of every field that is true or false."""
+        switches = {f"--{path}" for path, hint in field_hints(self.kind) if hint is bool} if self.kind else set()
+        following = [*arguments[1:], "--"][: len(arguments)]
+        return [
+            f"{argument}=true" if argument in switches and after.startswith("--") else argument
+            for argument, after in zip(arguments, following, strict=True)
+        ]
 
     def _known_flags(self) -> list[str]:
         own = self._own()

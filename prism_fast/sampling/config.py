@@ -60,7 +60,8 @@ class GuidanceConfig:
         bn_weight: λ_b of the distance between an image's feature statistics and those that the teacher's batch-norm
             layers have kept.
         student_weight: λ_s of −KL(teacher ‖ student): images on which they disagree.
-        student: folder of the student's snapshot, or ``FOLDER@HASH`` with its fingerprint, which is then checked.
+        student: folder of the student's snapshot, or ``FOLDER@HASH`` with its fingerprint, which is then checked. Where
+            a distillation draws its own images: ``current``, its student as it is when they are drawn.
         weighting: w_t: 1, σ_t or α_t (variance-preserving, both in [0, 1]).
         gate: ``pilot``: images whose energy is already as low as the unguided pilot's are left alone;
             ``none``: gate = 1.

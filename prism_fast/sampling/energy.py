@@ -19,6 +19,9 @@ from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_classifier
 
+CURRENT_STUDENT = "current"
+"""Names the student of a distillation that draws its images itself: as it is when they are drawn."""
+
 _PINNED = re.compile(r"(?P<folder>.+)@(?P<fingerprint>[0-9a-f]{16})")
 
 
@@ -55,6 +58,11 @@ def load_student(name: str, device: str | torch.device = "cpu") -> EagerTeacher:
     Raises:
         UserError: it cannot be loaded, or is another one.
     """
+    if name == CURRENT_STUDENT:
+        raise UserError(
+            f"guidance.student {name} is that of a distillation which draws its own images: start prism-fast distill "
+            "with --data synthesize:FILE, or name the folder of a student"
+        )
     pinned = _PINNED.fullmatch(name)
     student = load_classifier(pinned["folder"] if pinned else name, device)
     if pinned and student.fingerprint != pinned["fingerprint"]:

@@ -130,21 +130,31 @@ def read_info(out: Place, request: Request) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged, or of another configuration or environment; nothing was touched.
     """
-    path = out / INFO_FILE
-    if not path.exists():
+    if not (out / INFO_FILE).exists():
         return None
+    info, there = saved_info(out)
+    _refuse_differences(out, "configuration", there.made_from, canonical(request.made_from))
+    here = {name: it for name, it in request.environment.items() if name in there.environment or name not in ENCODERS}
+    _refuse_differences(out, "environment", there.environment, canonical(here))
+    return info
+
+
+def saved_info(out: Place) -> tuple[dict[str, Any], Request]:
+    """The folder's ``_info.json``, and the request that it answers.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = out / INFO_FILE
     try:
         info: dict[str, Any] = json.loads(path.read_bytes())
-        there, environment, facts = info["made_from"], info["environment"], saved_facts(info)
-        sound = info["config_hash"] == Request(made_from=there, environment=environment).config_hash(facts)
+        request = Request(made_from=info["made_from"], environment=info["environment"])
+        sound = info["config_hash"] == request.config_hash(saved_facts(info))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): choose another output folder") from error
+        raise UserError(f"{path} is damaged ({error!r}): choose another folder") from error
     if not sound:
-        raise UserError(f"{path} was changed (its hash does not fit): choose another output folder")
-    _refuse_differences(out, "configuration", there, canonical(request.made_from))
-    here = {name: it for name, it in request.environment.items() if name in environment or name not in ENCODERS}
-    _refuse_differences(out, "environment", environment, canonical(here))
-    return info
+        raise UserError(f"{path} was changed (its hash does not fit): choose another folder")
+    return info, request
 
 
 def claim_folder(

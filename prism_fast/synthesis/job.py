@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from prism_fast.sampling.serving import resolved
 from prism_fast.synthesis import folder
 from prism_fast.synthesis.assignment import Assignment
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.drawer import Drawer
 from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
@@ -39,7 +40,7 @@ from prism_fast.synthesis.pilot import (
     save_pilot,
 )
 from prism_fast.synthesis.place import Place, as_place
-from prism_fast.synthesis.plan import Plan
+from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.synthesis.shards import read_all_stats
 from prism_fast.synthesis.tally import SynthesisReport, Tally
 from prism_fast.synthesis.thresholds import Thresholds
@@ -154,18 +155,26 @@ class Job:
 
     def worker(self, found: Thresholds, config_hash: str, stop: StopRequest, bar: Bar) -> Worker:
         """A worker in this process, with what the pilot ``found``."""
-        return Worker(
+        drawer = self.drawer(found, config_hash, stop, bar)
+        return Worker(**vars(drawer), out=self.out, remake=self.remake)
+
+    def drawer(self, found: Thresholds, config_hash: str, stop: StopRequest, bar: Bar) -> Drawer:
+        """What a worker draws with, for whoever makes no shards of it."""
+        return Drawer(
             plan=self.plan,
             sampler=self.loaded.make_sampler(self.config.sampler, found.gate),
             labeller=self._labeller(),
-            out=self.out,
             config_hash=config_hash,
             stop=stop,
             bar=bar,
             encoders=_encoders(self.loaded.device),
             filter=Filter(config=self.filter, max_energy=found.max_energy),
-            remake=self.remake,
         )
+
+    def tally(self) -> Tally:
+        """Counts of nothing yet, with the limits of the configuration."""
+        guidance = self.config.sampler.guidance
+        return Tally(guidance.max_bad_rate if guidance is not None else 1.0, self.filter.max_rejected)
 
     def run(
         self, stop: StopRequest, progress: ProgressFactory, engine: Engine, own: Sequence[int], load: ModelsLoader
@@ -175,8 +184,7 @@ class Job:
         info = self._open(stop, progress)
         found = Thresholds.from_facts(info)
         config_hash = info["config_hash"]
-        guidance = self.config.sampler.guidance
-        tally = Tally(guidance.max_bad_rate if guidance is not None else 1.0, self.filter.max_rejected)
+        tally = self.tally()
         self._count(tally, [shard for shard in self.plan.shards if shard not in self.remake], config_hash)
         tally.check()
         before = tally.total("rows")
@@ -251,19 +259,28 @@ class Job:
             with turn:
                 return load_pilot(self.out, self.request.key) or self._draw_pilot(stop, progress)
 
-    def _draw_pilot(self, stop: StopRequest, progress: ProgressFactory) -> Thresholds:
+    def draw_pilot(
+        self,
+        stop: StopRequest,
+        progress: ProgressFactory,
+        begun: Sequence[float] = (),
+        keep: Callable[[Sequence[float]], None] | None = None,
+    ) -> tuple[Thresholds, list[Row], list[float]]:
+        """What the pilot finds, its rows and their energies; arguments as of :func:`pilot_energies`."""
         rows = self.plan.pilot_rows()
         sampler = self.loaded.make_sampler(replace(self.config.sampler, guidance=None), None)
         size = self.config.sampler.compute_batch
+        energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress, begun, keep)
+        return learn_thresholds(self.config, rows, energies, len(self.plan.counts)), rows, energies
+
+    def _draw_pilot(self, stop: StopRequest, progress: ProgressFactory) -> Thresholds:
         key = self.request.key
 
         def keep(energies: Sequence[float]) -> None:
             with writing(self.out):
                 save_partial(self.out, key, energies)
 
-        begun = load_partial(self.out, key)
-        energies = pilot_energies(rows, sampler, self._labeller(), size, stop, progress, begun, keep)
-        found = learn_thresholds(self.config, rows, energies, len(self.plan.counts))
+        found, rows, energies = self.draw_pilot(stop, progress, load_partial(self.out, key), keep)
         with writing(self.out):
             save_pilot(self.out, key, found, rows, energies)
         return found

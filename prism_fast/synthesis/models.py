@@ -29,7 +29,7 @@ class Models:
         make_sampler: a sampler for a configuration and, where its gate is ``pilot``, thresholds.
         pipeline_fingerprint: 16 hex digits of the generator's weights and settings.
         decoder_fingerprint: 16 hex digits of the weights that guidance looks through; None: the pipeline's own.
-        fits: whether the generator's tokenizer takes a prompt uncut; None: it takes everything.
+        fits: whether the generator's tokenizer takes a prompt uncut; None: it is CLIP's.
         device: where all of it runs.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -121,9 +122,11 @@ class EagerTeacher:
 
     def _prepared(self, images: Tensor) -> Tensor:
         images = images.to(self.device)
-        # Resize and normalise in fp32 even for a half-precision network
+        # Resize and normalise in fp32 even for a half-precision network, and inside autocast
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        prepared: Tensor = self._preprocess(wide)
+        kind = images.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            prepared: Tensor = self._preprocess(wide)
         return prepared.to(self.dtype)
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prism_fast.prompts.clip_tokens import merge
 from prism_fast.zoo.fashion_captions import ATTRIBUTES, DIGITS, GLOSSES, NAMES, OTHER_SENSES, STYLES, caption
 
 if TYPE_CHECKING:
@@ -145,14 +146,3 @@ def byte_pair_merges(words: list[tuple[str, ...]]) -> list[tuple[str, str]]:
         merges.append(best)
         words = [merge(word, best) for word in words]
     return merges
-
-
-def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """``word`` with every occurrence of ``pair``, left to right, joined."""
-    joined: list[str] = []
-    for part in word:
-        if joined and (joined[-1], part) == pair:
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return tuple(joined)

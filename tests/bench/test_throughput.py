@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import plot, throughput
+from bench import command, plot, throughput
 from bench.contenders import LARGE, Schedule, contenders, rows_of
 from bench.course import Course
 from bench.phases import PHASES, count_flop, matmul_peak, phases
@@ -56,7 +56,7 @@ def written(folders: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
     """Its object, its results' folder and its trace."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(throughput, "RESULTS", folder)
+        patch.setattr(command, "RESULTS", folder)
         files = ["--json", str(folder / "run.json"), "--trace", str(folder / "trace.json")]
         throughput.main(_arguments(folders, *files))
     return json.loads((folder / "run.json").read_text()), folder, folder / "trace.json"
@@ -78,7 +78,7 @@ def test_its_object(written: tuple[Any, Path, Path]) -> None:
 
 def test_an_xls_object(folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = str(save_tiny_xl_pipeline(tmp_path / "xl"))
-    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     arguments = ["--pipeline", "sdxl", "--sampler", "exact", "--sampler", "fast", "--json", str(tmp_path / "run.json")]
     throughput.main([*arguments, *_arguments((pipeline, folders[1]))])
     found = json.loads((tmp_path / "run.json").read_text())
@@ -121,7 +121,7 @@ def test_phases_are_those_of_the_schedule(written: tuple[Any, Path, Path]) -> No
 
 
 def test_results_are_appended(written: tuple[Any, Path, Path], folders: tuple[str, str], monkeypatch: Any) -> None:
-    monkeypatch.setattr(throughput, "RESULTS", written[1])
+    monkeypatch.setattr(command, "RESULTS", written[1])
     path = written[1] / "throughput-cpu.jsonl"
     before = path.read_text()
     throughput.main(_arguments(folders, "--sampler", "exact"))
@@ -139,7 +139,7 @@ def test_its_trace(written: tuple[Any, Path, Path]) -> None:
 def test_the_trace_of_the_reference_loop_alone(
     folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     throughput.main(_arguments(folders, "--sampler", "reference", "--trace", str(tmp_path / "trace.json")))
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
@@ -154,7 +154,7 @@ def test_it_stops_where_exact_is_not_the_reference(
         self._buffers.sample.mul_(1.2)
 
     monkeypatch.setattr(FastSampler, "_advance", wrong)
-    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         throughput.main(_arguments(folders, "--json", str(tmp_path / "run.json")))
     assert stopped.value.code == 1
@@ -201,8 +201,8 @@ def test_without_cuda_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_it_runs_as_a_script_and_as_a_module() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in (["bench/throughput.py"], ["-m", "bench.throughput"]):
-        line = [sys.executable, *command, "--repeats", "0"]
+    for way in (["bench/throughput.py"], ["-m", "bench.throughput"]):
+        line = [sys.executable, *way, "--repeats", "0"]
         done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and done.stderr.startswith("throughput: --repeats 0"), done.stderr
 
@@ -252,7 +252,7 @@ def test_a_tiny_decoder_is_found_where_it_is_said() -> None:
 def test_a_decoder_that_is_not_there_is_said_before_anything_is_timed(
     folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(throughput, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         throughput.main(_arguments(folders, "--decoder", "tiny"))
     said = capsys.readouterr()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import train
+from bench import command, train
 
 SMALL = ["--student", "test_resnet", "--batch", "4", "--size", "32", "--repeats", "2", "--classes", "5"]
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(train, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     return tmp_path
 
 

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from prism_fast.data.choice import dali_is_installed
 from prism_fast.synthesis.images import ImageFormat, encode_image
 from prism_fast.synthesis.shards import LABEL_MEMBERS, Sample, claim_shard
 from prism_fast.synthesis.soft import describe_logits
 
 CLASSES = 7
+
+NO_DALI = "DALI is not installed: pip install 'prism_fast[dali]'"
+LOADERS = ("torch", pytest.param("dali", marks=pytest.mark.skipif(not dali_is_installed(), reason=NO_DALI)))
+"""For parametrize: tests of the torch loader run without DALI too."""
+
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 
 
 def plain(row: int, height: int = 20, width: int = 24) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,16 @@ def _rename(folder: Path) -> None:
     _sealed(folder, (folder / IDX).read_bytes().replace(b"000000003", b"000000009"))
 
 
+def _link(path: Path) -> None:
+    path.rename(path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _other_archive(folder: Path) -> None:
     """Of the same size: the first member's name alone differs."""
     data = bytearray((folder / TAR).read_bytes())
@@ -71,6 +82,11 @@ def _other_archive(folder: Path) -> None:
         (lambda f: _sealed(f, b""), "it is not an index file"),
         (lambda f: _sealed(f, b"v1.2 0\n"), "0 members where 5 images"),
         (lambda f: _sealed(f, (f / IDX).read_bytes().replace(b"v1.2", b"v1.1")), "not an index file of version v1.2"),
+        (lambda f: (f / IDX).write_bytes(bytes(10**5)), f"{IDX} has 100000 bytes"),
+        (lambda f: _link(f / IDX), f"{IDX} is a symbolic link"),
+        (lambda f: _link(f / TAR), f"{TAR} is a symbolic link"),
+        (lambda f: _pipe(f / IDX), f"{IDX} is no regular file"),
+        (lambda f: _pipe(f / TAR), f"{TAR} is no regular file"),
         (_shift, "expected at 512"),
         (_rename, "has no member 000000009.jpg at byte 512"),
         (_other_archive, "has no member 000000003.jpg at byte 512"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,17 @@ import torch
 
 from prism_fast.data.augment import draw_views, make_view
 from prism_fast.data.augment_config import AugmentConfig
-from prism_fast.data.choice import choose_loader
+from prism_fast.data.choice import choose_loader, dali_is_installed
 from prism_fast.data.loader import LoadedBatch, ShardLoader
 from prism_fast.data.loader_config import LoaderConfig
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
-from tests.data.sets import label_of, logits_of, row_of, write_set
-
-pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'prism_fast[dali]'")
+from tests.data.sets import LOADERS, NO_DALI, label_of, logits_of, row_of, write_set
+from tests.distill.lives import ended, fork
 
 CPU = torch.device("cpu")
-NAMES = ("torch", "dali")
+BOTH = ("torch", "dali")
 WHOLE = AugmentConfig(pad=0, flip=0.0)
 CROPS = AugmentConfig(pad=0, flip=0.5, crop_scale=0.3)
 
@@ -55,10 +55,11 @@ def check_pairing(batch: LoadedBatch) -> None:
         assert torch.equal(batch.logits, torch.tensor(np.stack([logits_of(row) for row in rows])).float())
 
 
+@pytest.mark.skipif(not dali_is_installed(), reason=NO_DALI)
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_labels_belong_to_images_and_both_loaders_agree(tmp_path: Path, kind: ImageFormat, seed: int) -> None:
     folder = write_set(tmp_path, (13, 9, 17), kind=kind)
-    ours, theirs = (take(folder, name, 11, crop_size=16, seed=seed, window=2) for name in NAMES)
+    ours, theirs = (take(folder, name, 11, crop_size=16, seed=seed, window=2) for name in BOTH)
     for one, other in zip(ours, theirs, strict=True):
         check_pairing(one)
         check_pairing(other)
@@ -67,7 +68,8 @@ def test_labels_belong_to_images_and_both_loaders_agree(tmp_path: Path, kind: Im
     assert len({int(row) for batch in ours[:4] for row in batch.rows}) == 32  # of an epoch of 39
 
 
-@pytest.mark.parametrize(("name", "workers"), [("torch", 0), ("torch", 2), ("dali", 1)])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", LOADERS)
 def test_stored_logits_come_with_their_images(tmp_path: Path, name: str, workers: int) -> None:
     folder = write_set(tmp_path, (13, 9))
     for batch in take(folder, name, 5, AugmentConfig(pad=0), stored=True, workers=workers):
@@ -75,7 +77,7 @@ def test_stored_logits_come_with_their_images(tmp_path: Path, name: str, workers
         check_pairing(batch)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_the_largest_logits_alone_are_read_too(tmp_path: Path, name: str) -> None:
     shards = ShardSet(write_set(tmp_path, (13, 9), top_k=3))
     for batch in take(tmp_path, name, 3, WHOLE, stored=True):
@@ -95,12 +97,13 @@ def smooth(row: int) -> np.ndarray:
     return np.clip(255 * (total - total.min()) / np.ptp(total), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.skipif(not dali_is_installed(), reason=NO_DALI)
 def test_both_loaders_give_the_same_statistics(tmp_path: Path, seed: int) -> None:
     """Decoders round differently: a grey level here and there, and no bias."""
     folder = write_set(tmp_path, (16, 16), picture=smooth)
     augment = AugmentConfig(pad=2, flip=0.5, crop_scale=0.2, jitter=0.4, mixup=0.3, cutmix=1.0)
     ours, theirs = (
-        torch.cat([batch.images for batch in take(folder, name, 8, augment, crop_size=48, seed=seed)]) for name in NAMES
+        torch.cat([batch.images for batch in take(folder, name, 8, augment, crop_size=48, seed=seed)]) for name in BOTH
     )
     difference = 255 * (ours - theirs)
     assert difference.abs().mean() < 0.5 and difference.mean().abs() < 0.1
@@ -116,7 +119,7 @@ def ramp(row: int) -> np.ndarray:
     return np.stack([x, y, np.full_like(x, row)], 2).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_crop_parameters_are_those_of_the_crop(tmp_path: Path, name: str, seed: int) -> None:
     folder = write_set(tmp_path, (16,), kind="png", picture=ramp)
     augment = AugmentConfig(pad=0, flip=0.5, crop_scale=0.2)
@@ -130,11 +133,11 @@ def test_crop_parameters_are_those_of_the_crop(tmp_path: Path, name: str, seed: 
         assert torch.equal(falling, flip)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_a_position_is_taken_up_exactly(tmp_path: Path, name: str, seed: int) -> None:
     folder = write_set(tmp_path, (13, 9, 17), picture=smooth, damage={20: lambda data: data[:50]})
     augment = AugmentConfig(pad=1, crop_scale=0.3, jitter=0.2, mixup=0.5)
-    options = {"crop_size": 16, "seed": seed, "max_corrupt": 0.1}
+    options = {"crop_size": 16, "seed": seed, "max_corrupt": 0.1, "batch": 13}  # three steps read all of it
     whole = take(folder, name, 9, augment, **options)
     with loading(folder, name, augment, **options) as first:
         for _ in range(6):
@@ -151,7 +154,27 @@ def test_a_position_is_taken_up_exactly(tmp_path: Path, name: str, seed: int) ->
         assert torch.equal(one.labels, other.labels)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
+def test_global_random_state_is_left_alone(tmp_path: Path, name: str) -> None:
+    folder = write_set(tmp_path, (8,))
+    before = torch.get_rng_state()
+    take(folder, name, 2, AugmentConfig(mixup=0.5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_program_that_closes_nothing_ends(tmp_path: Path, name: str) -> None:
+    folder = write_set(tmp_path, (8,))
+
+    def life() -> None:
+        loader = ShardLoader(ShardSet(folder), CROPS, LoaderConfig(workers=2), name=name, batch=8, seed=0, device=CPU)
+        loader.load()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # as Python's end does
+
+    assert ended(fork(life), 30.0) == 0
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_ranks_read_different_images_and_equally_many(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (13, 9, 17))
     rows = []
@@ -180,7 +203,7 @@ def _zeros(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 @pytest.mark.parametrize("damage", [_cut, _end, _zeros])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_a_corrupt_image_in_the_middle_of_a_shard_misaligns_nothing(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes], kind: ImageFormat, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,7 +212,7 @@ def test_a_corrupt_image_in_the_middle_of_a_shard_misaligns_nothing(
     with caplog.at_level(logging.WARNING), loading(folder, name, WHOLE, stored=True, max_corrupt=0.1) as loader:
         batches = [loader.load() for _ in range(10)]
         assert loader.corrupt.rows == {6, 17}
-    named = [message for message in caplog.messages if "another image of the batch takes its place" in message]
+    named = [message for message in caplog.messages if "another image takes its place" in message]
     assert len(named) == 2 and any("shard-000001.tar: its image number 4" in message for message in named)
     for batch, expected in zip(batches, take(sound, name, 10, WHOLE, stored=True), strict=True):
         check_pairing(batch)
@@ -199,7 +222,7 @@ def test_a_corrupt_image_in_the_middle_of_a_shard_misaligns_nothing(
         assert not {6, 17} & set(batch.rows.tolist())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_too_many_corrupt_images_are_fatal(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (13, 9), damage=dict.fromkeys((2, 7, 15), _zeros))
     with pytest.raises(
@@ -208,7 +231,7 @@ def test_too_many_corrupt_images_are_fatal(tmp_path: Path, name: str) -> None:
         take(folder, name, 8, max_corrupt=0.1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_a_set_without_a_sound_image_is_refused(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (8,), damage=dict.fromkeys(range(8), _zeros))
     with pytest.raises(UserError, match="can be decoded"):
@@ -217,7 +240,7 @@ def test_a_set_without_a_sound_image_is_refused(tmp_path: Path, name: str) -> No
         take(folder, name, 1, max_corrupt=1.0, crop_size=8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_an_archive_that_changes_while_it_is_read_is_refused(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, (8, 8))
     with loading(folder, name) as loader:
@@ -251,7 +274,7 @@ def test_views_that_are_known_already_are_the_ones_read(tmp_path: Path, seed: in
         take(folder, "torch", 0, AugmentConfig(mixup=0.5), views=known.__getitem__)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 def test_a_view_is_the_one_of_images_in_memory(tmp_path: Path, name: str, seed: int) -> None:
     """But for the resampling: labels of the same row and view fit both. Boxes end at whole pixels here, of 120."""
     folder = write_set(tmp_path, (8,), kind="png", picture=ramp)
@@ -266,7 +289,7 @@ def test_an_unfit_set_is_refused(tmp_path: Path) -> None:
     folder = write_set(tmp_path, (4, 4))
     with pytest.raises(UserError, match="3 ranks for 2 shards"):
         take(folder, "torch", 0, batch=1, ranks=3)
-    with pytest.raises(UserError, match=r"augment.pad is 20, but views have 20 pixels"):
+    with pytest.raises(UserError, match=r"augment.pad is 20; it must be below 20"):
         take(folder, "torch", 0, AugmentConfig(pad=20))
     with pytest.raises(UserError, match="unknown loader 'webdataset'"):
         take(folder, "webdataset", 0)
@@ -275,11 +298,22 @@ def test_an_unfit_set_is_refused(tmp_path: Path) -> None:
         take(folder, "torch", 0)
 
 
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    assert LoaderConfig().workers_here() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert LoaderConfig().workers_here() == 3 and LoaderConfig(workers=5).workers_here() == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert LoaderConfig().workers_here() == 1
+
+
 def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with caplog.at_level(logging.INFO):
         assert choose_loader("auto", CPU) == "torch"
+        monkeypatch.setattr("prism_fast.data.choice.dali_is_installed", lambda: True)
         assert choose_loader("auto", torch.device("cuda")) == "dali"
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("prism_fast.data.choice.dali_is_installed", lambda: False)
         assert choose_loader("auto", torch.device("cuda")) == "torch"
     assert [message.partition(":")[0] for message in caplog.messages] == [
         "images are loaded by torch", "images are loaded by dali", "images are loaded by torch",
@@ -290,7 +324,7 @@ def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture, monkeypatch: 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_on_a_gpu_images_and_labels_belong_together(tmp_path: Path, kind: ImageFormat, name: str) -> None:
     folder = write_set(tmp_path, (13, 9, 17), kind=kind, damage={6: _cut})

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from prism_fast.data.augment_config import AugmentConfig
-from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.config import DistillConfig, LossConfig
+from prism_fast.distill.report import DistillReport
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.8, 0.8, 0.1]])
 TINY = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_width": 4}
+RICH: dict[str, Any] = {
+    "model_args": {**TINY, "drop_rate": 0.3}, "augment": AugmentConfig(pad=1, mixup=0.3, cutmix=0.5), "accumulate": 2,
+    "loss": LossConfig(features="hint", features_weight=0.1, energy_temperature=5.0), "checkpoint_every": 2,
+}  # fmt: skip
+"""Settings that draw random numbers wherever a run can, keep maps beside the student and part each step."""
 
 
 class ColourTeacher:
@@ -72,3 +78,10 @@ def tiny_config(out: Path, **changes: Any) -> DistillConfig:
         "augment": AugmentConfig(pad=1),
     }  # fmt: skip
     return DistillConfig(**{**fields, **changes})
+
+
+def same(one: DistillReport, other: DistillReport) -> bool:
+    """Whether two runs had the same curve and left the same student, bit for bit."""
+    weights = [(report.student / "model.safetensors").read_bytes() for report in (one, other)]
+    curves = [{k: v for k, v in report.history.items() if k != "seconds"} for report in (one, other)]
+    return weights[0] == weights[1] and curves[0] == curves[1]

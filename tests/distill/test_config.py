@@ -51,6 +51,7 @@ _BASE = DistillConfig(data="set", out="run")
         ({"loss": LossConfig(label_smoothing=0.1)}, "loss.hard above 0"),
         ({"loss": LossConfig(hard=0.5), "augment": AugmentConfig(mixup=0.2)}, "mixture: set loss.hard 0"),
         ({"loss": LossConfig(features="hint"), "augment": AugmentConfig(views=2)}, "features of every view"),
+        ({"loss": LossConfig(soft=0.0, features="hint")}, "no term on the logits"),
         ({"accumulate": 0}, "accumulate"),
         ({"compile": "yes"}, "compile"),
         ({"rank_timeout_s": 0.0}, "rank_timeout_s"),

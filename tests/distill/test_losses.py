@@ -97,7 +97,9 @@ def test_label_smoothing(smoothing: float, seed: int) -> None:
     logits, labels = _logits(seed).double(), torch.arange(6)
     wanted = (1 - smoothing) * torch.nn.functional.one_hot(labels, 7) + smoothing / 7
     expected = -(wanted * logits.log_softmax(1)).sum(1)
-    assert torch.allclose(label_loss(logits, labels, smoothing).double(), expected, rtol=1e-5)
+    # fp32 rounds the largest logit, from which a small loss is a difference
+    rounding = 4 * torch.finfo(torch.float32).eps * float(logits.abs().max())
+    assert torch.allclose(label_loss(logits, labels, smoothing).double(), expected, rtol=1e-5, atol=rounding)
 
 
 def test_hints_pull_the_student_alone(seed: int) -> None:

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from prism_fast.config import torchrun_place
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.distill import loop
 from prism_fast.distill.batches import RowBatches, check_shares
-from prism_fast.distill.checkpoints import load_state
+from prism_fast.distill.checkpoints import load_state, save_state
 from prism_fast.distill.config import DistillConfig, LossConfig
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.targets import ViewLoader
@@ -147,12 +148,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(seed: int, tmp_path: Pa
     out = tmp_path / "out"
     config = _config(out, steps=4000, checkpoint_every=10**6)
 
+    def slow(*state: Any) -> None:
+        time.sleep(0.5)
+        save_state(*state)
+
     def stopped(rank: int) -> Callable[[], None]:
         act = after(5 * 16, lambda: os.kill(os.getpid(), signal.SIGTERM)) if rank == 0 else None
 
         def life() -> None:
+            loop.save_state = slow
             with pytest.raises(Interrupted, match="stopped by SIGTERM" if rank == 0 else "another rank was stopped"):
                 _life(config, seed, **({"progress": act} if act else {}))()
+            assert (out / "state.safetensors").exists()  # torchrun would now end the others
 
         return life
 
@@ -179,6 +186,24 @@ def test_what_cannot_work_is_told_before_ranks_are_joined(
     with pytest.raises(UserError, match=message):
         _life(_config(tmp_path / "out", **changes), seed)()
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_gradient_are_told(seed: int, tmp_path: Path) -> None:
+    """Ranks would wait for it, or end in torch's words."""
+    own = {"student": "tests.distill.own_students:Idle", "model_args": {}}
+    children = _start([_life(_config(tmp_path / "out", **own), seed)] * 2, tmp_path)
+    assert [ended(child) for child in children] == [REFUSED] * 2
+    said = (tmp_path / "said-0").read_text()
+    assert said.startswith("2 of the student's weights get no gradient, among them student.model.idle.weight")
+    assert _life(_config(tmp_path / "alone", **own), seed)().steps == 12
+
+
+def test_what_is_tried_first_is_a_ranks_own_share(seed: int, tmp_path: Path) -> None:
+    """More than one trains on might not fit its device."""
+    config, teacher = tiny_config(tmp_path, batch=48, accumulate=2), ColourTeacher()
+    source = MemoryImages(*coloured_images(seed, 50), num_classes=4)
+    batches = RowBatches(config, ViewLoader(config, source, teacher, torch.device("cpu")), World(rank=1, ranks=3))
+    assert len(batches.try_first().images) == 8 and teacher.calls == [8]
 
 
 def test_ranks_and_parts_take_every_row_of_a_step_once(seed: int, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_damaged_files_are_told(seed: int, tmp_path: Path) -> None:
     bad = tmp_path / "bad.safetensors"
     for name, change, message in [
         ("short", {"1/logits": tensors["1/logits"][:5]}, "does not hold 3 views of 24 images"),
+        ("shifted", {"2/shift": tensors["2/shift"][1:].clone()}, "does not hold"),
         ("foreign", {"1/colour": tensors["1/flip"].clone()}, "does not hold"),
         ("cut", None, "damaged"),
         ("text", None, "damaged"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +19,26 @@ import torch
 
 from prism_fast.cli import main
 from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.choice import dali_is_installed
 from prism_fast.data.loader_config import LoaderConfig
 from prism_fast.data.shards import ShardDataset, ShardSet
+from prism_fast.distill.checkpoints import load_state
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.images import LazyImages
+from prism_fast.distill.loop import STATE
 from prism_fast.distill.report import RUN
 from prism_fast.distill.stored_views import write_views
 from prism_fast.distill.stream import StreamedBatches, open_stream
 from prism_fast.distill.targets import ViewLoader
-from prism_fast.distill.trainer import distill
+from prism_fast.distill.trainer import distill, open_set
 from prism_fast.distill.world import ALONE, World
 from prism_fast.errors import ToldElsewhere, UserError
-from tests.data.sets import CLASSES, row_of, write_set
+from prism_fast.synthesis.interruption import Interrupted
+from tests.data.sets import CLASSES, DEVICES, LOADERS, NO_DALI, label_of, row_of, write_set
 from tests.distill.doubles import ColourTeacher, tiny_config
 from tests.distill.lives import REFUSED, after, ended, fork, free_port, kill_me, rank_variables
 from tests.distill.test_trainer import _Stop, _stop_after
 from tests.tiny import save_tiny_teacher
-
-pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'prism_fast[dali]'")
 
 STREAM = LoaderConfig(crop_size=16, workers=1, max_corrupt=0.1)
 HERE = LoaderConfig(crop_size=16, workers=0, max_corrupt=0.1)
@@ -57,12 +64,12 @@ def _streaming(config: DistillConfig, place: World = ALONE) -> Iterator[Streamed
     """The batches of a run whose teacher is a :class:`ColourTeacher`."""
     shards = ShardSet(config.data)
     source = LazyImages(ShardDataset(shards), CLASSES, shards.class_names, shards.fingerprint)
-    views = ViewLoader(config, source, ColourTeacher(CLASSES), CPU)
+    views = ViewLoader(config, source, ColourTeacher(CLASSES), torch.device(config.device))
     with open_stream(config, shards, views, place) as batches:
         yield batches
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_a_killed_run_goes_on_bit_for_bit(world: Path, tmp_path: Path, loader: str) -> None:
     settings = {"loader": loader, "checkpoint_every": 2, "steps": 5, "log_every": 1}
     whole = distill(_config(world, tmp_path / "whole", **settings))
@@ -73,12 +80,51 @@ def test_a_killed_run_goes_on_bit_for_bit(world: Path, tmp_path: Path, loader: s
     del whole.history["seconds"], resumed.history["seconds"]
     assert resumed.history == whole.history and resumed.steps == 5
     assert (resumed.student / "model.safetensors").read_bytes() == (whole.student / "model.safetensors").read_bytes()
-    other = {"torch": "dali", "dali": "torch"}[loader]
+
+
+@pytest.mark.skipif(not dali_is_installed(), reason=NO_DALI)
+def test_a_run_does_not_go_on_with_the_other_loader(world: Path, tmp_path: Path) -> None:
+    distill(_config(world, tmp_path, loader="torch", steps=1))
     with pytest.raises(UserError, match="holds another run"):
-        distill(_config(world, tmp_path / "whole", **{**settings, "loader": other}))
+        distill(_config(world, tmp_path, loader="dali", steps=1))
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_stop_of_the_whole_job_keeps_every_step(world: Path, tmp_path: Path, loader: str) -> None:
+    """As Slurm stops one: the signal goes to the workers too."""
+    settings = {"loader": loader, "steps": 5, "stream": LoaderConfig(crop_size=16, workers=2, max_corrupt=0.1)}
+    config = _config(world, tmp_path / "stopped", **settings)
+
+    def stop() -> None:
+        subprocess.run(
+            ["kill", "-s", "TERM", "--", f"-{os.getpgrp()}"], check=False
+        )  # not by the parent of the workers
+        time.sleep(0.3)
+
+    def life() -> None:
+        os.setpgid(0, 0)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            distill(config, progress=after(3 * 8, stop))
+
+    assert ended(fork(life)) == 0
+    assert load_state(tmp_path / "stopped" / STATE)[1]["step"] == 3
+    one, other = (distill(each) for each in (config, _config(world, tmp_path / "whole", **settings)))
+    assert (one.student / "model.safetensors").read_bytes() == (other.student / "model.safetensors").read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_on_a_gpu_a_killed_run_goes_on(world: Path, tmp_path: Path, loader: str, amp: str) -> None:
+    settings = {"loader": loader, "checkpoint_every": 2, "steps": 5, "device": "cuda", "amp": amp, "compile": "off"}
+    config = _config(world, tmp_path, accumulate=2, **settings)
+    with pytest.raises(_Stop):
+        distill(config, progress=_stop_after(3 * 8))
+    report = distill(config)
+    assert report.steps == 5 and report.environment["dtype"] == amp
+
+
+@pytest.mark.parametrize("loader", LOADERS)
 def test_stored_logits_need_whole_images(world: Path, tmp_path: Path, loader: str) -> None:
     whole = AugmentConfig(pad=0)
     report = distill(_config(world, tmp_path / "run", loader=loader, steps=2, targets="stored", augment=whole))
@@ -93,8 +139,9 @@ def slope(row: int) -> np.ndarray:
     return np.stack([x, y, np.full_like(x, 8 * row)], 2).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
-def test_a_stored_label_belongs_to_the_crop_that_is_read(tmp_path: Path, seed: int, loader: str) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_stored_label_belongs_to_the_crop_that_is_read(tmp_path: Path, seed: int, loader: str, device: str) -> None:
     """Also where another image takes the place of a damaged one."""
     sound = write_set(tmp_path / "sound", (8, 8), kind="png", picture=slope)
     augment = AugmentConfig(pad=2, crop_scale=0.2, views=2)
@@ -105,6 +152,7 @@ def test_a_stored_label_belongs_to_the_crop_that_is_read(tmp_path: Path, seed: i
         tmp_path / "views", augment, source, "colours", None, ViewLoader(plain, source, ColourTeacher(7), CPU).labelled
     )
     fields = {"targets": "views", "views": str(tmp_path / "views"), "batch": 5, "loader": loader, "seed": seed + 1}
+    fields["device"] = device
     config = tiny_config(
         tmp_path / "out", data=str(sound), augment=augment, stream=LoaderConfig(workers=1, max_corrupt=0.1), **fields
     )
@@ -185,6 +233,36 @@ def test_what_a_rank_alone_finds_it_tells(tmp_path: Path, world: Path, monkeypat
     assert not isinstance(refusal.value, ToldElsewhere)
 
 
+def test_a_bad_image_of_a_set_in_memory_is_named_and_the_next_one_shown(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(world, tmp_path / "run", stream=LoaderConfig(max_corrupt=0.1))
+    with caplog.at_level(logging.WARNING):
+        source = open_set(config, ShardSet(config.data))
+    (told,) = [message for message in caplog.messages if "cannot be decoded" in message or "takes its place" in message]
+    assert "shard-000001.tar" in told and "image number 3" in told
+    assert source.instead is not None
+    assert source.instead.tolist() == [row + (row == 14) for row in range(30)]
+    views = ViewLoader(config, source, ColourTeacher(CLASSES), CPU)
+    for view in range(3):
+        both = views.load(view, torch.tensor([14, 15]))
+        assert torch.equal(both.images[0], both.images[1]) and both.labels.tolist() == [label_of(15)] * 2
+        assert torch.equal(both.targets[0], both.targets[1])
+    assert distill(config).images == 30
+    with pytest.raises(UserError, match=r"1 of 30 images cannot be decoded, more than max_corrupt 0.001"):
+        distill(_config(world, tmp_path / "strict", stream=LoaderConfig()))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_resume_wants_a_run(world: Path, tmp_path: Path) -> None:
+    config = _config(world, tmp_path / "run", resume=True, steps=3)
+    with pytest.raises(UserError, match=r"run holds no run that could be resumed: leave out --resume"):
+        distill(config)
+    assert not (tmp_path / "run").exists()
+    begun = distill(dataclasses.replace(config, resume=False))
+    assert distill(config) == begun
+
+
 def test_what_does_not_fit_is_told_before_anything_is_written(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     other = save_tiny_teacher(tmp_path / "teacher", num_classes=3)
@@ -215,11 +293,15 @@ def test_a_damaged_or_empty_set_is_refused_by_name(tmp_path: Path, world: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_on_the_command_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_on_the_command_line(world: Path, tmp_path: Path, loader: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["distill", "--data", world / "set", "--teacher", world / "teacher", "--out", tmp_path / "run"]
-    options = "--student test_resnet --input_size 32 --batch 8 --steps 2 --device cpu --loader dali"
+    options = "--student test_resnet --input_size 32 --batch 8 --steps 2 --device cpu --loader "
     assert (
-        main([*map(str, arguments), *options.split(), "--stream.crop_size", "16", "--stream.max_corrupt", "0.1"]) == 0
+        main(
+            [*map(str, arguments), *options.split(), loader, "--stream.crop_size", "16", "--stream.max_corrupt", "0.1"]
+        )
+        == 0
     )
     assert json.loads((tmp_path / "run" / RUN).read_text())["identity"]
     assert "2 steps" in capsys.readouterr().out

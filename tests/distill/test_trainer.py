@@ -118,6 +118,7 @@ def test_interrupted_run_continues_bit_for_bit(changes: dict[str, Any], seed: in
     one, two = _weights(whole), _weights(parts)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert whole.history["step"] == parts.history["step"] and whole.history["loss"] == parts.history["loss"]
+    assert _curve(tmp_path / "parts") == _curve(tmp_path / "whole")
     assert not (tmp_path / "parts" / "state.safetensors").exists()
 
 
@@ -224,7 +225,7 @@ def test_a_teacher_that_is_not_finite_of_a_later_image_is_told(
 
 
 def test_a_crop_that_can_miss_the_image_claims_no_folder(seed: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"augment.pad is 16, but the images have 16 pixels.*below 16"):
+    with pytest.raises(UserError, match=r"augment.pad is 16; it must be below 16"):
         _train(tiny_config(tmp_path / "out", augment=AugmentConfig(pad=16)), seed)
     assert not (tmp_path / "out").exists()
 
@@ -327,6 +328,15 @@ def test_global_random_state_is_left_alone(seed: int, tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_generators_of_other_devices_are_left_alone(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would otherwise begin to use every GPU of the machine, in every rank."""
+    asked: list[Any] = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *given: asked.append(given) or fork(*given))
+    _train(tiny_config(tmp_path, steps=2), seed)
+    assert asked and all(given == ([],) for given in asked)
+
+
 def test_unusable_options_are_named(seed: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown optimizer"):
         _train(tiny_config(tmp_path, optimizer="sgdd"), seed)
@@ -352,6 +362,24 @@ def test_parts_of_a_step_sum_up_to_it(seed: int, tmp_path: Path) -> None:
     assert parts.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-4)
     one, other = _weights(whole), _weights(parts)
     assert all(torch.allclose(one[name], other[name], rtol=1e-2, atol=1e-4) for name in one)
+
+
+def test_loss_scaling_changes_nothing(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales are powers of two: not a bit, also where gradients are summed and clipped and the run was killed."""
+    settings = {"accumulate": 2, "clip_norm": 0.1, "checkpoint_every": 5}
+    plain = _train(tiny_config(tmp_path / "plain", **settings), seed)
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**8, growth_interval=2)
+    )
+    config = tiny_config(tmp_path / "scaled", **settings)
+    with pytest.raises(_Stop):
+        _train(config, seed, progress=_stop_after(8 * 16))
+    assert load_state(tmp_path / "scaled" / "state.safetensors")[0]["scaler"]["scale"] == 2.0**10
+    scaled = _train(config, seed)
+    assert scaled.history["loss"] == plain.history["loss"]
+    one, other = _weights(plain), _weights(scaled)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_batches_of_other_targets_are_refused(seed: int, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +35,13 @@ def test_it_gets_the_same_curve(seed: int, tmp_path: Path, monkeypatch: pytest.M
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    report = distill_images(tiny_config(tmp_path, wandb="colours"), *coloured_images(seed), ColourTeacher())
+    config = tiny_config(tmp_path / "out", wandb="colours")
+    report = distill_images(config, *coloured_images(seed), ColourTeacher())
     assert [step for step, _ in points] == report.history["step"] and ends == [4]
     assert [values["train/loss"] for _, values in points] == report.history["loss"]
     (run,) = begun
+    for changes in ({}, {"temperature": 2.0}):  # anew in the same place: a run of its own where it differs
+        shutil.rmtree(tmp_path / "out")
+        distill_images(dataclasses.replace(config, **changes), *coloured_images(seed), ColourTeacher())
+    assert begun[1]["id"] == run["id"] != begun[2]["id"]
     assert (run["project"], run["resume"]) == ("colours", "allow") and run["config"]["batch"] == 16

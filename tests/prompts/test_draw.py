@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
 
 import pytest
 
-from prism_fast.prompts.draw import apportion, balanced_cell, shuffled
+from prism_fast.prompts.draw import apportion, balanced_cell, dealt, shuffled
 
 
 def test_shuffled_is_a_permutation_that_depends_on_the_key_alone(seed: int) -> None:
@@ -45,6 +46,24 @@ def test_balanced_cell_has_visited_the_places_of_each_axis_equally_often_at_any_
             for counter, place in zip(seen, balanced_cell(step, sizes), strict=True):
                 counter[place] += 1
                 assert max(counter.values()) - min(counter.values()) <= 1, (sizes, step)
+
+
+def test_dealt_uses_every_item_of_an_axis_equally_often(seed: int) -> None:
+    axes = ["abc", "defghij", "kl"]
+    cells = list(itertools.islice(dealt(axes, lambda _: True, seed), 210))
+    for number, axis in enumerate(axes):
+        assert Counter(cell[number] for cell in cells) == dict.fromkeys(axis, 210 // len(axis))
+    assert len(set(cells)) > 30  # of 42: not always the same together
+    assert cells == list(itertools.islice(dealt(axes, lambda _: True, seed), 210))
+
+
+def test_dealt_takes_only_what_is_allowed_and_makes_up_for_it(seed: int) -> None:
+    cells = list(itertools.islice(dealt(["ab", "ABC"], lambda c: c != ["a", "A"], seed), 600))
+    assert ("a", "A") not in cells
+    assert Counter(cell[0] for cell in cells) == {"a": 300, "b": 300}
+    assert all(150 < count < 250 for count in Counter(cell[1] for cell in cells).values())
+    with pytest.raises(ValueError, match="nothing of"):
+        next(dealt(["a", "A"], lambda c: len(c) < 2, seed))
 
 
 def test_apportion_sums_and_stays_within_one_of_the_quota(seed: int) -> None:

@@ -106,7 +106,7 @@ def test_a_foreign_list_is_cut_to_the_tokenizer_but_never_the_class(tmp_path: Pa
     assert cut_to(7).prompts[0].prompt == "a very nice photo of the Crane"
     assert cut_to(3).prompts[0].prompt == "crane"
     assert (cut_to(3).prompts[0].content, cut_to(3).prompts[0].style) == ("none", "none")
-    with pytest.raises(UserError, match=r"p\.parquet: the prompt .*is longer than the pipeline's tokenizer"):
+    with pytest.raises(UserError, match=r"p\.parquet: the prompt .*is longer than the tokenizer"):
         cut_to(0)
     foreign(path, prompt=["a photo of several cranes", "nail"])
     with pytest.raises(UserError, match=r"cannot be cut to the words of its class, 'crane'"):

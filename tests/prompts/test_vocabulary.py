@@ -47,15 +47,13 @@ def test_unknown_class_names_close_matches_and_not_thousands_of_others() -> None
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["fashoin", "fashion.txt", "/no/such/folder", ""])
+@pytest.mark.parametrize("name", ["fashoin", "fashion.doc", "/no/such/folder", ""])
 def test_unknown_vocabulary_says_what_is_supported(name: str) -> None:
-    with pytest.raises(UserError, match=r"unknown vocabulary.*supported: fashion, or a path to a \.csv or \.json"):
+    with pytest.raises(
+        UserError,
+        match=r"unknown vocabulary.*supported: fashion, .*imagewoof, or a path to a \.csv or .*, or to a folder",
+    ):
         load_vocabulary(name)
-
-
-def test_imagenet_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"'imagenet-1k' is not built in yet.*fashion.*\.csv"):
-        load_vocabulary("imagenet-1k")
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -74,9 +72,16 @@ def test_csv(tmp_path: Path) -> None:
             phrase="crane, a tall, wading bird",
             gloss="a tall, wading bird",
             parent="bird",
+            kinds=("bird",),
             synonyms=("wader", "grus"),
         ),
-        Sense(name="golden_retriever", phrase="golden retriever, a kind of dog", gloss="a kind of dog", parent="dog"),
+        Sense(
+            name="golden_retriever",
+            phrase="golden retriever, a kind of dog",
+            gloss="a kind of dog",
+            parent="dog",
+            kinds=("dog",),
+        ),
         Sense(name="maillot", phrase="maillot"),
     )
 
@@ -157,3 +162,22 @@ def test_a_vocabulary_made_in_python_is_checked_too() -> None:
         Vocabulary(name="v", senses=(Sense(name="caf\u00e9", phrase="x"), Sense(name="cafe\u0301", phrase="y")))
     with pytest.raises(UserError, match="needs a phrase"):
         Sense(name="x", phrase=" ")
+
+
+def test_fashion_mnist_in_its_own_words() -> None:
+    vocabulary = load_vocabulary("fashion-mnist")
+    assert len(vocabulary) == 10
+    assert vocabulary.index("boot") == vocabulary.index("Ankle boot") == 9
+    assert vocabulary.senses[0].bare == "T-shirt"
+    assert {sense.gloss for sense in vocabulary.senses} == set(GLOSSES)
+
+
+def test_a_folder_of_class_folders_is_a_vocabulary(tmp_path: Path) -> None:
+    for name in ("golden_retriever", "crane", ".hidden"):
+        (tmp_path / "animals" / name).mkdir(parents=True)
+    (tmp_path / "animals" / "readme.md").write_text("x")
+    vocabulary = load_vocabulary(str(tmp_path / "animals"))
+    assert (vocabulary.name, vocabulary.names) == ("animals", ("crane", "golden_retriever"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no folders: a data set has one for each class"):
+        load_vocabulary(str(tmp_path / "empty"))

@@ -57,6 +57,15 @@ def test_a_file_can_name_the_recipe_and_a_flag_overrules_it(tmp_path: Path) -> N
     assert config.recipe == "eda" and config.sampler.guidance is not None
 
 
+def test_a_field_that_is_true_or_false_is_a_switch() -> None:
+    for arguments in (["--follow"], ["--follow", "--batch", "8"], ["--follow", "true"], ["--follow=true"]):
+        parsed = DISTILL.parse([*arguments, "--data", "set", "--out", "run"])
+        assert parsed.fields["follow"] is True and "follow" in parsed.given
+    assert DISTILL.parse(["--follow", "false", "--data", "set", "--out", "run"]).fields["follow"] is False
+    with pytest.raises(UserError, match="--follow takes true or false, not 'perhaps'"):
+        DISTILL.parse(["--follow", "perhaps"])
+
+
 def test_a_filter_is_put_on_by_any_of_its_flags(tmp_path: Path) -> None:
     assert synthesis().filter is None and synthesis().soft_top_k is None
     assert synthesis("--filter.max_energy", "-3").filter == FilterConfig(max_energy=-3)

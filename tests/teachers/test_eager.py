@@ -129,6 +129,19 @@ def test_outputs_and_features(seed: int) -> None:
         EagerTeacher(torch.nn.Conv2d(3, 4, 1), mean=MEAN, std=STD, input_size=(4, 4), num_classes=4).features(images)
 
 
+def test_images_are_resized_in_fp32_inside_autocast(seed: int) -> None:
+    """Mixed precision is the network's: eight bits of a resized image would be seven."""
+    images = _batch(seed)[0]
+    shown: list[Tensor] = []
+    teacher = _teacher(seed)
+    teacher.model.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    plain = teacher.outputs(images).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        low = teacher.outputs(images).logits
+    assert torch.equal(*shown) and shown[1].dtype == torch.float32
+    assert low.dtype == torch.bfloat16 and torch.allclose(low.float(), plain, atol=0.1 * plain.abs().max().item())
+
+
 def test_outputs_are_differentiable_where_gradients_are_enabled(seed: int) -> None:
     images, _ = _batch(seed)
     (gradient,) = torch.autograd.grad(_teacher(seed).outputs(images.requires_grad_()).logits.sum(), images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prism_fast.prompts.clip_tokens import merge
 from prism_fast.zoo import networks
 from prism_fast.zoo.fashion_captions import ATTRIBUTES, GLOSSES, NAMES, caption
 
@@ -35,7 +36,7 @@ def test_merges_reproduce_their_words():
     words = [("a", "b</w>"), ("b", "a", "b</w>")]
     merges = networks.byte_pair_merges(words)
     for pair in merges:
-        words = [networks.merge(word, pair) for word in words]
+        words = [merge(word, pair) for word in words]
     assert words == [("ab</w>",), ("bab</w>",)]
 
 
