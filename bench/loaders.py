@@ -39,12 +39,12 @@ from prism_fast.config import check_new_file, cores, resolve_device
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.loader import LoadedBatch, ShardLoader
 from prism_fast.data.loader_config import READERS, LoaderConfig
-from prism_fast.data.shards import ShardDataset, ShardSet
+from prism_fast.data.shards import ShardSet
 from prism_fast.distill.config import AMP, DistillConfig
-from prism_fast.distill.images import LazyImages
 from prism_fast.distill.loop import Run
 from prism_fast.distill.stream import open_stream
 from prism_fast.distill.targets import ViewLoader
+from prism_fast.distill.trainer import read_lazily
 from prism_fast.distill.world import ALONE
 from prism_fast.errors import UserError
 from tests.data.sets import write_set
@@ -194,8 +194,7 @@ def training(folder: Path, row: Row, options: argparse.Namespace, device: torch.
         device=options.device,
     )
     shards = ShardSet(folder)
-    source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
-    with open_stream(config, shards, ViewLoader(config, source, None, device), ALONE) as batches:
+    with open_stream(config, shards, ViewLoader(config, read_lazily(shards), None, device), ALONE) as batches:
         run = Run(config, batches, "bench", ALONE)
         run.connect()
         run.learner.train()
@@ -254,12 +253,12 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 row = replace(row, **waiting(folder, row, options, device))
             rivals = [other.images_per_s for other in [*found, row] if other.loader == "torch"]
             found.append(replace(row, ratio_to_torch=row.images_per_s / max(rivals)) if rivals else row)
-            print(line(found[-1]), flush=True)
+            print(_line(found[-1]), flush=True)
     finally:
         write(found, {**where, "images": 4 * per_shard, "side": SIDE, "amp": options.amp}, options, "loaders")
 
 
-def line(row: Row) -> str:
+def _line(row: Row) -> str:
     """For people."""
     ratio = "-" if row.ratio_to_torch is None else f"x{row.ratio_to_torch:.2f}"
     text = f"{row.loader:<6}{row.workers:>3} workers{row.images_per_s:>10.1f} images/s {ratio:>7}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prism_fast.data.crops import EDGE_BYTES, cut_off
+from prism_fast.data.crops import read_whole
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
-from prism_fast.synthesis.images import decode_image
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +94,8 @@ class DecodedDataset:
         """
         stored = self._shards.stored(index)
         try:
-            kind, data = self._shards.image_format, stored.image
-            if problem := cut_off(kind, data[:EDGE_BYTES], data[-EDGE_BYTES:], len(data)):
-                raise ValueError(problem)
-            image = torch.from_numpy(decode_image(data, kind)).permute(2, 0, 1).contiguous()
+            pixels = np.array(read_whole(stored.image, self._shards.image_format))
+            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         except ValueError as error:
             if isinstance(error, UserError):
                 raise

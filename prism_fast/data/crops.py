@@ -6,6 +6,7 @@ import dataclasses
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prism_fast.synthesis.images import ImageFormat, read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EDGE_BYTES = 12
 """Bytes at the beginning and the end of an image file that tell whether it is all there."""
@@ -78,15 +82,24 @@ def decode_crop(data: bytes, kind: ImageFormat, box: NDArray[np.float32], size: 
     Raises:
         ValueError: no image of that kind, damaged, cut off or too large.
     """
-    if problem := cut_off(kind, data[:EDGE_BYTES], data[-EDGE_BYTES:], len(data)):
-        raise ValueError(problem)
     from PIL import Image
 
-    image = read_image(data, kind)
+    image = read_whole(data, kind)
     top, left, height, width = pixels_of(box, image.height, image.width)
     # Not resize(box=...): its filter would reach over the edge of the crop.
     crop = image.crop((left, top, left + width, top + height))
     return np.asarray(crop.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def read_whole(data: bytes, kind: ImageFormat) -> Image.Image:
+    """A decoded image file in RGB, as Pillow holds it, whose end is there too.
+
+    Raises:
+        ValueError: no image of that kind, damaged, cut off or too large.
+    """
+    if problem := cut_off(kind, data[:EDGE_BYTES], data[-EDGE_BYTES:], len(data)):
+        raise ValueError(problem)
+    return read_image(data, kind)
 
 
 def cut_off(kind: ImageFormat, head: bytes, tail: bytes, size: int) -> str:

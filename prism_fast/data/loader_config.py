@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from prism_fast.config import MAX_COUNT, MAX_SIDE, ranks_here, require, require_whole
+from prism_fast.config import MAX_COUNT, MAX_SIDE, cores, ranks_here, require, require_whole
 from prism_fast.registry import Registry
 
 READERS = Registry(
@@ -45,4 +44,4 @@ class LoaderConfig:
         """:attr:`workers`, or what they are on this machine."""
         if self.workers is not None:
             return self.workers
-        return min(max(1, len(os.sched_getaffinity(0)) // ranks_here()), _MOST_WORKERS)
+        return min(max(1, cores() // ranks_here()), _MOST_WORKERS)

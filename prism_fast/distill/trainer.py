@@ -68,7 +68,7 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
             if shards is None:
                 batches = GrowingBatches(config, growing_set(config, world, progress), teacher, device, world)
             elif streams(config, shards):
-                source = LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+                source = read_lazily(shards)
                 views = ViewLoader(config, source, teacher, device)
                 batches = reading.enter_context(open_stream(config, shards, views, world))
             else:
@@ -95,6 +95,11 @@ def growing_set(config: DistillConfig, world: World, progress: ProgressFactory =
     return DrawnSet(config, prepare(synthesis, Path(config.out)), student_weight, progress)
 
 
+def read_lazily(shards: ShardSet) -> LazyImages:
+    """The images of a shard set, each decoded when it is needed."""
+    return LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+
+
 def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
     """The images of a shard set, decoded into memory where they fit.
 
@@ -114,7 +119,7 @@ def open_set(config: DistillConfig, shards: ShardSet) -> ImageSource:
         fingerprint=shards.fingerprint,
     )
     if not isinstance(source, MemoryImages):
-        return LazyImages(ShardDataset(shards), shards.num_classes, shards.class_names, shards.fingerprint)
+        return read_lazily(shards)
     corrupt = CorruptImages(shards, config.stream.max_corrupt)
     for row, why in sorted(decoded.bad.items()):
         corrupt.add(row, why, len(shards))

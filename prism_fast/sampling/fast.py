@@ -114,7 +114,6 @@ class FastSampler:
         self._teacher = serving(teacher, config) if teacher is not None and config.guidance is not None else None
         self._term = guidance_term(config.guidance, teacher) if config.guidance is not None and teacher else None
         check_term(self._teacher, self._term)
-        self._gate = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self.device: torch.device = pipe.unet.device
         self._cuda = self.device.type == "cuda"
         self._compile = is_compiled(config, self.device)
@@ -132,7 +131,8 @@ class FastSampler:
         self._kinds = step_kinds(config, len(schedule))
         self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
         self._traced = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
-        self._thresholds = None if self._gate is None else self._gate.on(self.device)
+        gated = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
+        self._thresholds = None if gated is None else gated.on(self.device)
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
         self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
         self._prepare()

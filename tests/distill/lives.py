@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from prism_fast.errors import UserError
+
+# The first backward pass of a process decides whether autograd has threads, with which it could not be forked any more.
+# After a plain one it has none; after one of torch.compile, which some test may have made, it would.
+torch.ones(1, requires_grad=True).backward()
 
 REFUSED = 2
 """Exit status of a child that ended with a UserError, as the command line's."""
