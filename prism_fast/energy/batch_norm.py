@@ -10,20 +10,32 @@ distance of the Gaussians N(μ, v + ε) and N(m, s² + ε), in units of the laye
 Yin et al. 2020 (DeepInversion, arXiv 1912.08795) take ‖μ − m‖₂ + ‖v − s²‖₂ of a batch instead. Those norms have no
 derivative where they are zero, and the channels of largest variance decide them. This form is smooth wherever ε > 0, a
 constant channel (v = 0) included, is zero just where both statistics agree, and counts every layer and channel alike.
+
+Their norms are here as the form ``norm``, which DDIS (arXiv 2506.15381) and DiffDFKD (arXiv 2504.00870) guide with, of
+one image's μ and v:
+
+    E = Σ_l ‖μ_l − m_l‖₂ + ‖v_l − s²_l‖₂
+
+with √(Σ d² + 1e-12) for a norm, so that it has a derivative where it is zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from prism_fast.energy.terms import Network, Outputs, wide
 from prism_fast.errors import UserError
+
+Form = Literal["squared", "norm"]
+
+_NORM_FLOOR = 1e-12
+"""Under the root of a norm: far below the square of any difference that fp32 statistics show."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,12 +68,20 @@ class _Compared(NamedTuple):
     """√(v + ε)."""
     unit: Tensor
     """√(s² + ε), [1, C, 1, 1]."""
+    spread: Tensor
+    """v − s²."""
 
     @property
     def distance(self) -> Tensor:
         """Mean over the channels of d_c, [B], or [1] where coupled."""
         squares = self.shift.square() + (self.deviation - self.unit).square()
         return (squares / self.unit.square()).flatten(1).mean(1)
+
+    @property
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """‖μ − m‖₂ and ‖v − s²‖₂, [B] each, or [1] where coupled."""
+        shift, spread = ((x.square().flatten(1).sum(1) + _NORM_FLOOR).sqrt() for x in (self.shift, self.spread))
+        return shift, spread
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,12 +92,16 @@ class BatchNormStatistics:
         running: of each layer, by the name of the tap that is its input, [B, C, h, w].
         coupled: μ and v are those of all rows that are given together; every row then has the energy of the group, and
             its cotangent is that of the rows' sum. Samplers refuse it: an image would depend on its neighbours.
+        form: ``squared`` or ``norm``.
     """
 
     running: Mapping[str, RunningStatistics] = field(repr=False)
     coupled: bool = False
+    form: Form = "squared"
 
     def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"form must be {' or '.join(get_args(Form))}, not {self.form!r}")
         if not self.running:
             raise ValueError("no batch-norm layer: there are no statistics to compare with")
 
@@ -92,8 +116,8 @@ class BatchNormStatistics:
         return {}
 
     def value(self, outputs: Outputs, targets: Tensor) -> Tensor:  # noqa: ARG002  the protocol's signature
-        layers = [self._compare(outputs.taps[name], running)[0].distance for name, running in self.running.items()]
-        return torch.stack(layers).mean(0).expand(outputs.logits.shape[0])  # from one row, where coupled
+        layers = [self._energy(self._compare(outputs.taps[name], each)[0]) for name, each in self.running.items()]
+        return self._together(layers).expand(outputs.logits.shape[0])  # from one row, where coupled
 
     def value_and_cotangents(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Outputs]:  # noqa: ARG002
         layers = []
@@ -101,14 +125,29 @@ class BatchNormStatistics:
         for name, running in self.running.items():
             tap = outputs.taps[name].detach()
             layer, centred = self._compare(tap, running)
-            # ∂μ/∂x = 1/N, ∂v/∂x = 2(x − μ)/N over N = h·w places; coupled over B·N, and the energy counts in B rows.
-            along = layer.shift + (1 - layer.unit / layer.deviation) * centred
-            share = 2 / (len(self.running) * math.prod(tap.shape[1:]))
-            cotangents[name] = share * along / layer.unit.square()
-            layers.append(layer.distance)
+            cotangents[name] = self._cotangent(layer, centred)
+            layers.append(self._energy(layer))
         logits = torch.zeros_like(wide(outputs.logits.detach()))
-        value = torch.stack(layers).mean(0).expand(logits.shape[0])
+        value = self._together(layers).expand(logits.shape[0])
         return value, Outputs(logits=logits, taps=cotangents)
+
+    def _energy(self, layer: _Compared) -> Tensor:
+        """Of one layer, [B], or [1] where coupled."""
+        return layer.distance if self.form == "squared" else torch.add(*layer.norms)
+
+    def _together(self, layers: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(layers))
+        return stacked.mean(0) if self.form == "squared" else stacked.sum(0)
+
+    def _cotangent(self, layer: _Compared, centred: Tensor) -> Tensor:
+        """d E / d x_l [B, C, h, w] of x − μ."""
+        # ∂μ/∂x = 1/N, ∂v/∂x = 2(x − μ)/N over N = h·w places; coupled over B·N, and the energy counts in B rows.
+        if self.form == "squared":
+            along = layer.shift + (1 - layer.unit / layer.deviation) * centred
+            share = 2 / (len(self.running) * math.prod(centred.shape[1:]))
+            return share * along / layer.unit.square()
+        shift, spread = (norm.view(-1, 1, 1, 1) for norm in layer.norms)
+        return (layer.shift / shift + 2 * centred * layer.spread / spread) / math.prod(centred.shape[2:])
 
     def _compare(self, tap: Tensor, running: RunningStatistics) -> tuple[_Compared, Tensor]:
         """The statistics, and x − μ, [B, C, h, w]."""
@@ -116,6 +155,7 @@ class BatchNormStatistics:
         axes = (0, 2, 3) if self.coupled else (2, 3)
         mean = x.mean(axes, keepdim=True)
         centred = x - mean
-        deviation = (centred.square().mean(axes, keepdim=True) + running.eps).sqrt()
+        spread = centred.square().mean(axes, keepdim=True)
         kept, variance = (side.to(x).view(1, -1, 1, 1) for side in (running.mean, running.variance))
-        return _Compared(mean - kept, deviation, (variance + running.eps).sqrt()), centred
+        unit = (variance + running.eps).sqrt()
+        return _Compared(mean - kept, (spread + running.eps).sqrt(), unit, spread - variance), centred

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from prism_fast.energy.terms import Network, Outputs, wide
+
+Where = Literal["all", "agree"]
 
 
 def student_tap(fingerprint: str) -> str:
@@ -26,10 +30,18 @@ class StudentDivergence:
     Args:
         fingerprint: 16 hex digits that name the snapshot.
         network: the snapshot, for teachers that have to run it; None where its logits are handed in as the tap.
+        where: ``all`` images, or those of whose first choice teacher and student ``agree`` (DiffDFKD, Qi et al. 2025,
+            arXiv 2504.00870); of the others the energy is zero. Which these are is taken as given: no derivative
+            passes through the choice.
     """
 
     fingerprint: str
     network: Network | None = field(default=None, repr=False, compare=False)
+    where: Where = "all"
+
+    def __post_init__(self) -> None:
+        if self.where not in get_args(Where):
+            raise ValueError(f"where must be {' or '.join(get_args(Where))}, not {self.where!r}")
 
     @property
     def needed_taps(self) -> tuple[str, ...]:
@@ -48,15 +60,23 @@ class StudentDivergence:
 
     def value(self, outputs: Outputs, targets: Tensor) -> Tensor:  # noqa: ARG002  the protocol's signature
         log_p, log_q = self._logarithms(outputs)
-        return -(log_p.exp() * (log_p - log_q)).sum(-1)
+        return -(log_p.exp() * (log_p - log_q)).sum(-1) * self._counts(outputs)
 
     def value_and_cotangents(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Outputs]:
         value = self.value(outputs, targets).detach()
         log_p, log_q = (part.detach() for part in self._logarithms(outputs))
         p, q = log_p.exp(), log_q.exp()
+        counts = self._counts(outputs)[:, None]
         # KL = Σ p (log p − log q): dKL/df_j = p_j (log p_j − log q_j − KL), dKL/dg_j = q_j − p_j
-        logits = -p * (log_p - log_q + value[:, None])
-        return value, Outputs(logits=logits, taps={student_tap(self.fingerprint): p - q})
+        logits = -p * (log_p - log_q + value[:, None]) * counts
+        return value, Outputs(logits=logits, taps={student_tap(self.fingerprint): (p - q) * counts})
+
+    def _counts(self, outputs: Outputs) -> Tensor:
+        """[B]: 1 for an image that counts, else 0."""
+        teacher, student = wide(outputs.logits), wide(outputs.taps[student_tap(self.fingerprint)])
+        if self.where == "all":
+            return torch.ones_like(teacher[:, 0])
+        return (teacher.argmax(-1) == student.argmax(-1)).to(teacher)
 
     def _logarithms(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         student = outputs.taps[student_tap(self.fingerprint)]

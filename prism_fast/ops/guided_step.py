@@ -45,7 +45,7 @@ def guided_step_ref(
     row, index = coefficients(table, step, sample), int(step)
     m = combine_predictions(prediction, sample.shape[0], cfg_scale, sample.dtype)
     if gradient is not None and rms is not None:
-        m = m + row[Column.SHIFT] * _x0_change(row[Column.STRENGTH], gradient, rms, energy, tau, delta, sample.dtype)
+        m = m + row[Column.SHIFT] * x0_change(row[Column.STRENGTH], gradient, rms, energy, tau, delta, sample.dtype)
     following = row[Column.NEXT_SAMPLE] * sample + row[Column.NEXT_PREDICTION] * m
     for lag, weight in enumerate(row[Column.HISTORY_1 : Column.HISTORY_4 + 1], start=1):
         if weight != 0:  # a slot that no step has written yet holds anything
@@ -57,7 +57,7 @@ def guided_step_ref(
     return following, row[Column.ENTRY_SAMPLE] * sample + row[Column.ENTRY_PREDICTION] * m
 
 
-def _x0_change(
+def x0_change(
     strength: Tensor,
     gradient: Tensor,
     rms: Tensor,
@@ -75,7 +75,7 @@ def _x0_change(
             gate = ((energy.to(dtype) - tau.to(dtype)) / delta.to(dtype)).sigmoid()
     factor = (strength * gate / (size + RMS_FLOOR)).view(-1, 1, 1, 1)
     # where, not a product: a non-finite gradient times zero is still not a number
-    return torch.where(applied.view(-1, 1, 1, 1), -factor * gradient.to(dtype), torch.zeros((), dtype=dtype))
+    return torch.where(applied.view(-1, 1, 1, 1), -factor * gradient.to(dtype), 0.0)
 
 
 def _check(

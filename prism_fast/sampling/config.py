@@ -16,7 +16,16 @@ TeacherBackend = Literal["auto", "eager", "compiled", "onnx", "tensorrt"]
 
 LEVELS: tuple[Level, ...] = ("reference", "exact", "fast")
 TEACHER_BACKENDS: tuple[TeacherBackend, ...] = ("auto", "eager", "compiled", "onnx", "tensorrt")
-LATER_OPTIONS = {"entropy_weight": 0.0, "bn_weight": 0.0, "student_weight": 0.0, "backend": "eager"}
+LATER_OPTIONS = {
+    "entropy_weight": 0.0,
+    "bn_weight": 0.0,
+    "student_weight": 0.0,
+    "backend": "eager",
+    "bn_form": "squared",
+    "student_where": "all",
+    "step": "rms",
+    "moves": "x0",
+}
 """Options of the guidance that came after sets had been made. At these values they are what those sets are, and stay
 out of a set's hash."""
 KARRAS_SCHEDULERS = ("euler", "dpmsolver++")
@@ -59,7 +68,10 @@ class GuidanceConfig:
         entropy_weight: λ_e of the entropy of softmax(f) in E.
         bn_weight: λ_b of the distance between an image's feature statistics and those that the teacher's batch-norm
             layers have kept.
+        bn_form: how that distance is measured: ``squared``, in units of each channel's variance; ``norm``: the norms
+            of DeepInversion, summed over the layers (``prism_fast.energy.batch_norm``).
         student_weight: λ_s of −KL(teacher ‖ student): images on which they disagree.
+        student_where: ``all`` images, or those of whose first choice both ``agree``.
         student: folder of the student's snapshot, or ``FOLDER@HASH`` with its fingerprint, which is then checked. Where
             a distillation draws its own images: ``current``, its student as it is when they are drawn.
         weighting: w_t: 1, σ_t or α_t (variance-preserving, both in [0, 1]).
@@ -73,6 +85,9 @@ class GuidanceConfig:
             that gradient's; otherwise they are not guided.
         repeats: passes over a guided step, re-noised between (time travel); 1 = none.
         at: where g is taken: ``x0``: at x̂0; ``latent``: at x_t through the UNet; ``noisy``: at x_t, decoded as it is.
+        moves: what the correction is added to: ``x0``: to x̂0, and the network's output follows; ``sample``: to x_t
+            itself, and the network is called on what was moved (for ``at: noisy`` only then, otherwise once more).
+        step: ``rms``: as above; ``plain``: without the division by rms(g), s being a learning rate.
         direction: ``energy``, or ``random``: a random direction of the same norm and gate (an ablation).
         decoder: what the teacher looks through: ``kl``, the pipeline's own; ``tiny``, an AutoencoderTiny; ``kl@N`` or
             ``tiny@N``, resized latents at N pixels; ``linear``, a fitted matrix. Level ``fast`` but for ``kl``.
@@ -88,7 +103,9 @@ class GuidanceConfig:
     temperature: float = 1.0
     entropy_weight: float = 0.0
     bn_weight: float = 0.0
+    bn_form: Literal["squared", "norm"] = "squared"
     student_weight: float = 0.0
+    student_where: Literal["all", "agree"] = "all"
     student: str | None = None
     weighting: Literal["constant", "sigma", "alpha"] = "constant"
     gate: Literal["pilot", "none"] = "pilot"
@@ -99,6 +116,8 @@ class GuidanceConfig:
     reuse_gradient: bool = False
     repeats: int = 1
     at: Literal["x0", "latent", "noisy"] = "x0"
+    moves: Literal["x0", "sample"] = "x0"
+    step: Literal["rms", "plain"] = "rms"
     direction: Literal["energy", "random"] = "energy"
     decoder: str = "kl"
     tiny: str | None = None
@@ -126,7 +145,13 @@ class GuidanceConfig:
         _count("guidance.every", self.every)
         _count("guidance.repeats", self.repeats)
         _choice("guidance.at", self.at, ("x0", "latent", "noisy"))
+        _choice("guidance.bn_form", self.bn_form, ("squared", "norm"))
+        _choice("guidance.student_where", self.student_where, ("all", "agree"))
+        _choice("guidance.moves", self.moves, ("x0", "sample"))
+        _choice("guidance.step", self.step, ("rms", "plain"))
         _choice("guidance.direction", self.direction, ("energy", "random"))
+        if self.step == "plain" and self.direction == "random":
+            raise ValueError("guidance.direction: random has the length of a normalised step: set guidance.step rms")
         if not re.fullmatch(r"(kl|tiny)(@[1-9]\d*)?|linear", self.decoder):
             raise ValueError(
                 f"guidance.decoder must be kl, tiny, kl@PIXELS, tiny@PIXELS or linear, not {self.decoder!r}"
@@ -196,9 +221,12 @@ class SamplerConfig:
         _choice("attention", self.attention, ("sdpa", "xformers"))
         _choice("compile", self.compile, ("auto", "on", "off"))
         self._check_level()
-        if self.guidance is not None and self.guidance.repeats > 1 and self.scheduler == "pndm":
+        travels = self.guidance is not None and self.guidance.repeats > 1
+        moves = self.guidance is not None and self.guidance.moves == "sample"
+        if (travels or moves) and self.scheduler == "pndm":
             # PNDM's second call corrects a sample it kept from the first: there is no state to travel back to.
-            raise ValueError("guidance.repeats > 1 does not work with pndm: choose another scheduler")
+            option = "guidance.repeats > 1" if travels else "guidance.moves: sample"
+            raise ValueError(f"{option} does not work with pndm: choose another scheduler")
 
     @property
     def approximations(self) -> tuple[str, ...]:
@@ -218,6 +246,10 @@ class SamplerConfig:
             raise ValueError(f"{' and '.join(self.approximations)}: an approximation, set level: fast (sampler.level)")
         if self.level != "reference" and (guidance.at == "latent" or guidance.repeats > 1):
             raise ValueError("guidance.at: latent and guidance.repeats > 1 exist at level: reference alone")
+        if self.reuse_features > 1 and guidance.moves == "sample" and guidance.at != "noisy":
+            raise ValueError(
+                "reuse_features: guidance.moves: sample calls the whole UNet twice at a step: set reuse_features 1"
+            )
         if self.level == "reference" and guidance.backend != "eager":
             raise ValueError(
                 f"guidance.backend: {guidance.backend} exists above level: reference, whose teacher is eager: set "

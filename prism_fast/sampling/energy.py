@@ -97,10 +97,11 @@ def _single(config: GuidanceConfig, teacher: Teacher, student: Network | None) -
         (config.entropy_weight, Entropy()),
     ]
     if config.bn_weight:
-        parts.append((config.bn_weight, _batch_norm(teacher)))
+        parts.append((config.bn_weight, replace(_batch_norm(teacher), form=config.bn_form)))
     if config.student_weight and student is not None:
         _tapping(teacher, "guidance.student_weight")
-        parts.append((config.student_weight, StudentDivergence(fingerprint=student.fingerprint, network=student)))
+        divergence = StudentDivergence(fingerprint=student.fingerprint, network=student, where=config.student_where)
+        parts.append((config.student_weight, divergence))
     return WeightedSum(terms=tuple(term for _, term in parts), weights=tuple(weight for weight, _ in parts))
 
 

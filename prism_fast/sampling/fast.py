@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prism_fast.energy.terms import logit_weights
 from prism_fast.errors import UserError
-from prism_fast.ops.guided_step import guided_step
+from prism_fast.ops.guided_step import guided_step, x0_change
 from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.ops.step_table import Column
@@ -58,6 +58,8 @@ class StepKind:
     cfg: bool
     gradient: Literal["none", "new", "kept"]
     features: Literal["all", "new", "kept"]
+    moved: bool = False
+    """The gradient moves the sample, and the network is called on what was moved."""
 
 
 def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
@@ -77,7 +79,8 @@ def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
             begins = index > 0 and index in cfg and index - 1 not in cfg
             features = "new" if since % config.reuse_features == 0 or begins else "kept"
             since = 1 if features == "new" else since + 1
-        kinds.append(StepKind(index in cfg, gradient, features))
+        moved = gradient != "none" and config.guidance is not None and config.guidance.moves == "sample"
+        kinds.append(StepKind(index in cfg, gradient, features, moved))
     return tuple(kinds)
 
 
@@ -344,17 +347,14 @@ class FastSampler:
         buffers = self._buffers
         row = self._table.index_select(0, buffers.step)[0]
         inputs = buffers.sample * row[Column.INPUT]
+        if kind.moved:
+            at_x0 = self.config.guidance is not None and self.config.guidance.at == "x0"
+            first = self._predict(kind, inputs) if kind.gradient == "new" and at_x0 else None
+            change = x0_change(row[Column.STRENGTH], **self._guidance(kind, first, inputs), dtype=torch.float32)
+            buffers.sample.add_(change / row[Column.INPUT])
+            inputs = buffers.sample * row[Column.INPUT]
         prediction = self._predict(kind, inputs)
-        guidance: dict[str, Tensor] = {}
-        if kind.gradient != "none":
-            if kind.gradient == "new" and self._gradient is not None:
-                self._take_gradient(self._gradient, prediction, inputs)
-            energy, rms = buffers.last
-            buffers.energies.index_copy_(0, buffers.step, energy[None])
-            buffers.norms.index_copy_(0, buffers.step, rms[None])
-            guidance = {"gradient": buffers.gradient, "rms": rms, "energy": energy}
-            if self._thresholds is not None:
-                guidance |= {"tau": buffers.tau, "delta": buffers.delta}
+        guidance = self._guidance(kind, prediction, inputs) if kind.gradient != "none" and not kind.moved else {}
         guided_step(
             buffers.sample,
             prediction,
@@ -366,6 +366,18 @@ class FastSampler:
             **guidance,
         )
         buffers.step.add_(1)
+
+    def _guidance(self, kind: StepKind, prediction: Tensor | None, inputs: Tensor) -> dict[str, Any]:
+        """What the guidance of a step is made of, as ``guided_step`` takes it; its trace is kept."""
+        buffers = self._buffers
+        if kind.gradient == "new" and self._gradient is not None:
+            self._take_gradient(self._gradient, prediction, inputs)
+        energy, rms = buffers.last
+        buffers.energies.index_copy_(0, buffers.step, energy[None])
+        buffers.norms.index_copy_(0, buffers.step, rms[None])
+        gated = self._thresholds is not None
+        tau, delta = (buffers.tau, buffers.delta) if gated else (None, None)
+        return {"gradient": buffers.gradient, "rms": rms, "energy": energy, "tau": tau, "delta": delta}
 
     def _predict(self, kind: StepKind, inputs: Tensor) -> Tensor:
         """[2B, C, h, w] under classifier-free guidance, unconditional half first, else [B, C, h, w]."""
@@ -384,10 +396,10 @@ class FastSampler:
         kept.copy_(features)
         return prediction
 
-    def _take_gradient(self, gradient: RawGradient, prediction: Tensor, inputs: Tensor) -> None:
-        """Energy, gradient and its norm into the buffers."""
+    def _take_gradient(self, gradient: RawGradient, prediction: Tensor | None, inputs: Tensor) -> None:
+        """Energy, gradient and its norm into the buffers. Without a prediction x_t is decoded as it is."""
         guidance, buffers = self.config.guidance or GuidanceConfig(), self._buffers
-        if guidance.at == "noisy":
+        if guidance.at == "noisy" or prediction is None:
             latents = inputs
         else:
             latents = predict_x0(buffers.sample, prediction, self._table, buffers.step, self.config.cfg_scale)
@@ -397,6 +409,8 @@ class FastSampler:
         energy, along = gradient(raw.detach(), buffers.targets)
         pulled = _pulled_back(raw, latents, along)
         norms = image_norms(pulled)
+        if guidance.step == "plain":  # a length of one: what is divided by it stays as it is
+            norms = torch.where(norms.isfinite() & (norms > 0), 1.0, norms)
         if guidance.direction == "random":  # what is dropped is still decided by the gradient
             usable = norms.isfinite() & (norms > 0)
             pulled, norms = buffers.direction, torch.where(usable, image_norms(buffers.direction), 0.0)

@@ -137,7 +137,13 @@ def gate_values(energy: Tensor, thresholds: tuple[Tensor, Tensor] | None) -> Ten
 
 
 def correction(
-    energy: Tensor, gradient: Tensor, finite: Tensor, gate: Tensor, strength: float, direction: Tensor | None = None
+    energy: Tensor,
+    gradient: Tensor,
+    finite: Tensor,
+    gate: Tensor,
+    strength: float,
+    direction: Tensor | None = None,
+    plain: bool = False,
 ) -> Correction:
     """x0' − x0 = −strength · gate · g/(rms(g) + δ), rms of each image alone.
 
@@ -148,12 +154,13 @@ def correction(
         gate: [B].
         strength: s·w_t.
         direction: goes in g's place (the random ablation); what is dropped is still decided by g.
+        plain: without the division.
     """
     size = _rms(gradient)
     applied = finite & size.isfinite() & (size > 0)
     gate = torch.where(applied, gate, torch.zeros_like(gate))
     along = gradient if direction is None else direction
-    factor = strength * gate / (_rms(along) + RMS_FLOOR)
+    factor = strength * gate if plain else strength * gate / (_rms(along) + RMS_FLOOR)
     delta = -factor.view(-1, 1, 1, 1) * along
     # where, not a product: a non-finite gradient times zero is still not a number
     delta = torch.where(applied.view(-1, 1, 1, 1), delta, torch.zeros_like(delta))
@@ -239,9 +246,8 @@ class Guide:
         energy = result.energy.to(gradient)
         finite = result.finite.to(gradient.device) & gradient.flatten(1).isfinite().all(1)
         gate = gate_values(energy, None if self._gate is None else self._gate.of(targets))
-        return correction(
-            energy, gradient, finite, gate, self.config.scale * step_weight(self.config, level), direction
-        )
+        strength = self.config.scale * step_weight(self.config, level)
+        return correction(energy, gradient, finite, gate, strength, direction, plain=self.config.step == "plain")
 
 
 def _rms(x: Tensor) -> Tensor:

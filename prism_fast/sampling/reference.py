@@ -98,11 +98,12 @@ class ReferenceSampler:
         sample = schedule.start(noise.init.to(self._device))
         for index in range(len(schedule)):
             if self._guide is not None and index in guided:
-                sample, prediction, change = self._guided_prediction(self._guide, schedule, index, sample, rows, trace)
+                guided_prediction = self._guided_prediction(self._guide, schedule, index, sample, rows, trace)
+                before, sample, prediction, change = guided_prediction
             else:
-                prediction, change = self._predict(schedule, index, sample, rows), None
+                before, prediction, change = sample, self._predict(schedule, index, sample, rows), None
             if watch is not None:
-                watch(sample, change)
+                watch(before, change)
             sample = schedule.step(prediction, index, sample, noise.generators)
         return self._finish(sample, guided, trace, rows.count)
 
@@ -121,22 +122,24 @@ class ReferenceSampler:
 
     def _guided_prediction(
         self, guide: Guide, schedule: Schedule, index: int, sample: Tensor, rows: Rows, trace: _Trace
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sample (moved by time travel, if any), its corrected prediction, and x0' − x0."""
-        prediction, correction = self._corrected(guide, schedule, index, sample, rows, trace)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The sample (moved by time travel, if any), the same corrected, its prediction, and the correction."""
+        before = sample
+        sample, prediction, correction = self._corrected(guide, schedule, index, sample, rows, trace)
         for repeat in range(1, guide.config.repeats):
             x0, epsilon = schedule.levels[index].split(prediction, sample, schedule.prediction_type)
             fresh = travel_noise(rows.seeds, self._shape, index, repeat).to(self._device)
-            sample = schedule.travel_back(x0, epsilon, index, fresh)
-            prediction, correction = self._corrected(guide, schedule, index, sample, rows, trace)
+            before = schedule.travel_back(x0, epsilon, index, fresh)
+            sample, prediction, correction = self._corrected(guide, schedule, index, before, rows, trace)
         trace.energy.append(correction.energy)
         trace.gate.append(correction.gate)
-        return sample, prediction, correction.delta
+        return before, sample, prediction, correction.delta
 
     def _corrected(
         self, guide: Guide, schedule: Schedule, index: int, sample: Tensor, rows: Rows, trace: _Trace
-    ) -> tuple[Tensor, Correction]:
-        """The prediction that means x0', and how it came about."""
+    ) -> tuple[Tensor, Tensor, Correction]:
+        """The sample, the prediction that means x0', and how it came about. Where the sample is moved, what the
+        network says of the moved one."""
         at, level, kind = guide.config.at, schedule.levels[index], schedule.prediction_type
         sample = sample.detach().requires_grad_(at == "latent")
         with torch.set_grad_enabled(at == "latent"):
@@ -151,7 +154,10 @@ class ReferenceSampler:
             images = decode(self._decoder, latents)
             correction = guide.correct(images, variable, level, rows.targets, self._direction(rows))
         trace.dropped.append(~correction.applied)
-        return level.shift(prediction.detach(), correction.delta, kind), correction
+        if guide.config.moves == "sample":
+            moved = sample.detach() + correction.delta / level.sample_scale
+            return moved, self._predict(schedule, index, moved, rows), correction
+        return sample.detach(), level.shift(prediction.detach(), correction.delta, kind), correction
 
     def _direction(self, rows: Rows) -> Tensor | None:
         if self._guide is None or self._guide.config.direction == "energy":

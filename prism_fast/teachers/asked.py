@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.energy.batch_norm import BatchNormStatistics
-from prism_fast.energy.student import StudentDivergence, student_tap
+from prism_fast.energy.student import StudentDivergence, Where, student_tap
 from prism_fast.energy.terms import CrossEntropy, EnergyTerm, Entropy, FreeEnergy, JointEnergy, WeightedSum
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import fingerprint
@@ -34,17 +34,21 @@ class Further:
     Attributes:
         statistics: of the teacher's batch-norm layers.
         student: a frozen classifier, in −KL(teacher ‖ student).
+        student_where: which images that counts for.
     """
 
     statistics: BatchNormStatistics | None = None
     student: EagerTeacher | None = None
+    student_where: Where = "all"
 
     @property
     def names(self) -> tuple[str, ...]:
         """What a graph has beyond ``TERMS``; two graphs of a teacher with the same names are the same graph."""
         layers = () if self.statistics is None else (f"batch_norm:{_digest(self.statistics)}",)
         student = () if self.student is None else (student_tap(self.student.fingerprint),)
-        return (*layers, *student)
+        squared = self.statistics is None or self.statistics.form == "squared"
+        others = (() if squared else ("batch_norm: norm",), () if self.student_where == "all" else ("student: agree",))
+        return (*layers, *student, *others[0], *others[1])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ def asked_of(term: EnergyTerm) -> Asked:
         elif isinstance(part, BatchNormStatistics) and not part.coupled and "statistics" not in extra:
             further, extra["statistics"] = replace(further, statistics=part), weight
         elif isinstance(part, StudentDivergence) and "student" not in extra:
-            further, extra["student"] = replace(further, student=_classifier(part)), weight
+            further, extra["student"] = replace(further, student=_classifier(part), student_where=part.where), weight
         else:
             raise UserError(
                 f"{type(part).__name__} is not among the terms of an exported teacher ({', '.join(TERMS + _FURTHER)}, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.energy.batch_norm import BatchNormStatistics
-from prism_fast.energy.student import StudentDivergence, student_tap
+from prism_fast.energy.student import StudentDivergence, Where, student_tap
 from prism_fast.energy.terms import Outputs
 from prism_fast.teachers.asked import NOTHING, TERMS, Further
 from prism_fast.teachers.eager import TAP_HEADROOM, EagerTeacher, scaled
@@ -110,10 +110,18 @@ class JointEnergy(torch.nn.Module):
         teacher: the classifier; its taps are those that ``statistics`` reads.
         student: another one, in −KL(teacher ‖ student).
         statistics: of the teacher's batch-norm layers.
+        where: which images the divergence from the student counts for.
     """
 
-    def __init__(self, teacher: Eye, student: Eye | None = None, statistics: BatchNormStatistics | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Eye,
+        student: Eye | None = None,
+        statistics: BatchNormStatistics | None = None,
+        where: Where = "all",
+    ) -> None:
         super().__init__()
+        self._divergence = StudentDivergence(fingerprint="", where=where)
         self.teacher, self.student = teacher, student
         self.body, self.wide = teacher.body, teacher.wide
         self._statistics = None if statistics is None else _in(statistics, self.wide)
@@ -146,7 +154,7 @@ class JointEnergy(torch.nn.Module):
         weight = further.pop(0)
         learned, student_back = self.student.seen(images)
         both = Outputs(logits=said.logits, taps={student_tap(""): learned.logits})
-        part, along = StudentDivergence(fingerprint="").value_and_cotangents(both, targets)
+        part, along = self._divergence.value_and_cotangents(both, targets)
         cotangent = cotangent + weight * along.logits
         of_student = Outputs(logits=weight * along.taps[student_tap("")])
         own, others = _pulled([(back, Outputs(logits=cotangent, taps=taps)), (student_back, of_student)], self.body)
@@ -203,7 +211,9 @@ def joint_modules(
     if student is not None:
         # one in a wider dtype keeps it, as on the eager teacher
         students = _eyes(student, size, [torch.promote_types(dtype, student.dtype) for dtype in dtypes])
-    return [JointEnergy(*eyes, statistics).eval() for eyes in zip(teachers, students, strict=True)]
+    return [
+        JointEnergy(*eyes, statistics, further.student_where).eval() for eyes in zip(teachers, students, strict=True)
+    ]
 
 
 def _eyes(

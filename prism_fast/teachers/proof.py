@@ -84,5 +84,7 @@ def _term(further: Further) -> EnergyTerm:
     if further.statistics is not None:
         parts.append((0.5, further.statistics))
     if further.student is not None:
-        parts.append((0.3, StudentDivergence(fingerprint=further.student.fingerprint, network=further.student)))
+        student = further.student
+        divergence = StudentDivergence(fingerprint=student.fingerprint, network=student, where=further.student_where)
+        parts.append((0.3, divergence))
     return WeightedSum(terms=tuple(term for _, term in parts), weights=tuple(weight for weight, _ in parts))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ SHAPES = {"bn:one": (3, 5, 4), "bn:two": (7, 2, 2), "bn:last": (4, 1, 1)}
 """(C, h, w) of each layer; the last has a single place, so its variance is always zero."""
 
 
-def _running(seed: int, **options: bool) -> BatchNormStatistics:
+def _running(seed: int, **options: Any) -> BatchNormStatistics:
     generator = torch.Generator().manual_seed(seed)
     running = {
         name: RunningStatistics(
@@ -52,9 +54,31 @@ def _check_gradient(term: BatchNormStatistics | WeightedSum, outputs: Outputs) -
         torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12 * float(truth.abs().max() + 1e-300))
 
 
+@pytest.mark.parametrize("form", ["squared", "norm"])
 @pytest.mark.parametrize("coupled", [False, True])
-def test_cotangents_are_the_fp64_gradient(coupled: bool, seed: int) -> None:
-    _check_gradient(_running(seed, coupled=coupled), _outputs(seed))
+def test_cotangents_are_the_fp64_gradient(coupled: bool, form: str, seed: int) -> None:
+    _check_gradient(_running(seed, coupled=coupled, form=form), _outputs(seed))
+
+
+def test_the_norms_are_deep_inversions_of_one_image(seed: int) -> None:
+    term, outputs = _running(seed, form="norm"), _outputs(seed)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for name, tap in outputs.taps.items():
+        running, places = term.running[name], tap.flatten(2)
+        expected += torch.linalg.vector_norm(places.mean(2) - running.mean, dim=1)
+        expected += torch.linalg.vector_norm(places.var(2, unbiased=False) - running.variance, dim=1)
+    torch.testing.assert_close(term.value(outputs, _targets()), expected, rtol=1e-9, atol=0)
+
+
+def test_the_norms_have_a_gradient_where_they_are_zero() -> None:
+    places = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64).expand(2, 3, 2, 2)
+    ones = torch.ones(3, dtype=torch.float64)
+    running = {"bn:x": RunningStatistics(mean=2 * ones, variance=ones, eps=1e-3)}
+    term = BatchNormStatistics(running=running, form="norm")
+    outputs = Outputs(logits=torch.zeros(2, 4, dtype=torch.float64), taps={"bn:x": places})
+    value, cotangents = term.value_and_cotangents(outputs, _targets(2))
+    assert (value < 1e-5).all() and not cotangents.taps["bn:x"].any()
+    _check_gradient(term, outputs)
 
 
 def test_in_a_sum_with_other_terms(seed: int) -> None:

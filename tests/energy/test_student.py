@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_fast.energy.student import StudentDivergence, student_tap
+from prism_fast.energy.student import StudentDivergence, Where, student_tap
 from prism_fast.energy.terms import CrossEntropy, Outputs, WeightedSum
 
 NAME = "0123456789abcdef"
@@ -17,10 +17,12 @@ def _case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return teacher, student, torch.randint(7, (5,), generator=generator)
 
 
+@pytest.mark.parametrize("where", ["all", "agree"])
 @pytest.mark.parametrize("weights", [(0.0, 1.0), (0.7, 2.0)])
-def test_cotangents_are_the_fp64_gradient(weights: tuple[float, float], seed: int) -> None:
+def test_cotangents_are_the_fp64_gradient(weights: tuple[float, float], where: Where, seed: int) -> None:
     teacher, student, targets = _case(seed)
-    term = WeightedSum(terms=(CrossEntropy(), StudentDivergence(fingerprint=NAME)), weights=weights)
+    student[:2] = teacher[:2] + student[:2] / 100  # the first choices of two images at least are the same
+    term = WeightedSum(terms=(CrossEntropy(), StudentDivergence(fingerprint=NAME, where=where)), weights=weights)
     outputs = Outputs(logits=teacher.requires_grad_(), taps={TAP: student.requires_grad_()})
     expected = term.value(outputs, targets)
     gradients = torch.autograd.grad(expected.sum(), [teacher, student])
@@ -37,6 +39,19 @@ def test_it_is_minus_the_divergence(seed: int) -> None:
     kl = torch.nn.functional.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
     torch.testing.assert_close(value, -kl.sum(1))
     assert (value < 0).all()  # disagreement is low energy
+
+
+def test_only_images_of_one_first_choice_count(seed: int) -> None:
+    teacher, student, targets = _case(seed)
+    student[:2], student[2] = teacher[:2] * 0.7, -teacher[2]
+    outputs = Outputs(logits=teacher, taps={TAP: student})
+    agree = teacher.argmax(1) == student.argmax(1)
+    assert agree[:2].all() and not agree[2]
+    every, every_along = StudentDivergence(fingerprint=NAME).value_and_cotangents(outputs, targets)
+    value, along = StudentDivergence(fingerprint=NAME, where="agree").value_and_cotangents(outputs, targets)
+    torch.testing.assert_close(value, torch.where(agree, every, 0.0))
+    torch.testing.assert_close(along.taps[TAP], torch.where(agree[:, None], every_along.taps[TAP], 0.0))
+    assert not along.logits[~agree].any() and along.logits[agree].any()
 
 
 def test_where_they_agree_there_is_nothing_to_gain(seed: int) -> None:

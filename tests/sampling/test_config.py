@@ -30,6 +30,11 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
         ({"every": 0}, "every"),
         ({"every": 1.5}, "every"),
         ({"repeats": 0}, "repeats"),
+        ({"moves": "x_t"}, "guidance.moves"),
+        ({"step": "unit"}, "guidance.step"),
+        ({"bn_form": "l2"}, "guidance.bn_form"),
+        ({"student_where": "differ"}, "guidance.student_where"),
+        ({"step": "plain", "direction": "random"}, "set guidance.step rms"),
         ({"at": "image"}, "at must"),
         ({"direction": "up"}, "direction"),
         ({"max_bad_rate": 2.0}, "max_bad_rate"),
@@ -55,6 +60,8 @@ def test_bad_guidance_is_refused(options: dict[str, Any], message: str) -> None:
         ({"dtype": "int8"}, "dtype"),
         ({"level": "turbo"}, "level"),
         ({"scheduler": "pndm", "level": "reference", "guidance": GuidanceConfig(repeats=2)}, "pndm"),
+        ({"scheduler": "pndm", "guidance": GuidanceConfig(moves="sample")}, "moves: sample does not work with pndm"),
+        ({"level": "fast", "reuse_features": 2, "guidance": GuidanceConfig(moves="sample")}, "set reuse_features 1"),
     ],
 )
 def test_bad_samplers_are_refused(options: dict[str, Any], message: str) -> None:

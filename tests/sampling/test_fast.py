@@ -94,9 +94,20 @@ GUIDED: list[dict[str, Any] | None] = [
     {"at": "noisy"},
     {"direction": "random"},
 ]
+MOVED: list[dict[str, Any]] = [
+    {"moves": "sample"},
+    {"moves": "sample", "at": "noisy", "gate": "none", "every": 2},
+]
+PUBLISHED: list[dict[str, Any]] = [
+    {"step": "plain", "scale": 0.05},
+    {"moves": "sample", "step": "plain", "scale": 0.05},
+    {"moves": "sample", "at": "noisy", "step": "plain", "scale": 0.01, "bn_weight": 1.0, "bn_form": "norm"},
+]
 TURBO: dict[str, Any] = {"scheduler": "euler", "spacing": "trailing", "cfg_scale": 0.0, "steps": 4}
 STEPS: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     *(("pipe", case, guidance) for case in SCHEDULERS for guidance in GUIDED),
+    *(("pipe", case, guidance) for case in SCHEDULERS[1:] for guidance in MOVED),
+    *(("pipe", case, guidance) for case in SCHEDULERS[5:7] for guidance in PUBLISHED),
     *(("xl", case, guidance) for case in SCHEDULERS for guidance in (None, {})),
     *(("xl", TURBO, guidance) for guidance in (None, {})),
 ]

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from prism_fast.energy.batch_norm import BatchNormStatistics
-from prism_fast.energy.student import StudentDivergence
+from prism_fast.energy.student import StudentDivergence, Where
 from prism_fast.energy.terms import CrossEntropy, EnergyTerm, Entropy, FreeEnergy, WeightedSum
 from prism_fast.errors import UserError
 from prism_fast.teachers import tensorrt
@@ -29,7 +29,7 @@ SIZE = 32
 TEACHERS = ("resnet18", "densenet121", "mobilenetv3_small_050")
 """Batch norm behind a convolution, before one, and as timm's layer with its activation inside."""
 SMALL = {"densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)}}
-KINDS = ("statistics", "student", "both")
+KINDS = ("statistics", "student", "both", "norm and agree")
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
 
@@ -37,11 +37,14 @@ def _term(teacher: EagerTeacher, kind: str, seed: int) -> WeightedSum:
     parts: list[tuple[float, EnergyTerm]] = [
         (0.5, FreeEnergy(temperature=2.0)), (1.5, CrossEntropy()), (-0.2, Entropy()),
     ]  # fmt: skip
+    others = kind == "norm and agree"
     if kind != "student":
-        parts.append((0.7, BatchNormStatistics(running=teacher.batch_norms())))
+        statistics = BatchNormStatistics(running=teacher.batch_norms(), form="norm" if others else "squared")
+        parts.append((0.7, statistics))
     if kind != "statistics":  # of another size and with another normalisation than the teacher
         student = random_classifier("resnet10t", seed + 1, SIZE - 8, mean=(0.1, 0.2, 0.3), **TINY)
-        parts.append((0.3, StudentDivergence(fingerprint=student.fingerprint, network=student)))
+        where: Where = "agree" if others else "all"
+        parts.append((0.3, StudentDivergence(fingerprint=student.fingerprint, network=student, where=where)))
     return WeightedSum(terms=tuple(term for _, term in parts), weights=tuple(weight for weight, _ in parts))
 
 
@@ -80,7 +83,7 @@ def test_one_graph_for_each_energy_and_the_weights_are_inputs(seed: int) -> None
     made = make_backend(teacher, "onnx")
     assert isinstance(made, BackendTeacher)
     images, targets = torch.rand(3, 3, SIZE, SIZE), torch.tensor([0, 3, 6])
-    for kind, graphs in (("statistics", 1), ("student", 2), ("both", 3), ("both", 3)):
+    for kind, graphs in (("statistics", 1), ("student", 2), ("both", 3), ("norm and agree", 4)):
         term = _term(teacher, kind, seed)
         heavier = replace(term, weights=(*term.weights[:-1], 2 * term.weights[-1]))
         for each in (term, heavier):
