@@ -24,6 +24,7 @@ from prism_fast.commands import (
     evaluate,
     fit_decoder,
     info,
+    learn_tokens,
     pilot,
     prompts,
     student,
@@ -169,5 +170,6 @@ COMMANDS = {
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
     "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),
     "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),
+    "learn-tokens": Command("learn a word for each class from a teacher", learn_tokens.run, "lower --batch"),
     "info": Command("devices, versions and back-ends of this machine", info.run),
 }

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "sampling",
         "data synthesis distill metrics",
         "engine",
-        "zoo study calibration pilot verification",
+        "zoo study calibration pilot tokens verification",
         "commands",
         "cli __main__",
     )

@@ -31,6 +31,7 @@ from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.pipeline.text import prompt_fits
+from prism_fast.pipeline.tokens import load_tokens, with_tokens
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
@@ -71,7 +72,8 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     for path in () if there else (figures, page):
         check_new_file(path)
     vocabulary = load_vocabulary(config.vocabulary)
-    pipe = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
+    plain = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
+    pipe = with_tokens(plain, config.sampler.tokens)
     teacher = load_teacher(config.teacher, device)
     config = replace(config, sampler=resolved(config.sampler, teacher))
     synthesis = config.synthesis()
@@ -86,7 +88,7 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     options = _changing(options, config, len(steps))
     head = {
         "config": canonical(config),
-        "pipeline": pipeline_fingerprint(pipe),
+        "pipeline": pipeline_fingerprint(plain),
         "teacher": teacher.fingerprint,
         "environment": environment(device, config.sampler.dtype),
     }
@@ -96,6 +98,8 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     student = student_fingerprint(config.guidance)
     own: dict[str, Any] = {"student": student} if student is not None else {}
     own |= {"set": identity(synthesis), "fidelity": config.fidelity, "options": [option.name for option in options]}
+    if config.sampler.tokens is not None:
+        own["tokens"] = load_tokens(config.sampler.tokens).fingerprint
     key = content_hash({**head, "config": own, "prompts": prompts.fingerprint})
     if there:
         found = _kept(figures, key)

@@ -116,7 +116,7 @@ class DrawnSet:
             UserError: too many of them are not finite or rejected, or they do not fit in memory.
         """
         drawer = self._drawer
-        if self._student_weight and freeze is not None:
+        if self._student_weight and freeze is not None and self._takes_part(rows):
             drawer = self._guided_by(self._guide(rows, freeze))
         self._keep_pilot()
         records: list[dict[str, Any]] = []
@@ -141,6 +141,12 @@ class DrawnSet:
     def restore(self, state: Any) -> None:
         """Goes back to what :meth:`state` gave."""
         self._guides = {int(first): str(student) for first, student in state}
+
+    def _takes_part(self, rows: range) -> bool:
+        """Whether the student guides a segment: enough images of each class come before it."""
+        guidance = self._job.config.sampler.guidance
+        after = 0 if guidance is None else guidance.student_after
+        return rows.start >= after * sum(count > 0 for count in self._job.plan.counts)
 
     def _guide(self, rows: range, freeze: Freeze) -> str:
         """The fingerprint of the student that guides a segment, frozen now where the segment is new."""

@@ -88,6 +88,8 @@ def pilot(config: PilotConfig, out: str, progress: ProgressFactory = silent) -> 
     }
     if world.models.decoder_fingerprint is not None:
         head["guidance_decoder"] = world.models.decoder_fingerprint
+    if world.models.tokens is not None:
+        head["tokens"] = world.models.tokens.fingerprint
     fields = ("images", "classes", "pilot_images", "guided_images", "scales", "price_per_hour")
     own = {"set": identity(config.planned()), **{name: canonical(getattr(config, name)) for name in fields}}
     key = content_hash(

@@ -118,14 +118,16 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], compute_batch: int) -> Emb
     rows = -(-compute_batch // _XL_ROWS) * _XL_ROWS if is_xl(pipe) else compute_batch
     for start in range(0, len(prompts), rows):
         chunk = list(prompts[start : start + rows])
-        parts.append(_encode(pipe, chunk + [""] * (rows - len(chunk)), limit))
+        parts.append(encode(pipe, chunk + [""] * (rows - len(chunk)), limit))
     pooled = [part.pooled for part in parts if part.pooled is not None]
     count = len(prompts)
     return Embedded(torch.cat([part.text for part in parts])[:count], torch.cat(pooled)[:count] if pooled else None)
 
 
-def _encode(pipe: Any, prompts: list[str], length: int) -> Embedded:
-    """Stable Diffusion 1 and 2 look at the encoder's last layer; an SDXL at the layer before it of both of its
+def encode(pipe: Any, prompts: list[str], length: int) -> Embedded:
+    """Prompts that fit, padded to ``length`` tokens, in one call of each encoder; differentiable.
+
+    Stable Diffusion 1 and 2 look at the encoder's last layer; an SDXL at the layer before it of both of its
     encoders, side by side, and at what the second makes of the whole prompt (Podell et al. 2023, arXiv 2307.01952)."""
     xl, layers, pooled = is_xl(pipe), [], None
     for tokenizer, encoder in _encoders(pipe):

@@ -24,6 +24,8 @@ class PromptConfig:
             renderings.
         per_class: prompts of each class, at most: a small grammar has fewer.
         seed: 0 <= seed < 2**63; decides which choices are combined, and their order.
+        token: a learned word that stands before the words of the class, with ``{}`` for the number of the class:
+            ``<class-{}>``; the sampler has to know it (``sampler.tokens``).
         file: a parquet file of prompts made earlier; the other fields are then not used.
     """
 
@@ -32,6 +34,7 @@ class PromptConfig:
     style: StyleMode = "photo"
     per_class: int = 200
     seed: int = 0
+    token: str | None = None
     file: str | None = None
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class PromptConfig:
                 raise UserError(f"prompts.{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
         if self.style == "photo-only":
             object.__setattr__(self, "style", "photo")
+        if self.token is not None and (self.token.count("{}") != 1 or len(self.token.split()) != 1):
+            raise UserError(f"prompts.token is {self.token!r}, expected one word with {{}} in it, like <class-{{}}>")
         if self.per_class < 1:
             raise UserError(f"prompts.per_class is {self.per_class}, expected at least 1")
         if not 0 <= self.seed < 2**63:

@@ -186,7 +186,12 @@ def _class_prompts(
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
     phrase = class_phrase(sense, config)
-    fitter = Fitter(grammar, phrase, fits)
+    subject = phrase if config.token is None else f"{placeholder(config.token, index)} {phrase}"
+    if not fits(subject):
+        raise UserError(
+            f"{subject!r} is longer than the tokenizer takes: learn fewer vectors, or leave prompts.token out"
+        )
+    fitter = Fitter(grammar, phrase, fits, subject)
     made, seen = _ClassPrompts(), set[str]()
     for place, (content, style) in enumerate(choices(grammar, sense, config)):
         other = written.get((index, place))
@@ -211,6 +216,11 @@ def _class_prompts(
         if len(made.prompts) == config.per_class:
             break
     return made
+
+
+def placeholder(token: str, index: int) -> str:
+    """The learned word of a class."""
+    return token.replace("{}", str(index))
 
 
 def class_phrase(sense: Sense, config: PromptConfig) -> str:

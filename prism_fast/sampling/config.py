@@ -23,6 +23,7 @@ LATER_OPTIONS = {
     "backend": "eager",
     "bn_form": "squared",
     "student_where": "all",
+    "student_after": 0,
     "step": "rms",
     "moves": "x0",
 }
@@ -72,6 +73,7 @@ class GuidanceConfig:
             of DeepInversion, summed over the layers (``prism_fast.energy.batch_norm``).
         student_weight: λ_s of −KL(teacher ‖ student): images on which they disagree.
         student_where: ``all`` images, or those of whose first choice both ``agree``.
+        student_after: images of each class that a distillation draws before its current student takes part.
         student: folder of the student's snapshot, or ``FOLDER@HASH`` with its fingerprint, which is then checked. Where
             a distillation draws its own images: ``current``, its student as it is when they are drawn.
         weighting: w_t: 1, σ_t or α_t (variance-preserving, both in [0, 1]).
@@ -106,6 +108,7 @@ class GuidanceConfig:
     bn_form: Literal["squared", "norm"] = "squared"
     student_weight: float = 0.0
     student_where: Literal["all", "agree"] = "all"
+    student_after: int = 0
     student: str | None = None
     weighting: Literal["constant", "sigma", "alpha"] = "constant"
     gate: Literal["pilot", "none"] = "pilot"
@@ -136,6 +139,9 @@ class GuidanceConfig:
             raise ValueError(f"{', '.join(f'guidance.{name}' for name in weights)} are all 0: nothing guides")
         if (self.student is None) != (self.student_weight == 0):
             raise ValueError("guidance.student and a guidance.student_weight above 0 go together: give both or neither")
+        _number("guidance.student_after", self.student_after, 0)
+        if self.student_after and self.student not in (None, "current"):
+            raise ValueError(f"guidance.student_after is for student: current, not for {self.student}: leave it out")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"guidance.temperature must be positive, not {self.temperature}")
         _choice("guidance.weighting", self.weighting, ("constant", "sigma", "alpha"))
@@ -184,6 +190,8 @@ class SamplerConfig:
         attention: of the UNet, above ``reference``: ``sdpa``, as the pipeline has it (torch's fused attention unless
             somebody chose another), or ``xformers``.
         compile: torch.compile for the networks of the levels above ``reference``; ``auto`` is on for CUDA.
+        tokens: safetensors file of learned words that prompts may name (``prism-fast learn-tokens``, or a textual
+            inversion).
         guidance: EDA; ``None`` samples unguided.
     """
 
@@ -201,6 +209,7 @@ class SamplerConfig:
     reuse_features: int = 1
     attention: Literal["sdpa", "xformers"] = "sdpa"
     compile: Literal["auto", "on", "off"] = "auto"
+    tokens: str | None = None
     guidance: GuidanceConfig | None = None
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from prism_fast.pipeline.attention import use_xformers
 from prism_fast.pipeline.decoder import AutoencoderDecoder, decode, load_decoder, rows_at_once, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.feature_reuse import SplitUNet, compiled
+from prism_fast.pipeline.tokens import with_tokens
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.buffers import Sizes, allocate, check_sizes
 from prism_fast.sampling.capture import Captured
@@ -111,6 +112,7 @@ class FastSampler:
         sizes: Sizes | None = None,
         copies: Copies | None = None,
     ) -> None:
+        pipe = with_tokens(pipe, config.tokens)
         _check(pipe, config, teacher, gate)
         self.config = config
         self._pipe = pipe

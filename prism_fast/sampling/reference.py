@@ -17,6 +17,7 @@ from prism_fast.errors import UserError
 from prism_fast.pipeline.decoder import decode, load_decoder, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.load import latent_shape
+from prism_fast.pipeline.tokens import with_tokens
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import Correction, GateThresholds, Guide, cfg_steps, check_parts, guided_steps
@@ -59,6 +60,7 @@ class ReferenceSampler:
     def __init__(
         self, pipe: Any, config: SamplerConfig, teacher: Teacher | None = None, gate: GateThresholds | None = None
     ) -> None:
+        pipe = with_tokens(pipe, config.tokens)
         check_parts(pipe, config, teacher)
         if config.level == "fast":
             raise UserError("this is the reference loop; level: fast is FastSampler's")

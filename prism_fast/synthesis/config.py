@@ -10,6 +10,7 @@ from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.config import LATER_OPTIONS, SamplerConfig
 from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
+from prism_fast.synthesis.mix_config import MixConfig
 
 DEFAULT_IMAGES = 1000
 MAX_IMAGES = 10**9
@@ -39,6 +40,7 @@ class SynthesisConfig:
         sampler: how a prompt becomes an image, guidance included.
         pilot_images: unguided images of each class from which the guidance gate and the filter learn their thresholds.
         filter: which images are rejected and drawn again; ``None`` keeps every image whose numbers are finite.
+        mix: latent CutMix; ``None``: every image is its own row's.
         soft_top_k: how many of the teacher's logits are kept, the largest ones; ``None`` keeps all.
     """
 
@@ -56,6 +58,7 @@ class SynthesisConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     pilot_images: int = 16
     filter: FilterConfig | None = None
+    mix: MixConfig | None = None
     soft_top_k: int | None = None
 
     def __post_init__(self) -> None:
@@ -108,13 +111,15 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     fields: dict[str, Any] = canonical(config)
     for name in _PLACES:
         del fields[name]
-    del fields["prompts"]["file"]
+    del fields["prompts"]["file"], fields["prompts"]["token"], fields["sampler"]["tokens"]
     if not config.needs_pilot:
         del fields["pilot_images"]
     if config.filter is None:
         del fields["filter"]
     else:
         del fields["filter"]["max_rejected"]
+    if config.mix is None:
+        del fields["mix"]
     if config.soft_top_k is None:
         del fields["soft_top_k"]
     if config.sampler.guidance is not None:

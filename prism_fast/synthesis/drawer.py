@@ -18,6 +18,7 @@ from prism_fast.progress import Bar
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import StopRequest
+from prism_fast.synthesis.mix import Mixer
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import Labels, batch_records
 
@@ -87,6 +88,7 @@ class Drawer:
         encode: an image to a file.
         encoders: threads that do so.
         filter: which images are rejected.
+        mixer: mixes rows, where the set has them mixed.
     """
 
     plan: Plan
@@ -98,6 +100,7 @@ class Drawer:
     encode: Encoder = field(default_factory=lambda: encode)
     encoders: int = 1
     filter: Filter = NO_FILTER
+    mixer: Mixer | None = None
 
     def draw(self, rows: Sequence[Row], settle: Settle) -> Draws:
         """Makes rows, batch by batch, and gives each to ``settle``: in order but for those that are drawn again.
@@ -131,7 +134,10 @@ class Drawer:
         """Up to ``compute_batch`` rows as images, for which ``waiter`` waits and which ``encoders`` write to files."""
         kind = self.plan.config.format
         classes = [row.class_index for row in rows]
-        pending = self.sampler.begin(*sampler_arguments(rows))
+        if self.mixer is not None:
+            pending = self.mixer.begin(self.sampler, rows)
+        else:
+            pending = self.sampler.begin(*sampler_arguments(rows))
         files = waiter.submit(
             lambda: list(encoders.map(lambda image: self.encode(image, kind), pending.result().images))
         )
@@ -148,7 +154,8 @@ class Drawer:
         labels = (sampled.asked or self.labeller.ask(stored, classes))()
         reasons = self.filter.reasons(stored, batch.finite, classes, labels)
         again = []
-        for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash)):
+        mixed = self.mixer is not None
+        for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash, mixed)):
             drawn = None
             if record["accepted"]:
                 drawn = Drawn(image=stored[place], file=files[place], logits=labels.logits[place])

@@ -84,6 +84,8 @@ def describe_request(
     student = student_fingerprint(config.sampler.guidance)
     if student is not None:
         made_from["student"] = student
+    if models.tokens is not None:
+        made_from["tokens"] = models.tokens.fingerprint
     return Request(made_from=made_from, environment=dict(environment))
 
 

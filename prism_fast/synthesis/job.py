@@ -27,6 +27,7 @@ from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.interruption import Interrupted, StopRequest, stop_on_signals
 from prism_fast.synthesis.label import Labeller
+from prism_fast.synthesis.mix import Mixer
 from prism_fast.synthesis.models import Models, ModelsLoader, load_models
 from prism_fast.synthesis.object_store import ObjectPath, answering
 from prism_fast.synthesis.part import Part
@@ -169,7 +170,15 @@ class Job:
             bar=bar,
             encoders=_encoders(self.loaded.device),
             filter=Filter(config=self.filter, max_energy=found.max_energy),
+            mixer=self._mixer(),
         )
+
+    def _mixer(self) -> Mixer | None:
+        if self.config.mix is None:
+            return None
+        if self.loaded.decode is None:
+            raise RuntimeError("models that decode no latents cannot mix them")
+        return Mixer(plan=self.plan, decode=self.loaded.decode)
 
     def tally(self) -> Tally:
         """Counts of nothing yet, with the limits of the configuration."""

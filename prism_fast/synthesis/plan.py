@@ -7,6 +7,7 @@ nothing of the other shards.
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,19 @@ from prism_fast.synthesis.config import SynthesisConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mix:
+    """What comes into a row's image from another row's.
+
+    Args:
+        partner: number of the other row.
+        box: (top, left, bottom, right) of its part, as shares of the image's sides.
+    """
+
+    partner: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One image to be made.
 
@@ -31,6 +45,7 @@ class Row:
         class_name: of that class.
         prompt: what the generator is told, and how that came about.
         attempt: 0; a redraw of the same row counts up and has another seed.
+        mix: the same at every attempt; None where the image is the row's alone.
     """
 
     index: int
@@ -39,6 +54,7 @@ class Row:
     class_name: str
     prompt: Prompt
     attempt: int = 0
+    mix: Mix | None = None
 
 
 def sampler_arguments(rows: Sequence[Row]) -> tuple[list[str], list[int], list[int]]:
@@ -50,6 +66,11 @@ def seed_of(*key: object) -> int:
     """The first 63 bits of SHA-256 of ``a/b/c``: rows use (seed, index, attempt)."""
     text = "/".join([str(part) for part in key])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _uniform(*key: object) -> float:
+    """From 0 to 1, as :func:`seed_of` decides."""
+    return (seed_of(*key) >> 10) / 2**53
 
 
 class ClassOrder:
@@ -169,7 +190,23 @@ class Plan:
             class_name=self.class_names[class_index],
             prompt=self._prompt(class_index, place),
             attempt=attempt,
+            mix=self._mix(index),
         )
+
+    def _mix(self, index: int) -> Mix | None:
+        config, seed = self.config.mix, self.config.seed
+        if config is None or _uniform(seed, "mix", index, "share") >= config.share:
+            return None
+        rows = self.shard_rows(index // self.config.shard_size)
+        first = rows.start + (index - rows.start) // config.group * config.group
+        members = range(first, min(first + config.group, rows.stop))
+        circle = sorted(members, key=lambda member: seed_of(seed, "mix", member))
+        partner = circle[(circle.index(index) + 1) % len(circle)]
+        if partner == index:  # alone in its group
+            return None
+        side = math.sqrt(_uniform(seed, "mix", index, "area") / 2)
+        top, left = (_uniform(seed, "mix", index, edge) * (1 - side) for edge in ("top", "left"))
+        return Mix(partner=partner, box=(top, left, top + side, left + side))
 
     def pilot_rows(self) -> list[Row]:
         """Rows of the unguided pilot: the first prompts of each class to be shown, with seeds of their own.

@@ -40,7 +40,12 @@ class Labels:
 
 
 def batch_records(
-    rows: Sequence[Row], batch: SampleBatch, labels: Labels, reasons: Sequence[str], config_hash: str
+    rows: Sequence[Row],
+    batch: SampleBatch,
+    labels: Labels,
+    reasons: Sequence[str],
+    config_hash: str,
+    mixed: bool = False,
 ) -> list[dict[str, Any]]:
     """One record a row. Every record of a set has the same keys and types, so that tables can be made of them.
 
@@ -48,6 +53,7 @@ def batch_records(
         rows, batch, labels: what was asked for, what was drawn, what the teacher says.
         reasons: why each image is rejected; empty where it is kept.
         config_hash: of the set.
+        mixed: rows of the set may have a partner: every record says which, or null.
     """
     skipped = batch.skipped.tolist()
     return [
@@ -76,10 +82,15 @@ def batch_records(
                 "energy": [json_number(value) for value in batch.energy[:, place].tolist()],
                 "gate": [json_number(value) for value in batch.gate[:, place].tolist()],
             },
+            **({"mix": _mix(row)} if mixed else {}),
             "config_hash": config_hash,
         }
         for place, row in enumerate(rows)
     ]
+
+
+def _mix(row: Row) -> dict[str, Any] | None:
+    return None if row.mix is None else {"partner": row.mix.partner, "box": [significant(x) for x in row.mix.box]}
 
 
 def json_number(value: float) -> float | None:

@@ -199,6 +199,7 @@ class Contents:
         line = self._records.get(index)
         if line is None or not line["accepted"]:
             return self._fault(member, f"the table has no accepted row {index}")
+        record.pop("mix", None)  # of mixed rows; like the trace no column of the table
         trace = record.pop("guidance", None)
         if not isinstance(trace, dict) or not isinstance(trace.get("steps"), list):
             return self._fault(member, "it has no guidance trace")
