@@ -163,7 +163,7 @@ class DrawnSet:
             sampler, name = self._job.config.sampler, f"{self._folder / SNAPSHOTS / student}@{student}"
             if sampler.guidance is None:
                 raise RuntimeError("a student in an energy that does not guide")
-            guidance = replace(sampler.guidance, student=name, student_weight=self._student_weight)
+            guidance = replace(sampler.guidance, student=name, student_weight=self._student_weight, student_after=0)
             made = self._job.loaded.make_sampler(replace(sampler, guidance=guidance), None)
             self._guided = student, replace(self._drawer, sampler=made)
         return self._guided[1]

@@ -87,7 +87,9 @@ class Learner:
         """
         embedding = self._pipe.text_encoder.get_input_embeddings()
         places = self._pipe.tokenizer.convert_tokens_to_ids(list(words))
-        unit = float(embedding.weight.float().square().mean().sqrt())
+        added = set(self._pipe.tokenizer.added_tokens_encoder.values())  # the words to be learned among them
+        own = [place for place in range(len(embedding.weight)) if place not in added]
+        unit = float(embedding.weight[own].float().square().mean().sqrt())
         vectors = embedding.weight[places].detach().float().clone().requires_grad_()
         optimiser = torch.optim.Adam([vectors], lr=self._config.learning_rate * unit)
         energies: list[float] = []

@@ -258,6 +258,14 @@ class TestCurrentStudent:
         names = [guide["student"] for guide in json.loads((tmp_path / "seldom" / "guides.json").read_text())]
         assert names[:4] == [names[0]] * 4 and names[0] != names[4]
 
+    def test_it_waits_for_so_many_images_of_each_class(self, tmp_path: Path) -> None:
+        config = _config(tmp_path / "run", epochs=3)
+        guided = replace(doubles.PLAIN, guidance=GuidanceConfig(gate="none", student_after=3))
+        job = prepare(doubles.small_config(tmp_path, sampler=guided), Path(config.out), self._models())
+        train_batches(config, GrowingBatches(config, DrawnSet(config, job, 0.5), _teacher(), CPU, ALONE), _teacher())
+        guides = json.loads((tmp_path / "run" / "guides.json").read_text())
+        assert [guide["first_row"] for guide in guides] == [12, 16]  # 9 rows of 3 classes come before, in segments of 4
+
     def test_killed_three_times(self, seed: int, tmp_path: Path) -> None:
         replay = ReplayConfig(window=12, freeze_every=2)
         whole = self._train(_config(tmp_path / "whole", **{**RICH, "replay": replay}), tmp_path)

@@ -20,7 +20,9 @@ def config_of(name: str) -> SynthesisConfig:
 
 
 def test_the_recipes_of_the_study_are_there() -> None:
-    assert recipe_names() == ["dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"]
+    assert recipe_names() == [
+        "ddis", "diffdfkd", "dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -62,6 +64,23 @@ def test_guided_arms_differ_from_their_halves_in_guidance_alone(guided: str, ung
     one, other = config_of(guided), config_of(unguided)
     assert differences(one, other) == {"recipe", "sampler"}
     assert differences(one.sampler, other.sampler) == {"guidance"}
+
+
+def test_ddis_moves_the_noisy_latents_down_the_norms_alone() -> None:
+    config = config_of("ddis")
+    guidance = config.sampler.guidance
+    assert guidance is not None
+    assert (guidance.at, guidance.moves, guidance.bn_form, guidance.gate) == ("noisy", "sample", "norm", "none")
+    assert (guidance.free_weight, guidance.class_weight, guidance.bn_weight) == (0, 0, 1)
+    assert (config.sampler.steps, config.sampler.cfg_scale, config.prompts.token) == (30, 10, "<class-{}>")
+
+
+def test_diffdfkd_has_its_three_terms_and_mixes() -> None:
+    config = config_of("diffdfkd")
+    guidance = config.sampler.guidance
+    assert guidance is not None and config.mix is not None and guidance.moves == "sample"
+    assert (guidance.bn_weight, guidance.class_weight, guidance.student_weight) == (0.1, 1, 1)
+    assert (guidance.student, guidance.student_where, guidance.student_after) == ("current", "agree", 20)
 
 
 def test_an_unknown_recipe_is_told_with_near_names() -> None:

@@ -31,6 +31,7 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
         ({"every": 1.5}, "every"),
         ({"repeats": 0}, "repeats"),
         ({"moves": "x_t"}, "guidance.moves"),
+        ({"student_after": 5, "student": "here", "student_weight": 1.0}, "is for student: current"),
         ({"step": "unit"}, "guidance.step"),
         ({"bn_form": "l2"}, "guidance.bn_form"),
         ({"student_where": "differ"}, "guidance.student_where"),

@@ -287,6 +287,44 @@ def test_guided_ddim_against_the_equations_by_hand(
     torch.testing.assert_close(batch.latents.double(), x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("step", ["rms", "plain"])
+@pytest.mark.parametrize("at", ["x0", "latent", "noisy"])
+def test_moved_samples_against_the_equations_by_hand(
+    at: str, step: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x_t' = x_t − s·g, then the network and DDIM from there; ``noisy`` and ``plain`` is DDIS' z_t − η∇."""
+    pipe = tiny_pipeline(2)
+    generator = torch.Generator().manual_seed(seed)
+    matrix, weight = torch.randn(3, 4, generator=generator), torch.randn(1, 3, 8, 8, generator=generator)
+    config = _config({"scale": 0.02, "at": at, "moves": "sample", "step": step}, scheduler="ddim", cfg_scale=0.0)
+    sampler = ReferenceSampler(pipe, config, _LinearTeacher(weight))
+    sampler._decoder = LinearDecoder(matrix, torch.full((3,), 0.5))
+    monkeypatch.setattr(reference, "decode", lambda decoder, latents: decoder.raw(latents))  # unclamped
+    seeds = _seeds(seed)
+    batch = sampler.sample(PROMPTS, CLASSES, seeds)
+
+    text, cumulative = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0], pipe.scheduler.alphas_cumprod.double()
+    x = draw_noise(seeds, (4, 8, 8), draws=0).init.double()
+    for t in range(801, 0, -200):
+        alpha, sigma = cumulative[t].sqrt(), (1 - cumulative[t]).sqrt()
+
+        def epsilon(at_x: Tensor, t: int = t) -> Tensor:
+            return pipe.unet(at_x.float(), t, encoder_hidden_states=text).sample.double()
+
+        leaf = x.clone().requires_grad_()
+        x0 = {"x0": leaf, "noisy": leaf, "latent": (leaf - sigma * epsilon(leaf)) / alpha}[at]
+        energy = (torch.einsum("oc,bchw->bohw", matrix.double(), x0) * weight).sum()
+        (gradient,) = torch.autograd.grad(energy, [leaf])
+        if step == "rms":
+            gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+        x = (x - 0.02 * gradient).detach()
+        with torch.no_grad():
+            e = epsilon(x)
+        following = cumulative[t - 200] if t > 200 else cumulative[0]
+        x = following.sqrt() * (x - sigma * e) / alpha + (1 - following).sqrt() * e
+    torch.testing.assert_close(batch.latents.double(), x, rtol=1e-3, atol=1e-3)
+
+
 def test_the_step_has_the_stated_size(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
     """One guided DDIM step: x0' − x0 has rms s in every image; a random direction has the same."""
     for direction in ("energy", "random"):

@@ -23,6 +23,11 @@ GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
         {"sampler": SamplerConfig()}, {"sampler": SamplerConfig(guidance=GuidanceConfig(scale=0.2))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(), compute_batch=63)},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(bn_weight=0.1))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(bn_form="norm"))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(student_where="agree"))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(student_after=20))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(moves="sample"))},
+        {"sampler": SamplerConfig(guidance=GuidanceConfig(step="plain"))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(entropy_weight=0.1))},
         {"sampler": SamplerConfig(guidance=GuidanceConfig(student_weight=0.1, student="here"))},
         {"filter": FilterConfig()}, {"filter": FilterConfig(attempts=5)}, {"filter": FilterConfig(max_energy=1.0)},
@@ -38,6 +43,8 @@ def test_what_decides_an_image_changes_the_identity(change: dict[str, Any]) -> N
     [
         {"device": "cuda:3"}, {"pipeline": "a/copy/elsewhere"}, {"teacher": "elsewhere"}, {"vocabulary": "here.csv"},
         {"recipe": "mine"}, {"prompts": PromptConfig(file="here.parquet")},
+        {"prompts": PromptConfig(token="<class-{}>")},
+        {"sampler": replace(GUIDED.sampler, tokens="here.safetensors")},
     ],
 )  # fmt: skip
 def test_where_things_lie_does_not(change: dict[str, Any]) -> None:
