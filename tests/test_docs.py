@@ -162,12 +162,14 @@ def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
     from prism_fast.study.evaluate_config import EvaluateConfig
     from prism_fast.synthesis.filter_config import FilterConfig
+    from prism_fast.synthesis.mix_config import MixConfig
     from prism_fast.zoo.world import WorldConfig
 
     tables = [
         ("guidance", "Options", GuidanceConfig),
         ("guidance", "The rest of the sampler", SamplerConfig),
         ("shards", "Filtering", FilterConfig),
+        ("shards", "Latent CutMix", MixConfig),
         ("loading", "Options", LoaderConfig),
         ("evaluation", "Options", EvaluateConfig),
         ("distill", "While the images are made", ReplayConfig),
