@@ -115,6 +115,8 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
         del fields["filter"]
     else:
         del fields["filter"]["max_rejected"]
+        if config.filter.keep == "first":
+            del fields["filter"]["keep"]
     if config.soft_top_k is None:
         del fields["soft_top_k"]
     if config.sampler.guidance is not None:
