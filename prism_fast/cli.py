@@ -27,6 +27,7 @@ from prism_fast.commands import (
     pilot,
     prompts,
     student,
+    study,
     synthesize,
     teacher,
     verify,
@@ -159,6 +160,7 @@ _SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
 
 COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", demo.run),
+    "study": Command("PRISM beside every rival, with intervals and a report", study.run),
     "prompts": Command("write a prompt list", prompts.run),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
