@@ -184,6 +184,7 @@ class Experiment:
             except _FAILURES as error:
                 what = " ".join(str(error).split()) or type(error).__name__
         self.found.failures[method.name] = what
+        self.expected.leave_out(f"{method.name} ")
         self.say(f"  {method.name}: FAILED: {what}")
 
     def _told(self, stage: str, result: str) -> None:
@@ -377,7 +378,9 @@ class Experiment:
                 if method.name == PRISM or method.name not in costs:
                     continue
                 images = affordable(self.config.images, costs[PRISM] / costs[method.name], self.config.more)
-                if images > self.config.images:
+                if images == self.config.images:
+                    self.expected.leave_out(f"{method.name} seed {seed}, equal compute")
+                else:
                     self._guarded(method, lambda m=method, s=seed, n=images: self._richer(m, s, n))  # type: ignore[misc]
 
     def _richer(self, method: Method, seed: int, images: int) -> None:
