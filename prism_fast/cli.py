@@ -160,12 +160,12 @@ _SMALLER_BATCH = "lower --batch, with a new --out: another batch is another run"
 
 COMMANDS = {
     "demo": Command("the main job on the built-in world, with a report", demo.run),
-    "study": Command("PRISM beside every rival, with intervals and a report", study.run),
     "prompts": Command("write a prompt list", prompts.run),
     "synthesize": Command("draw labelled images into shards", synthesize.run, _SMALLER_BATCH),
     "distill": Command("train a student on shards", distill.run, _SMALLER_BATCH),
     "student": Command("a student: export; the teacher's labels of stored views", student.run, "lower --batch"),
     "evaluate": Command("measure a classifier or a shard set on real images", evaluate.run),
+    "study": Command("PRISM beside every rival, with intervals and a report", study.run),
     "verify": Command("check a shard set, and make damaged shards again", verify.run),
     "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),

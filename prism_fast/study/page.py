@@ -55,6 +55,8 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .charts {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.5rem 1.75rem; margin-top: 1rem;
 }
+.chart { max-width: 36rem; margin-top: 1rem; }
+table + h3, .scroll + h3 { margin-top: 1.5rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg .label { fill: var(--soft); font-size: 11px; font-family: inherit; }
 svg .grid { stroke: var(--line); stroke-width: 1; }

@@ -56,7 +56,7 @@ def scale_charts(figures: Mapping[str, Any]) -> str:
     )
 
 
-def accuracy_charts(figures: Mapping[str, Any]) -> str:
+def accuracy_chart(figures: Mapping[str, Any]) -> str:
     """Student against the number of images; nothing where one number alone was measured."""
     series = []
     for name in COUNTED:

@@ -12,10 +12,10 @@ from prism_fast.config import replacing
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.study import page
-from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
+from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
-from prism_fast.study.study_charts import accuracy_charts, curve_chart, energy_chart, scale_charts
+from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
 from prism_fast.study.study_samples import grid
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
 from prism_fast.study.text import duration, percent
@@ -61,15 +61,15 @@ def page_html(study: Experiment, figures: Figures) -> str:
         "<h2>Images against real ones</h2>",
         *_overlaps(figures),
         "<h2>Precision and recall</h2>",
-        curve_chart(figures),
+        _chart(curve_chart(figures)),
         _note(
             "In the judge's features, seed 0; k from 1 (lower left) to 10 (upper right). <i>real</i>: other real "
             "images against the same ones, what a perfect generator would get."
         ),
         *_section("Scale of the guidance", scale_charts(figures)),
-        *_section("Number of images", accuracy_charts(figures)),
+        *_section("Number of images", _chart(accuracy_chart(figures))),
         "<h2>Energies</h2>",
-        energy_chart(study),
+        _chart(energy_chart(study)),
         _note("The teacher's energy E of images of seed 0 and of real test images; the line is the median."),
         "<h2>Samples</h2>",
         _samples(study, figures),
@@ -87,6 +87,11 @@ def page_html(study: Experiment, figures: Figures) -> str:
 
 def _note(text: str) -> str:
     return f'<p class="note">{text}</p>'
+
+
+def _chart(chart: str) -> str:
+    """At a width at which its writing has the size of the page's."""
+    return f'<div class="chart">{chart}</div>' if chart else ""
 
 
 def _section(title: str, charts: str) -> list[str]:
@@ -132,8 +137,7 @@ def _claims(figures: Figures) -> str:
 
 
 def _named(name: str, methods: Mapping[str, Method]) -> str:
-    about = methods[name].about if name in methods else "as many real images of the teacher's split"
-    return f"{escape(name)}<small>{escape(about)}</small>"
+    return f"{escape(name)}<small>{escape((methods.get(name) or CEILING).about)}</small>"
 
 
 def _students(figures: Figures, table: str, methods: Mapping[str, Method]) -> str:

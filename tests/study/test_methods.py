@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from prism_fast.errors import UserError
 from prism_fast.recipes import recipe_names
 from prism_fast.study.expected import Expected
-from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, affordable
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, affordable
 from prism_fast.study.methods import FURTHER, MAIN, TRIALS, Method, suite, synthesis_config
 from prism_fast.study.results import claims, comparisons, gap, of
 from prism_fast.study.stages import Stages
+from prism_fast.study.study_charts import accuracy_chart, scale_charts
 from prism_fast.study.study_config import QUICK, StudyConfig
 from prism_fast.study.trials import Trial, choose
 
@@ -132,6 +134,18 @@ def test_what_the_rows_say() -> None:
     assert told["prism beats plain at equal images"] is True
     assert told["prism closes at least 50% of the gap between plain and real images"] is True
     assert told["prism has a higher recall than plain in the judge's features"] is True
+
+
+def test_charts_of_scale_and_number_show_what_was_measured_and_nothing_else() -> None:
+    made = rows(EQUAL_IMAGES, plain=[0.5, 0.6], dpe=[0.6, 0.6], prism=[0.7, 0.8], scale_half=[0.6, 0.7])
+    few = [{**row, "images": 4000} for row in made]
+    shown = scale_charts({"rows": few, "headline": "judge"})
+    assert shown.count("<svg") == 2 and shown.count("<polyline") == 2
+    lines = [len(line.split()) for line in re.findall(r'<polyline[^>]* points="([^"]*)"', shown)]
+    assert lines == [3, 3]  # 0, a half and once the chosen scale
+    assert scale_charts({"rows": few[:4], "headline": "judge"}) == accuracy_chart({"rows": few}) == ""
+    more = [{**row, "images": 8000} for row in rows(BY_COUNT, plain=[0.6, 0.6], prism=[0.9, 0.9])]
+    assert accuracy_chart({"rows": few + more}).count("<polyline") == 2
 
 
 def test_who_is_no_cheaper_stands_with_equal_images_at_equal_compute() -> None:
