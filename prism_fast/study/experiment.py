@@ -41,6 +41,8 @@ EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT = "equal images", "equal compute
 TRIAL_SEED = 1_000_000
 MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
+LEAST_MORE = 0.05
+"""Share of further images below which a method has no row of its own at equal compute."""
 _PLACES = ("out", "device")
 _FAILURES = (UserError, ValueError, RuntimeError, MemoryError)
 """What ends one method and not the study. A stop that was asked for is none of them."""
@@ -318,7 +320,7 @@ class Experiment:
         def measure() -> dict[str, Any]:
             found = {"student_accuracy": measure_accuracy(load_teacher(str(student), self.device), self.test, stage)}
             if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
-                found |= self.gallery.ceiling() if drawn is None else self.gallery.figures(images, classes)
+                found |= self.gallery.ceiling if drawn is None else self.gallery.figures(images, classes)
             return found
 
         found = self.stages.once(f"{stage}: measure", folder / "figures.json", identity, measure)
@@ -432,6 +434,9 @@ def _identity(method: Method) -> str:
 
 
 def affordable(images: int, ratio: float, most: float) -> int:
-    """Images that a method gets whose image costs 1/``ratio`` of PRISM's: whole rounds of the classes."""
+    """Images that a method gets whose image costs 1/``ratio`` of PRISM's: whole rounds of the classes.
+
+    Less than a twentieth more is nothing more: clocks differ by that.
+    """
     wanted = int(images * min(max(ratio, 1.0), most))
-    return max(images, wanted - wanted % CLASSES)
+    return wanted - wanted % CLASSES if wanted >= (1 + LEAST_MORE) * images else images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -122,8 +123,9 @@ class Gallery:
         ]
         return found
 
+    @cached_property
     def ceiling(self) -> dict[str, Any]:
-        """The same of real images in the generated ones' place."""
+        """The same of real images in the generated ones' place: one answer for every seed."""
         rows = self._matched[self.headline].ceiling
         images, labels = self._test.images[rows], self._test.labels[rows]
         found = self._eyes.agreements(images, labels)

@@ -97,6 +97,7 @@ def test_the_most_diverse_trial_that_shows_what_was_asked_for() -> None:
 
 def test_images_that_a_budget_buys() -> None:
     assert affordable(4000, 1.0, 2.0) == 4000 == affordable(4000, 0.5, 2.0)
+    assert affordable(4000, 1.049, 2.0) == 4000 and affordable(4000, 1.0501, 2.0) == 4200
     assert affordable(4000, 1.5037, 2.0) == 6010  # 6014.8, in whole rounds of ten classes
     assert affordable(4000, 3.0, 2.0) == 8000
 

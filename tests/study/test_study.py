@@ -25,8 +25,8 @@ from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.study import experiment
-from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
-from prism_fast.study.methods import Method, Request
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
+from prism_fast.study.methods import TRIALS, Method, Request, suite
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import IMAGES, make_networks, three_methods, tiny_study
@@ -236,6 +236,23 @@ def test_the_command_refuses_what_cannot_be_with_status_2(tmp_path: Path, capsys
     assert main(["study", "--seeds", "1", "--out", str(tmp_path / "out")]) == EXIT_ERROR
     assert "seeds" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert main(["study", "--suite", "imagenet", "--out", str(tmp_path / "out")]) == EXIT_ERROR
+
+
+@pytest.mark.slow
+def test_the_full_suite_runs_every_ablation_and_number_of_images(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "COUNTS", (10, IMAGES, 40))
+    config = tiny_study(networks, tmp_path / "out", suite="fashion-full")
+    figures = run_study(config, lambda _: None, silent)
+    there, missing = suite("fashion-full")
+    assert figures["left_out"] == list(missing) and figures["failures"] == {}
+    assert {row["recipe"] for row in rows_of(figures, EQUAL_IMAGES)} == {"real", *(method.name for method in there)}
+    counted = Counter((row["recipe"], row["images"]) for row in rows_of(figures, BY_COUNT))
+    assert counted == {(name, count): 2 for name in ("plain", "prism") for count in (10, 40)}
+    assert {len(trials) for trials in figures["trials"].values()} == {TRIALS}
+    text = Path(config.out, REPORT).read_text()
+    assert "Scale of the guidance" in text and "Number of images" in text
 
 
 # Killed
