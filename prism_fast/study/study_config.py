@@ -14,7 +14,7 @@ CLASSES = 10
 MIN_IMAGES = 2 * CLASSES
 """As many as nearest neighbours, the Vendi score of each class and a balanced reference need."""
 
-QUICK: dict[str, Any] = {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 12}
+QUICK: dict[str, Any] = {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 50}
 """What ``--quick`` makes smaller, where it is not given: not the number of trials, which decides who wins."""
 
 
