@@ -99,6 +99,7 @@ STEPS: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     *(("pipe", case, guidance) for case in SCHEDULERS for guidance in GUIDED),
     *(("xl", case, guidance) for case in SCHEDULERS for guidance in (None, {})),
     *(("xl", TURBO, guidance) for guidance in (None, {})),
+    ("pipe", SCHEDULERS[0], {"scale": -0.3}),
 ]
 
 
