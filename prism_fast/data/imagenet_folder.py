@@ -10,8 +10,9 @@ Sources: Russakovsky et al. 2015 (arXiv 1409.0575), Recht et al. 2019 (V2, arXiv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from prism_fast.data.image_folder import ImageFolder
 from prism_fast.errors import UserError
+from prism_fast.prompts.imagenet import imagenet_1k
 from prism_fast.prompts.wordnet import imagenet_info
 
 CLASSES = 1000
@@ -140,3 +142,30 @@ def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
         return part.contiguous()
     resized = functional.interpolate(part[None].float(), size, mode="bilinear", antialias=True, align_corners=False)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def check_order(names: Sequence[str] | None, what: str) -> None:
+    """Refuses a classifier whose outputs are ImageNet's classes in another order than these test sets'.
+
+    Args:
+        names: of its classes in order, wnids or the names of the vocabulary ``imagenet-1k``; others say nothing.
+        what: the classifier, for the message.
+
+    Raises:
+        UserError: the names are those of ImageNet's classes, but not in timm's order.
+    """
+    if names is None:
+        return
+    for usual in _usual_orders():
+        if sorted(names) == sorted(usual) and list(names) != usual:
+            place = next(index for index, (name, other) in enumerate(zip(names, usual, strict=True)) if name != other)
+            raise UserError(
+                f"{what} has ImageNet's classes in another order than the usual one: class {place} is {names[place]}, "
+                f"not {usual[place]}; its accuracy on ImageNet's test sets would mean nothing"
+            )
+
+
+@cache
+def _usual_orders() -> tuple[list[str], list[str]]:
+    """ImageNet's classes by wnid and by the vocabulary's names."""
+    return list(imagenet_info("imagenet-1k")), list(imagenet_1k().names)

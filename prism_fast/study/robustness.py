@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.config import canonical, resolve_device
-from prism_fast.data.imagenet_folder import CLASSES
+from prism_fast.data.imagenet_folder import CLASSES, check_order
 from prism_fast.distill.report import STUDENT
 from prism_fast.errors import UserError
 from prism_fast.metrics.bootstrap import mean_interval
@@ -208,8 +208,11 @@ def _labels(reference: Source, classifiers: Mapping[str, Teacher]) -> Tensor:
     """The images' class indices int64 [N], which have to be those of every classifier."""
     if reference.classes is None:
         raise UserError(f"{reference.name} has no classes: put its images into a folder for each class")
-    classes = CLASSES if isinstance(reference, ImageNetSource) else len(reference.classes.unique())
+    imagenet = isinstance(reference, ImageNetSource)
+    classes = CLASSES if imagenet else len(reference.classes.unique())
     for name, classifier in classifiers.items():
         if classifier.num_classes != classes:
             raise UserError(f"{name} knows {classifier.num_classes} classes, the real images have {classes}")
+        if imagenet:
+            check_order(classifier.label_names, name)
     return reference.classes

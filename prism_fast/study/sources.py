@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.data.image_folder import ImageFolder
-from prism_fast.data.imagenet_folder import CLASSES, LAYOUTS, ImageNetFolder
+from prism_fast.data.imagenet_folder import CLASSES, LAYOUTS, ImageNetFolder, check_order
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
@@ -157,6 +157,7 @@ def open_source(
         kind, _, path = name.partition("@")
         if num_classes != CLASSES:
             raise UserError(f"{name} has ImageNet's {CLASSES} classes, the classifier knows {num_classes}")
+        check_order(names, "the classifier")
         return ImageNetSource(name, ImageNetFolder(kind, path, input_size, allow_partial=allow_partial))
     folder = Path(name)
     return ShardSource(folder) if is_set(folder) else FolderSource(folder, num_classes, names)

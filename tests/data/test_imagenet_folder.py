@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prism_fast.data.imagenet_folder import LAYOUTS, ImageNetFolder, Layout, centre_crop
+from prism_fast.data.imagenet_folder import LAYOUTS, ImageNetFolder, Layout, centre_crop, check_order
 from prism_fast.errors import UserError
+from prism_fast.prompts.imagenet import imagenet_1k
 from prism_fast.prompts.wordnet import imagenet_info
 from tests.imagenet import labelled_files
 
@@ -62,6 +63,18 @@ def test_the_order_of_classes_is_timms() -> None:
     from timm.data import ImageNetInfo
 
     assert WNIDS == ImageNetInfo("imagenet-1k").label_names() == sorted(WNIDS)
+
+
+def test_classes_in_another_order_are_refused() -> None:
+    names = list(imagenet_1k().names)
+    for usual in (WNIDS, names):
+        check_order(usual, "it")
+        with pytest.raises(
+            UserError, match=f"it has ImageNet's classes in another order .*: class 1 is {usual[2]}, not"
+        ):
+            check_order([usual[0], usual[2], usual[1], *usual[3:]], "it")
+    check_order(None, "it")
+    check_order([f"class {index}" for index in range(1000)], "it")  # names of one's own say nothing
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +65,23 @@ def test_verdicts_are_those_of_each_version_alone(images: Tensor, seed: int) -> 
                 assert torch.equal(right[severity - 1], predict(classifier, version) == labels)
     every = torch.stack([right.double().mean() for right in found["a"].shifted.values()])
     assert float(found["a"].score().mean()) == pytest.approx(float(every.mean()), abs=1e-12)
+
+
+def test_batches_are_let_go(images: Tensor, seed: int) -> None:
+    """While one is made, at most the one before it is still held."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def stream() -> Iterator[Tensor]:
+        for part in images.split(4):
+            assert all(each() is None for each in made[:-1])
+            batch = part.clone()
+            made.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    classifiers: Any = {"a": Linear(seed)}
+    verdicts(classifiers, stream(), torch.zeros(23, dtype=torch.int64), shifts=["blur", "edges"])
+    assert len(made) == 6
 
 
 def test_rows_decide_what_shifts_draw(images: Tensor, seed: int) -> None:

@@ -100,6 +100,14 @@ def test_the_second_teacher_is_small_and_of_another_family():
     assert (FOLDER / "second" / "model.safetensors").stat().st_size <= 1.5e6
 
 
+def test_the_second_teacher_is_a_name_and_knows_the_teachers_classes():
+    from prism_fast.teachers.load import load_teacher
+
+    teacher, judge, second = (load_teacher(name) for name in ("fashion", "fashion-judge", "fashion-second"))
+    assert second.label_names == teacher.label_names == judge.label_names
+    assert len({teacher.fingerprint, judge.fingerprint, second.fingerprint}) == 3
+
+
 def test_the_teacher_is_within_its_budget():
     """At most 150 MFLOP forward and backward to the image, an image."""
     import timm
