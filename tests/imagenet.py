@@ -28,15 +28,22 @@ def require(distribution: str) -> None:
 
 
 @cache
-def labelled_images() -> tuple[tuple[Tensor, ...], Tensor]:
-    """20 images [3, H, W] in [0, 1], of the sizes they have, and their classes int64 [20]."""
+def labelled_files() -> dict[Path, int]:
+    """20 image files and their classes."""
     require("foolbox")
     found = {}
     for file in metadata.files("foolbox") or ():
         if match := _FILE.fullmatch(file.name):
             found[Path(str(file.locate()))] = int(match.group(1))
     assert len(found) == 20
-    files = sorted(found)
+    return dict(sorted(found.items()))
+
+
+@cache
+def labelled_images() -> tuple[tuple[Tensor, ...], Tensor]:
+    """20 images [3, H, W] in [0, 1], of the sizes they have, and their classes int64 [20]."""
+    found = labelled_files()
+    files = list(found)
     images = tuple(torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) / 255 for file in files)
     return images, torch.tensor([found[file] for file in files])
 

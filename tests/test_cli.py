@@ -346,7 +346,10 @@ def test_info(capsys: Capture) -> None:
         (["evaluate", "."], "as a folder of images: . holds no images (.png, .jpg, .jpeg, .webp)"),
         (["evaluate", "x", "--images", "0"], "images is 0; it must be a whole number from 1"),
         (["evaluate", "x", "--report", ""], "--report is empty"),
-        (["evaluate", "fashion", "--report", "r.html"], "a classifier has one figure: leave --report out"),
+        (
+            ["evaluate", "fashion", "--report", "r.html"],
+            "a classifier has one figure: leave --report out, or add --shifts",
+        ),
         (["evaluate", ""], "target is empty: give it a value"),
         (["evaluate", "x", "--out", ""], "--out is empty"),
         (["distill", "--data", "a", "--out", "b", "--temperature", "1e308"], "temperature is 1e+308; it must be from"),

@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> None:
             Option(name="--out", description="also write the figures and settings to this JSON file", metavar="FILE"),
             Option(
                 name="--report",
-                description="of images: also write a page of all this to this HTML file",
+                description="of images, and of a classifier's --shifts: also write a page to this HTML file",
                 metavar="FILE",
             ),
             Option(name="--json", description="print JSON", kind=bool, default=False),
@@ -47,14 +47,20 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
     from prism_fast.study.evaluate import evaluate, figures_text, holds_images
-    from prism_fast.study.evaluation_page import write_page
+    from prism_fast.study.evaluation_page import page_html, write_page
+    from prism_fast.study.robustness_page import robustness_html
 
-    if report is not None and not holds_images(config.target):
-        raise UserError("--report is of images; a classifier has one figure: leave --report out")
+    if report is not None and not config.shifts and not holds_images(config.target):
+        raise UserError(
+            "--report is of images or of --shifts; otherwise a classifier has one figure: leave --report out, or add "
+            "--shifts"
+        )
     found = evaluate(config, progress)
     result = {**found.figures, "config": canonical(config)}
     if out is not None:
         write_json(out, result)
     if report is not None and found.comparison is not None:
-        write_page(found.comparison, config, report)
+        write_page(page_html(found.comparison, config), report)
+    if report is not None and found.robustness is not None:
+        write_page(robustness_html(found.robustness, found.figures, config), report)
     print(json.dumps(result, indent=1) if options["json"] else figures_text(found.figures))

@@ -99,6 +99,10 @@ class ImageFolder:
                 f"{self.path} has {len(folders)} folders of images for {num_classes} classes, and {foreign!r} is no "
                 "class: call them by the classes' names or numbers, or have one for each class in order"
             )
+        return self.labels(numbers)
+
+    def labels(self, numbers: Sequence[int]) -> Tensor:
+        """Class indices int64 [N], where ``numbers`` are those of the folders in order."""
         return torch.tensor(numbers)[self._folders]
 
 

@@ -45,24 +45,32 @@ def batches(images: Images, batch: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def predict(classifier: Teacher, images: Images, batch: int = 250) -> Tensor:
+def predict(classifier: Teacher, images: Images, batch: int = 250, among: Tensor | None = None) -> Tensor:
     """The class of the largest logit, int64 [N] on the CPU.
+
+    Args:
+        classifier: its preprocessing is its own.
+        images: uint8 or [0,1] [N,3,H,W], or batches of it.
+        batch: images a network call.
+        among: class indices int64 [C] that are candidates, where an image can only be of one of them; None: all.
 
     Raises:
         UserError: logits that are not finite, which have no largest.
     """
-    classes = [largest(classifier.outputs(part).logits) for part in batches(images, batch)]
+    classes = [largest(classifier.outputs(part).logits, among) for part in batches(images, batch)]
     return torch.cat(classes) if classes else torch.empty(0, dtype=torch.int64)
 
 
-def largest(logits: Tensor) -> Tensor:
-    """The class of the largest of logits [N,K], int64 [N] on the CPU.
+def largest(logits: Tensor, among: Tensor | None = None) -> Tensor:
+    """The class of the largest of logits [N,K], of the candidates' if there are any, int64 [N] on the CPU.
 
     Raises:
         UserError: they are not finite.
     """
     require_finite(logits, "logits")
-    return logits.argmax(1).cpu()
+    if among is None:
+        return logits.argmax(1).cpu()
+    return among.cpu()[logits[:, among.to(logits.device)].argmax(1).cpu()]
 
 
 def require_finite(values: Tensor, what: str) -> None:
@@ -86,14 +94,7 @@ def share_equal(classes: Tensor, wanted: Tensor, num_classes: int) -> Share:
         UserError: nothing to compare, numbers of rows differ, or a wanted class that does not exist.
     """
     wanted = wanted.cpu().long()
-    if len(classes) != len(wanted):
-        raise UserError(f"{len(classes)} images, but {len(wanted)} classes for them")
-    if len(wanted) == 0:
-        raise UserError("no images to judge")
-    if wanted.min() < 0 or wanted.max() >= num_classes:
-        raise UserError(
-            f"class indices {int(wanted.min())}..{int(wanted.max())}, but the classifier knows {num_classes} classes"
-        )
+    require_classes(wanted, len(classes), num_classes)
     equal = (classes == wanted).double()
     counts = torch.bincount(wanted, minlength=num_classes)
     hits = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, wanted, equal)
@@ -103,3 +104,19 @@ def share_equal(classes: Tensor, wanted: Tensor, num_classes: int) -> Share:
         by_class=tuple(h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)),
         counts=tuple(counts.tolist()),
     )
+
+
+def require_classes(wanted: Tensor, count: int, num_classes: int) -> None:
+    """Checks that the classes int64 [N] of ``count`` images are N, and the classifier's.
+
+    Raises:
+        UserError: no images, another number, or a class that does not exist.
+    """
+    if count != len(wanted):
+        raise UserError(f"{count} images, but {len(wanted)} classes for them")
+    if count == 0:
+        raise UserError("no images to judge")
+    if wanted.min() < 0 or wanted.max() >= num_classes:
+        raise UserError(
+            f"class indices {int(wanted.min())}..{int(wanted.max())}, but the classifier knows {num_classes} classes"
+        )

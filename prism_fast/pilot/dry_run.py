@@ -97,13 +97,15 @@ def dry_run(
     images = sum(len(plan.shard_rows(shard)) for shard in own)
     shown = sum(count > 0 for count in plan.counts)
     pilot_images = config.pilot_images * shown if config.needs_pilot else 0
+    every = config.filter.attempts if config.filter is not None and config.filter.keep == "best" else 1
     return {
         "shards": len(own),
         "files": len(own) * len(SHARD_FILES),
         "bytes": round(images * (rates.row_bytes + BESIDE_BYTES)),
         "workers": workers,
         "attempts": 1 if config.filter is None else config.filter.attempts,
-        **cost(images, pilot_images, rates.unguided_s, rates.guided_s, price_per_hour, workers),
+        "draws_of_each": every,
+        **cost(images * every, pilot_images, rates.unguided_s, rates.guided_s, price_per_hour, workers),
         **asdict(rates),
     }
 
@@ -181,7 +183,9 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
         f"{found['guided_images_per_s'] * workers:.4g} with {crew}",
         f"time:   {duration(found['hours'])}" + (", the pilot by one worker first" if found["pilot_images"] else ""),
     ]
-    if found["attempts"] > 1:
+    if found["draws_of_each"] > 1:
+        lines.append(f"every image is the best of {found['draws_of_each']} draws: the time is that of all of them")
+    elif found["attempts"] > 1:
         lines.append("a draw that the filter rejects takes its time again: none is counted here")
     if found["cost"] is not None:
         lines.append(f"cost:   {found['cost']:.2f} at {found['price_per_hour']:g} an hour and worker")

@@ -62,7 +62,8 @@ class GuidanceConfig:
         x̂0' = x̂0 − s · w_t · gate · g / (rms(g) + δ),   g = ∂E/∂x̂0,   gate = sigmoid((E − τ_y)/δ_y)
 
     Args:
-        scale: s, in standard deviations of the (scaled) latents; 0 guides nowhere.
+        scale: s, in standard deviations of the (scaled) latents; 0 guides nowhere, below 0 leads away from what the
+            teacher knows (an ablation).
         free_weight: λ_f of −T·logsumexp(f/T) in E.
         class_weight: λ_c of the cross-entropy with the image's class in E.
         temperature: T, in units of logits.
@@ -128,7 +129,7 @@ class GuidanceConfig:
     max_bad_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        _number("guidance.scale", self.scale, 0.0)
+        _number("guidance.scale", self.scale, -math.inf)
         weights = {
             name: getattr(self, name)
             for name in ("free_weight", "class_weight", "entropy_weight", "bn_weight", "student_weight")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,7 +169,7 @@ class _Demo:
                 for name, model in both.items()
             }
 
-        found = self._once("teacher and judge", self.out / "references.json", identity, measure)
+        found = self.stages.once("teacher and judge", self.out / "references.json", identity, measure)
         self.say(
             text.stage_line(
                 "teacher and judge",
@@ -233,7 +232,7 @@ class _Demo:
                 )
             return found
 
-        found = self._once(name, self.out / arm / _EVALUATION, identity, measure)
+        found = self.stages.once(name, self.out / arm / _EVALUATION, identity, measure)
         result = f"student {text.percent(found['student_accuracy'])} on the real test set"
         self.say(text.stage_line(name, result, self.stages.seconds(name)))
         return found
@@ -245,17 +244,6 @@ class _Demo:
                 without = arm.unguided if arm.unguided in sets else UNGUIDED
                 pairs[name] = Pair.of_sets(without, sets[without], sets[name], self.judge)
         return pairs
-
-    def _once(self, stage: str, path: Path, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Figures from ``path`` where they are of this identity, else measured and kept there."""
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text())
-            if kept.get("identity") == identity:
-                return dict(kept["figures"])
-        with self.stages.stage(stage):
-            figures = measure()
-            write_json(path, {"identity": identity, "figures": figures})
-        return figures
 
     def _metrics(
         self, references: dict[str, float], figures: dict[str, dict[str, Any]], same_seeds: dict[str, dict[str, Any]]

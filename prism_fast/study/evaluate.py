@@ -15,6 +15,7 @@ from prism_fast.synthesis.place import local_folder
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
     from prism_fast.study.compared import Comparison
+    from prism_fast.study.robustness import Robustness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,12 @@ class Evaluation:
     Attributes:
         figures: as JSON values: ``accuracy`` of a classifier, or the ``figures`` of images.
         comparison: of images: what the report shows; None of a classifier.
+        robustness: of a classifier: what it got right; None of images.
     """
 
     figures: dict[str, Any]
     comparison: Comparison | None = None
+    robustness: Robustness | None = None
 
 
 def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
@@ -36,9 +39,11 @@ def evaluate(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
     Raises:
         UserError: no such classifier or set, or its classes are not those of the real images.
     """
-    from prism_fast.study.sources import check_source
+    from prism_fast.study.sources import check_source, is_imagenet
 
     check_source(config.reference)
+    if config.allow_partial and not is_imagenet(config.reference):
+        raise UserError(f"--allow-partial is of ImageNet's test sets, and {config.reference} is none: leave it out")
     return (_evaluate_images if holds_images(config.target) else _evaluate_classifier)(config, progress)
 
 
@@ -79,33 +84,10 @@ def _classifier_folder(folder: Path) -> bool:
 
 
 def _evaluate_classifier(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
-    from prism_fast.config import resolve_device
-    from prism_fast.distill.report import STUDENT
-    from prism_fast.metrics.accuracy import accuracy
-    from prism_fast.study.sources import every_image, open_source
-    from prism_fast.teachers.load import load_teacher
+    from prism_fast.study.robustness import measure, robustness_figures
 
-    run = Path(config.target) / STUDENT
-    name = str(run) if (run / "config.json").is_file() else config.target  # the folder of a distillation
-    try:
-        classifier = load_teacher(name, resolve_device(config.device))
-    except UserError as error:
-        raise UserError(f"{name} is no set of images, and as a classifier: {error}") from error
-    reference = open_source(config.reference, classifier.num_classes, classifier.label_names)
-    if reference.classes is None:
-        raise UserError(f"{reference.name} has no classes: put its images into a folder for each class")
-    classes = len(reference.classes.unique())
-    if classifier.num_classes != classes:
-        raise UserError(f"{name} knows {classifier.num_classes} classes, the real images have {classes}")
-    found = accuracy(classifier, every_image(reference, "evaluate", progress), reference.classes)
-    return Evaluation(
-        figures={
-            "classifier": name,
-            "accuracy": round(found.value, 6),
-            "images": found.count,
-            "reference": config.reference,
-        }
-    )
+    found = measure(config, progress)
+    return Evaluation(figures=robustness_figures(found, config), robustness=found)
 
 
 def _evaluate_images(config: EvaluateConfig, progress: ProgressFactory) -> Evaluation:
@@ -113,11 +95,20 @@ def _evaluate_images(config: EvaluateConfig, progress: ProgressFactory) -> Evalu
     from prism_fast.study.compared import compare, load_networks
     from prism_fast.study.sources import open_source
 
+    if config.shifts or config.beside is not None:
+        raise UserError(f"{config.target} holds images; --shifts and --beside are of classifiers: leave them out")
     device = resolve_device(config.device)
     networks = load_networks(config, device)
     judge = networks.classifiers["judge"]
     generated, reference = (
-        open_source(name, judge.num_classes, judge.label_names) for name in (config.target, config.reference)
+        open_source(
+            name,
+            judge.num_classes,
+            judge.label_names,
+            input_size=judge.input_size,
+            allow_partial=config.allow_partial,
+        )
+        for name in (config.target, config.reference)
     )
     found = compare(config, generated, reference, networks, device, progress)
     return Evaluation(figures=found.figures, comparison=found)
@@ -125,8 +116,10 @@ def _evaluate_images(config: EvaluateConfig, progress: ProgressFactory) -> Evalu
 
 def figures_text(figures: Mapping[str, Any]) -> str:
     """The figures in words."""
+    from prism_fast.study.robustness import robustness_text
+
     if "accuracy" in figures:
-        return f"accuracy {percent(figures['accuracy'], 2)} on {figures['images']} real images ({figures['reference']})"
+        return robustness_text(figures)
     lines = [f"{figures['images']} images, {figures['compared']} of them against as many of {figures['reference']}"]
     rows = [row for row in figures["figures"] if row["class_name"] is None]
     width = max(len(row["name"]) for row in rows)

@@ -18,10 +18,14 @@ class EvaluateConfig:
         teacher: for images: whose agreement with the classes is measured; its features are never used.
         judge: for images: the independent classifier whose agreement and features are used.
         reference: real images: ``test`` or a split ``T``, ``G``, ``J``, ``V`` of Fashion-MNIST (V is for tuning), a
-            folder of images, or a shard set.
+            folder of images, a shard set, or ``imagenet-val``, ``imagenet-v2``, ``imagenet-a``, ``imagenet-r`` or
+            ``imagenet-sketch`` with ``@FOLDER`` behind it, the folder as their archives unpack.
+        allow_partial: whether such a folder of ImageNet's may lack classes or images.
+        shifts: of a classifier: also measure it on shifted versions of the real images.
+        beside: of a classifier: others, with commas between them, that see the same images; differences have intervals.
         extractors: further features: names with commas between them, classifiers or ``inception@FOLDER``; ``auto``:
             ``imagenet`` where its package is installed; ``none``.
-        images: at most so many of the set; None: all.
+        images: at most so many of the set, or, of a classifier, of the real images; None: all.
         searched: real images that are searched for copies, in the judge's features.
         resamples: of the intervals; 0: no intervals.
         set_resamples: of the intervals of distances, each of which takes a third of a second at 1,280 features.
@@ -35,6 +39,9 @@ class EvaluateConfig:
     teacher: str = "fashion"
     judge: str = "fashion-judge"
     reference: str = "test"
+    allow_partial: bool = False
+    shifts: bool = False
+    beside: str | None = None
     extractors: str = "auto"
     images: int | None = None
     searched: int = 50_000

@@ -29,19 +29,22 @@ _TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
 Row = Mapping[str, Any]
 
 
-def write_page(found: Comparison, config: EvaluateConfig, path: Path) -> None:
-    """Writes the report as one file, by a rename.
+def write_page(html: str, path: Path) -> None:
+    """Writes a report as one file, by a rename.
 
     Raises:
-        UserError: the place cannot be written, or an image cannot be read again.
+        UserError: the place cannot be written.
     """
-    html = page_html(found, config)
     with replacing(path) as staged:
         staged.write_text(html, encoding="utf-8")
 
 
 def page_html(found: Comparison, config: EvaluateConfig) -> str:
-    """The whole document."""
+    """The whole document.
+
+    Raises:
+        UserError: an image cannot be read again.
+    """
     figures = found.figures
     title = f"{Path(figures['target']).resolve().name} beside real images"
     rows: list[Row] = figures["figures"]
@@ -164,7 +167,7 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
 def _copies(found: Comparison) -> str:
     copies = found.figures["copies"]
     pairs = found.nearest[:COLUMNS]
-    picture = _picture(
+    shown = picture(
         [found.generated.image(row) for row, _, _ in pairs],
         [found.reference.image(row) for _, row, _ in pairs],
         "generated images above the real ones nearest to them",
@@ -177,7 +180,7 @@ def _copies(found: Comparison) -> str:
         f"{percent(copies['as_close_to_generated'])} lie as near to another generated one. "
         f"Authenticity {percent(copies['authenticity'])}: farther from the nearest real image than that one is from "
         f"the real one next to it (features of {escape(copies['extractor'])}).</p>"
-        f"<figure><figcaption>The generated images nearest to a real one, above it</figcaption>{picture}</figure>"
+        f"<figure><figcaption>The generated images nearest to a real one, above it</figcaption>{shown}</figure>"
         '<p class="note">What a generator has learned by heart shows against the images it was trained on; others give '
         "the shares to expect.</p>"
     )
@@ -195,8 +198,8 @@ def _samples(found: Comparison) -> list[str]:
     for name, rows in shown:
         made = [found.generated.image(int(found.matched.generated[row])) for row in rows]
         real = [found.reference.image(int(found.matched.reference[row])) for row in rows]
-        picture = _picture(made, real, f"{name}: generated above, real below")
-        figures.append(f"<figure><figcaption><b>{escape(name)}</b></figcaption>{picture}</figure>")
+        shown_pair = picture(made, real, f"{name}: generated above, real below")
+        figures.append(f"<figure><figcaption><b>{escape(name)}</b></figcaption>{shown_pair}</figure>")
     return [
         "<h2>Images</h2>",
         "<p>Generated images above, real ones below; the first that were compared, not a choice.</p>",
@@ -204,6 +207,7 @@ def _samples(found: Comparison) -> list[str]:
     ]
 
 
-def _picture(above: Sequence[Any], below: Sequence[Any], what: str) -> str:
+def picture(above: Sequence[Any], below: Sequence[Any], what: str) -> str:
+    """Two rows of images uint8 [3,H,W] as HTML; ``what`` says what they show."""
     data = base64.b64encode(paired_rows(above, below)).decode()
     return f'<img src="data:image/png;base64,{data}" loading="lazy" alt="{escape(what, quote=True)}">'

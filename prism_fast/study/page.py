@@ -11,11 +11,13 @@ STYLE = """
   --ink: #22262c; --soft: #68707c; --line: #dfe3e8; --paper: #fdfdfc; --panel: #f5f6f7; --good: #2ea06b;
   --plain: #8b929c; --prism: #2b66d0; --eda: #d07f24; --dpe: #12907f;
   --oracle: #8a5bc9; --random: #c14f6c; --real: #22262c;
+  --cfg: #5b9bb5; --reject: #b08a2e; --dmkd: #7a9a3a; --dda: #a0522d; --bad: #c23b3b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e4e7ea; --soft: #98a1ac; --line: #343a42; --paper: #16191d; --panel: #1e2227;
     --prism: #6b9dff; --eda: #e9a452; --dpe: #3dbfab; --oracle: #b08ae8; --random: #e57f99; --real: #e4e7ea;
+    --cfg: #7cc0dc; --reject: #dcb65a; --dmkd: #a9cc66; --dda: #d68a5f; --bad: #f08080;
   }
 }
 * { box-sizing: border-box; }
@@ -53,6 +55,8 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .charts {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.5rem 1.75rem; margin-top: 1rem;
 }
+.chart { max-width: 36rem; margin-top: 1rem; }
+table + h3, .scroll + h3 { margin-top: 1.5rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg .label { fill: var(--soft); font-size: 11px; font-family: inherit; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
@@ -70,6 +74,14 @@ svg .median { stroke: var(--c); stroke-width: 2; }
 .arm-oracle { --c: var(--oracle); }
 .arm-random-direction { --c: var(--random); }
 .arm-real { --c: var(--real); }
+.arm-plain-cfg { --c: var(--cfg); }
+.arm-plain-reject { --c: var(--reject); }
+.arm-dm-kd { --c: var(--dmkd); }
+.arm-dda-sdedit { --c: var(--dda); }
+svg .arm-real.line { stroke-dasharray: 5 3; }
+.good { color: var(--good); }
+.bad, .warning { color: var(--bad); }
+.warning { font-weight: 600; }
 details { margin-top: 1rem; border-top: 1px solid var(--line); padding-top: .75rem; }
 summary { cursor: pointer; font-weight: 600; font-size: .95rem; }
 dl {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.data.image_folder import ImageFolder
+from prism_fast.data.imagenet_folder import CLASSES, LAYOUTS, ImageNetFolder, check_order
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
@@ -36,6 +37,11 @@ class Source(Protocol):
         ...
 
     @property
+    def among(self) -> Tensor | None:
+        """Class indices int64 [C] of which images can be, where they are not all of a classifier's; otherwise None."""
+        ...
+
+    @property
     def fingerprint(self) -> str | None:
         """Changes with any image, where that is known without looking at them."""
         ...
@@ -55,6 +61,7 @@ class MemorySource:
     images: Tensor
     classes: Tensor | None
     fingerprint: str | None = None
+    among: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +78,7 @@ class ShardSource:
         self.set = ShardSet(folder)
         self.name = str(folder)
         self.fingerprint: str | None = self.set.fingerprint
+        self.among: Tensor | None = None
         self.classes: Tensor | None = torch.tensor(self.set.table().column("class_index").to_pylist())
 
     def __len__(self) -> int:
@@ -94,6 +102,7 @@ class FolderSource:
         self._folder = ImageFolder(folder)
         self.name = str(folder)
         self.fingerprint: str | None = None
+        self.among: Tensor | None = None
         self.classes = self._folder.classes(num_classes, names)
 
     def __len__(self) -> int:
@@ -104,21 +113,60 @@ class FolderSource:
         return self._folder.image(row)
 
 
-def open_source(name: str, num_classes: int, names: Sequence[str] | None) -> Source:
+class ImageNetSource:
+    """The images of ImageNet's validation set, or of a test set that goes with it."""
+
+    def __init__(self, name: str, folder: ImageNetFolder) -> None:
+        self._folder = folder
+        self.name = name
+        self.fingerprint: str | None = None
+        self.classes: Tensor | None = folder.classes
+        self.among = folder.among
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W], the middle in the size that the classifier takes."""
+        return self._folder.image(row)
+
+
+def open_source(
+    name: str,
+    num_classes: int,
+    names: Sequence[str] | None,
+    *,
+    input_size: tuple[int, int] = (224, 224),
+    allow_partial: bool = False,
+) -> Source:
     """Images by a name: a folder of shards or of images, or one of the real Fashion-MNIST splits.
 
     Args:
-        name: ``test``, ``T``, ``G``, ``J``, ``V`` or a folder.
+        name: ``test``, ``T``, ``G``, ``J``, ``V``, a folder, or ``KIND@FOLDER`` of ImageNet's test sets.
         num_classes, names: the classes that a folder's class folders are looked up in.
+        input_size: (height, width) of ImageNet's images, which are cropped.
+        allow_partial: whether a folder of ImageNet's may lack some.
 
     Raises:
-        UserError: there is no such thing, or it is damaged.
+        UserError: there is no such thing, it is damaged, or not of these classes.
     """
     if name in REFERENCES:
         return MemorySource(name, *real_images(name))
     check_source(name)
+    if is_imagenet(name):
+        kind, _, path = name.partition("@")
+        if num_classes != CLASSES:
+            raise UserError(f"{name} has ImageNet's {CLASSES} classes, the classifier knows {num_classes}")
+        check_order(names, "the classifier")
+        return ImageNetSource(name, ImageNetFolder(kind, path, input_size, allow_partial=allow_partial))
     folder = Path(name)
     return ShardSource(folder) if is_set(folder) else FolderSource(folder, num_classes, names)
+
+
+def is_imagenet(name: str) -> bool:
+    """Whether a name is one of ImageNet's test sets with ``@`` behind it."""
+    kind, at, _ = name.partition("@")
+    return bool(at) and kind in LAYOUTS
 
 
 def check_source(name: str) -> None:
@@ -127,8 +175,15 @@ def check_source(name: str) -> None:
     Raises:
         UserError: there is not.
     """
-    if name not in REFERENCES and not local_folder(name).is_dir():
-        raise UserError(f"{name!r} is neither one of {', '.join(REFERENCES)} nor a folder of images or shards")
+    if is_imagenet(name):
+        kind, _, path = name.partition("@")
+        if not path or not local_folder(path).is_dir():
+            raise UserError(f"{name!r} names no folder: write {kind}@FOLDER, the one that holds the class folders")
+    elif name not in REFERENCES and not local_folder(name).is_dir():
+        raise UserError(
+            f"{name!r} is neither one of {', '.join(REFERENCES)} nor a folder of images or shards, nor one of "
+            f"{', '.join(LAYOUTS)} with @FOLDER behind it"
+        )
 
 
 def in_batches(source: Source, rows: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
@@ -145,8 +200,3 @@ def in_batches(source: Source, rows: Tensor, label: str, progress: ProgressFacto
         if waiting:
             yield torch.stack(waiting)
             bar.update(len(waiting))
-
-
-def every_image(source: Source, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
-    """All images of a source in order, as :func:`in_batches` gives them."""
-    return in_batches(source, torch.arange(len(source)), label, progress)

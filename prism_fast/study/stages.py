@@ -1,4 +1,4 @@
-"""What a demo has done so far and how long it took, kept in its folder so that a resumed run adds to it."""
+"""What a demo or study has done so far and how long it took, kept in its folder so that a resumed run adds to it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 
 _STAGES = "stages.json"
-_SETTINGS = "demo.json"
 
 
-def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Makes ``out`` the folder of a demo with these settings.
+def check_settings(out: Path, settings: dict[str, Any], what: str = "demo") -> None:
+    """Makes ``out`` the folder of a demo, or of another kind of run, with these settings.
 
     Raises:
-        UserError: it is the folder of another demo or of something else; nothing in it is touched.
+        UserError: it is the folder of another one or of something else; nothing in it is touched.
     """
-    path = out / _SETTINGS
+    path = out / f"{what}.json"
     wanted = canonical(settings)
     if path.exists():
         found = json.loads(path.read_text())
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
-            what = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in changed)
-            raise UserError(f"{out} holds a demo of other settings ({what}): give another --out")
+            told = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in changed)
+            raise UserError(f"{out} holds a {what} of other settings ({told}): give another --out")
         return
-    make_own_folder(out, "a demo")
+    make_own_folder(out, f"a {what}")
     write_json(path, wanted)
 
 
 class Stages:
-    """Times of the stages of a demo.
+    """Times of the stages of a demo or study, and what was measured in them.
 
     Args:
-        out: folder of the demo.
+        out: its folder.
         clock: seconds, monotonic.
     """
 
@@ -63,6 +62,21 @@ class Stages:
             seconds = round(before["seconds"] + self._clock() - begin, 3)
             self._done[name] = {"seconds": seconds, "finished": finished}
             write_json(self._path, self._done)
+
+    def once(self, name: str, path: Path, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Figures from ``path`` where they are of this identity, else measured in a stage and kept there."""
+        if path.exists():
+            kept: dict[str, Any] = json.loads(path.read_text())
+            if kept.get("identity") == identity:
+                return dict(kept["figures"])
+        with self.stage(name):
+            figures = measure()
+            write_json(path, {"identity": identity, "figures": figures})
+        return figures
+
+    def finished(self, name: str) -> bool:
+        """Whether a stage is over."""
+        return bool(self._done.get(name, {"finished": False})["finished"])
 
     def seconds(self, name: str) -> float:
         """Of one stage, all runs together."""

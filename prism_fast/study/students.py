@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from prism_fast.config import canonical
 from prism_fast.distill.report import write_json
 from prism_fast.distill.trainer import distill
+from prism_fast.metrics.statistics import paired_difference
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import progress
 from prism_fast.recipes import load_recipe
@@ -33,7 +31,6 @@ from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
 
 PUBLISHED, FAST = "published", "fast"
-CONFIDENCE = 0.95
 
 
 def settings(demo: DemoConfig) -> dict[str, SynthesisConfig]:
@@ -56,17 +53,13 @@ def accuracies(demo: DemoConfig, test: Reference) -> dict[str, float]:
 
 def verdict(pairs: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Mean of fast − published over at least two pairs, its standard error and lower bound, in points."""
-    differences = [100 * (pair[FAST] - pair[PUBLISHED]) for pair in pairs]
-    count = len(differences)
-    mean = sum(differences) / count
-    error = math.sqrt(sum((x - mean) ** 2 for x in differences) / (count - 1) / count)
-    bound = mean - float(student_t.ppf(CONFIDENCE, count - 1)) * error
+    found = paired_difference([100 * pair[FAST] for pair in pairs], [100 * pair[PUBLISHED] for pair in pairs])
     return {
-        "differences": [round(x, 3) for x in differences],
-        "mean": round(mean, 3),
-        "standard_error": round(error, 3),
-        "lower_bound": round(bound, 3),
-        "confidence": CONFIDENCE,
+        "differences": [round(x, 3) for x in found.differences],
+        "mean": round(found.mean, 3),
+        "standard_error": round(found.standard_error, 3),
+        "lower_bound": round(found.lower_bound, 3),
+        "confidence": found.confidence,
     }
 
 

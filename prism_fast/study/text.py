@@ -36,9 +36,9 @@ def demo_heading(config: DemoConfig) -> str:
     return f"prism_fast demo: {', '.join(config.arms)}; {config.images} images each, in {config.out}\n"
 
 
-def stage_line(name: str, result: str, seconds: float) -> str:
+def stage_line(name: str, result: str, seconds: float, width: int = _WIDTH) -> str:
     """One finished stage."""
-    return f"  {name:<{_WIDTH}}{result}  ({duration(seconds)})"
+    return f"  {name:<{width}}{result}  ({duration(seconds)})"
 
 
 def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, figures: Path) -> str:
@@ -58,7 +58,7 @@ def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, f
         )
     if config.full:
         rows.append(["real images (ceiling)", *["–"] * 4, percent(metrics["real_data_student_accuracy"])])
-    lines = ["", *_table(rows), ""]
+    lines = ["", *aligned(rows), ""]
     students = metrics["student_accuracy"]
     lines.append(f"PRISM over plain: {points(students['prism'] - students['plain'])} of student accuracy.")
     if config.full:
@@ -77,7 +77,7 @@ def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, f
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """First column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

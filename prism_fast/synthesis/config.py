@@ -118,6 +118,8 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
         del fields["filter"]
     else:
         del fields["filter"]["max_rejected"]
+        if config.filter.keep == "first":
+            del fields["filter"]["keep"]
     if config.mix is None:
         del fields["mix"]
     if config.soft_top_k is None:

@@ -5,6 +5,7 @@ Light to import: torch comes with the sampler and the labeller.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_fast.progress import Bar
+from prism_fast.synthesis.filter_config import BEATEN
 from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.images import ImageFormat, decode_image, encode_image
 from prism_fast.synthesis.interruption import StopRequest
@@ -111,7 +113,7 @@ class Drawer:
             Interrupted: a stop was asked for.
         """
         todo, size = deque(rows), self.plan.config.sampler.compute_batch
-        replaced: list[dict[str, Any]] = []
+        contest = _Contest(self.filter.config.keep == "best")
         guidances = 0
         with ThreadPoolExecutor(1) as waiter, ThreadPoolExecutor(self.encoders) as encoders:
             waiting: _Sampled | None = None
@@ -122,13 +124,12 @@ class Drawer:
                     self.stop.check()  # else what is sampled already only has to be settled
                     sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], waiter, encoders)
                 if waiting is not None:
-                    again = self._settle(waiting, settle)
-                    replaced += again
+                    again = self._settle(waiting, contest, settle)
                     todo.extendleft(self.plan.row(r["index"], r["attempt"] + 1) for r in reversed(again))
                     guidances += self._guidances(waiting)
                     self.bar.update(len(waiting.rows) - len(again))
                 waiting = sampled
-        return Draws(guidances=guidances, replaced=replaced)
+        return Draws(guidances=guidances, replaced=contest.replaced)
 
     def _sample(self, rows: Sequence[Row], waiter: Executor, encoders: Executor) -> _Sampled:
         """Up to ``compute_batch`` rows as images, for which ``waiter`` waits and which ``encoders`` write to files."""
@@ -145,7 +146,7 @@ class Drawer:
         asked = self.labeller.ask(pending.images, classes) if kind != "jpg" else None
         return _Sampled(rows=rows, pending=pending, files=files, asked=asked)
 
-    def _settle(self, sampled: _Sampled, settle: Settle) -> list[dict[str, Any]]:
+    def _settle(self, sampled: _Sampled, contest: _Contest, settle: Settle) -> list[dict[str, Any]]:
         """Settles a sampled batch with its labels; the records of those rows that have to be drawn again."""
         rows, files = sampled.rows, sampled.files.result()
         batch = sampled.pending.result()
@@ -159,10 +160,11 @@ class Drawer:
             drawn = None
             if record["accepted"]:
                 drawn = Drawn(image=stored[place], file=files[place], logits=labels.logits[place])
-            elif record["attempt"] + 1 < self.filter.config.attempts:
+            if contest.open(drawn) and record["attempt"] + 1 < self.filter.config.attempts:
+                contest.enter(record, drawn)
                 again.append(record)
-                continue
-            settle(record, drawn)
+            else:
+                settle(*contest.close(record, drawn))
         return again
 
     def _guidances(self, sampled: _Sampled) -> int:
@@ -170,6 +172,50 @@ class Drawer:
         guidance = self.plan.config.sampler.guidance
         repeats = guidance.repeats if guidance is not None else 0
         return len(sampled.rows) * len(sampled.pending.result().guided_steps) * repeats
+
+
+class _Contest:
+    """Which draw of a row is kept, where more than one is made.
+
+    Args:
+        best: every draw takes part, and the accepted one of the lowest energy is kept; else the first accepted one.
+    """
+
+    def __init__(self, best: bool) -> None:
+        self._best = best
+        self._leading: dict[int, tuple[dict[str, Any], Drawn]] = {}
+        self.replaced: list[dict[str, Any]] = []
+
+    def open(self, drawn: Drawn | None) -> bool:
+        """Whether a row that this was drawn for could do with another draw."""
+        return self._best or drawn is None
+
+    def enter(self, record: dict[str, Any], drawn: Drawn | None) -> None:
+        """A draw that is not its row's last."""
+        kept, image = self.close(record, drawn)
+        if image is None:
+            self.replaced.append(kept)
+        else:
+            self._leading[kept["index"]] = kept, image
+
+    def close(self, record: dict[str, Any], drawn: Drawn | None) -> tuple[dict[str, Any], Drawn | None]:
+        """The better of a draw and those before it; of two alike the earlier one."""
+        before = self._leading.pop(record["index"], None)
+        if before is None:
+            return record, drawn
+        leading, image = before
+        if drawn is None:
+            self.replaced.append(record)
+            return leading, image
+        beaten = leading if _order(record) < _order(leading) else record
+        self.replaced.append({**beaten, "accepted": False, "reason": BEATEN})
+        return (record, drawn) if beaten is leading else (leading, image)
+
+
+def _order(record: dict[str, Any]) -> float:
+    """The energy; one that is no number comes last."""
+    energy = float(record["energy"])
+    return math.inf if math.isnan(energy) else energy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 NOT_FINITE = "not finite"
 """Why a row has no image: not-a-number or infinity appeared in it."""
@@ -17,7 +18,10 @@ DISAGREEMENT = "disagreement"
 OPTIONS = {FLAT: "filter.flat", ENERGY: "filter.max_energy or filter.energy_quantile", DISAGREEMENT: "filter.doubt"}
 """Of every reason that a filter has, the options that decide it."""
 
-REASONS = (NOT_FINITE, *OPTIONS)
+BEATEN = "beaten"
+"""Nothing is wrong with it, but another draw of its row has a lower energy (``keep: best``)."""
+
+REASONS = (NOT_FINITE, *OPTIONS, BEATEN)
 
 MAX_ATTEMPTS = 1000
 
@@ -28,6 +32,8 @@ class FilterConfig:
 
     Args:
         attempts: draws of a row, the first one included; a row whose last draw is rejected has no image.
+        keep: ``first``: a row's first draw that is not rejected; ``best``: all ``attempts`` draws are made, and of
+            those that are not rejected the one of the lowest energy E is kept (best of n by the labelling teacher).
         max_energy: rejected above this energy E of the guidance.
         energy_quantile: rejected above this quantile of the energies of its class's unguided pilot, in place of
             ``max_energy``.
@@ -38,6 +44,7 @@ class FilterConfig:
     """
 
     attempts: int = 4
+    keep: Literal["first", "best"] = "first"
     max_energy: float | None = None
     energy_quantile: float | None = None
     doubt: float | None = None
@@ -48,6 +55,10 @@ class FilterConfig:
         whole = isinstance(self.attempts, int) and not isinstance(self.attempts, bool)
         if not (whole and 1 <= self.attempts <= MAX_ATTEMPTS):
             raise ValueError(f"filter.attempts must be a whole number from 1 to {MAX_ATTEMPTS}, not {self.attempts!r}")
+        if self.keep not in ("first", "best"):
+            raise ValueError(f"filter.keep must be first or best, not {self.keep!r}")
+        if self.keep == "best" and self.attempts == 1:
+            raise ValueError("filter.keep: best chooses between draws: set filter.attempts to 2 or more")
         if self.max_energy is not None and not math.isfinite(self.max_energy):
             raise ValueError(f"filter.max_energy must be a finite number, not {self.max_energy}")
         for name in ("energy_quantile", "doubt", "max_rejected"):

@@ -25,7 +25,7 @@ from prism_fast.teachers.ensemble import EnsembleTeacher, ensemble_names
 from prism_fast.teachers.imagenet import PACKAGED, load_packaged
 from prism_fast.teachers.own import WEIGHTS_FILE, is_own, load_own, with_weights
 
-BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge"}
+BUILT_IN = {"fashion": "fashion/teacher", "fashion-judge": "fashion/judge", "fashion-second": "fashion/second"}
 """Built-in names and their folders in ``prism_fast/zoo``."""
 
 
@@ -69,9 +69,10 @@ def load_classifier(
     """One classifier.
 
     Args:
-        name: ``fashion``, ``fashion-judge``, ``imagenet``, ``imagenet-judge``, a local folder (``config.json`` and
-            ``model.safetensors``, as timm's ``local-dir:`` has them), ``hf-hub:ORG/NAME``, a timm model name with
-            pretrained weights, or ``package.module:factory@WEIGHTS``, see :func:`prism_fast.teachers.own.load_own`.
+        name: ``fashion``, ``fashion-judge``, ``fashion-second``, ``imagenet``, ``imagenet-judge``, a local folder
+            (``config.json`` and ``model.safetensors``, as timm's ``local-dir:`` has them), ``hf-hub:ORG/NAME``, a timm
+            model name with pretrained weights, or ``package.module:factory@WEIGHTS``, see
+            :func:`prism_fast.teachers.own.load_own`.
         device: where the network runs.
         dtype: what it computes in.
         weights: of ``package.module:factory``, where its name does not say them.

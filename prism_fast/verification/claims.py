@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class PlannedRows:
         order: the class of each row.
         repeats: guidances of a guided step; None where ``_info.json`` does not say it.
         attempts: draws that a row may have.
+        keeps_best: every row has all of them.
         max_energy: of each class: above it a filter rejects; empty where none does.
     """
 
@@ -39,7 +40,12 @@ class PlannedRows:
     order: ClassOrder
     repeats: int | None
     attempts: int = 1
+    keeps_best: bool = False
     max_energy: tuple[float, ...] = ()
+
+    def redraws(self, kept: Iterable[int]) -> int:
+        """Draws beside the first ones of rows whose kept draws are these attempts, from 0."""
+        return sum(self.attempts - 1 if self.keeps_best else attempt for attempt in kept)
 
     def of_shard(self, shard: int) -> range:
         """Numbers of a shard's rows."""
@@ -147,6 +153,7 @@ def _planned(said: Manifest, faults: Faults) -> PlannedRows | None:
         order=ClassOrder(counts),
         repeats=_repeats(made_from),
         attempts=(_filter(info) or {"attempts": 1})["attempts"],
+        keeps_best=(_filter(info) or {}).get("keep") == "best",
         max_energy=limits,
     )
 

@@ -215,7 +215,7 @@ class _Check:
             return self._faults.add(name, "guidances is no count")
         plan = self._claims.plan
         if plan is not None and plan.repeats is not None and len(self._guided_steps) == 1:
-            draws = sum(record["attempt"] + 1 for record in records)
+            draws = len(records) + plan.redraws(record["attempt"] for record in records)
             if guidances != draws * plan.repeats * min(self._guided_steps):
                 self._faults.add(name, "guidances is not that of the rows' traces")
         wanted = shard_stats(self._shard, records, guidances, str(self._claims.config_hash))
@@ -235,7 +235,8 @@ class _Check:
             reason in REASONS and is_whole(count, 1, MAX_ROWS * MAX_ATTEMPTS) for reason, count in counts.items()
         ):
             return self._faults.add(name, "redrawn are no counts of reasons")
-        attempts = sum(record["attempt"] for record in records)
+        plan, kept = self._claims.plan, [record["attempt"] for record in records]
+        attempts = sum(kept) if plan is None else plan.redraws(kept)
         if sum(counts.values()) != attempts:
             self._faults.add(name, f"redrawn adds up to {sum(counts.values())}, the table's attempts to {attempts}")
         if not is_whole(stats.get("skipped"), skipped, 1 << 62):

@@ -1,4 +1,4 @@
-"""The teacher and the judge: timm classifiers on disjoint splits of real photos. Stored in fp16, used in fp32."""
+"""Teacher, second teacher and judge: timm classifiers on splits of real photos. Stored in fp16, used in fp32."""
 
 from __future__ import annotations
 
@@ -42,14 +42,23 @@ SPECS = {
         mean=MEAN,
         std=STD,
     ),
+    "second": StudentSpec(
+        architecture="regnetx_002",
+        model_args={"w0": 24, "wa": 24.0, "wm": 2.25, "depth": 10, "group_size": 8},
+        num_classes=len(NAMES),
+        input_size=48,
+        mean=MEAN,
+        std=STD,
+    ),
 }
-"""Both enlarge the 32-pixel images to 48 in their own preprocessing."""
+"""They enlarge the 32-pixel images to 48 in their own preprocessing."""
 
-SPLITS = {"teacher": "T", "judge": "J"}
+SPLITS = {"teacher": "T", "judge": "J", "second": "T"}
+"""The second teacher learns from the first one's images: whoever holds a teacher may hold two, but no other images."""
 
 
 def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path, device: torch.device) -> dict[str, Any]:
-    """``teacher`` or ``judge`` on its split's photos with flip and crop, saved as a timm ``local-dir`` model."""
+    """A key of :data:`SPECS` on its split's photos with flip and crop, saved as a timm ``local-dir`` model."""
     images, labels = load_split(SPLITS[name])
     pixels = as_images(images)
     views = AugmentConfig(pad=2, flip=0.5)
@@ -66,7 +75,7 @@ def train_classifier(name: str, config: ZooConfig, folder: Path, work: Path, dev
         x, y = batch(rng)
         return F.cross_entropy(model(x), y, label_smoothing=0.05)
 
-    settings = {"teacher": config.teacher, "judge": config.judge}[name]
+    settings = {"teacher": config.teacher, "judge": config.judge, "second": config.second}[name]
     metrics = fit(name, model, loss, settings, work, seed=config.seed, identity=work.name)
     recalibrate(model, lambda rng: batch(rng)[0])
     save_student(model.model.half(), SPECS[name], folder / name, NAMES)

@@ -33,6 +33,7 @@ class ZooConfig:
     vae: FitConfig = field(default_factory=lambda: FitConfig(steps=2_200, lr=2e-3))
     teacher: FitConfig = field(default_factory=lambda: FitConfig(steps=3_600, lr=3e-3, weight_decay=0.05, ema=0.99))
     judge: FitConfig = field(default_factory=lambda: FitConfig(steps=1_100, lr=4e-3, weight_decay=0.05, ema=0.99))
+    second: FitConfig = field(default_factory=lambda: FitConfig(steps=4_500, lr=4e-3, weight_decay=0.05, ema=0.99))
     tiny: FitConfig = field(default_factory=lambda: FitConfig(steps=1_000, lr=3e-3))
     unet: FitConfig = field(default_factory=lambda: FitConfig(steps=15_000, lr=1.5e-3, ema=0.999))
     batch: int = 128
@@ -62,6 +63,7 @@ _SETTINGS = {
     "vae": ("vae_world", "vae_batch", "kl_weight"),
     "teacher": ("batch",),
     "judge": ("batch",),
+    "second": ("batch",),
     "tiny": ("vae_world", "batch"),
     "unet": ("world", "unet_batch", "latent_garments", "latent_distractors"),
 }

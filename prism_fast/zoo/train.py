@@ -1,7 +1,7 @@
 """Retrains the built-in world from real data: ``python -m prism_fast.zoo.train``.
 
-Components in order: vae, teacher, judge, tiny, unet. Each resumes from its checkpoint in the work folder, and is
-skipped once it is done; ``zoo.json`` beside the weights records configuration, metrics and versions.
+Components in order: vae, teacher, judge, second, tiny, unet. Each resumes from its checkpoint in the work folder, and
+is skipped once it is done; ``zoo.json`` beside the weights records configuration, metrics and versions.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ COMPONENTS: dict[str, Train] = {
     "vae": train_vae,
     "teacher": partial(train_classifier, "teacher"),
     "judge": partial(train_classifier, "judge"),
+    "second": partial(train_classifier, "second"),
     "tiny": train_tiny,
     "unet": train_unet,
 }
@@ -44,6 +45,7 @@ WEIGHTS = {
     "vae": "pipeline/vae/diffusion_pytorch_model.safetensors",
     "teacher": "teacher/model.safetensors",
     "judge": "judge/model.safetensors",
+    "second": "second/model.safetensors",
     "tiny": "pipeline/vae_tiny/diffusion_pytorch_model.safetensors",
     "unet": "pipeline/unet/diffusion_pytorch_model.safetensors",
 }

@@ -20,9 +20,8 @@ def config_of(name: str) -> SynthesisConfig:
 
 
 def test_the_recipes_of_the_study_are_there() -> None:
-    assert recipe_names() == [
-        "ddis", "diffdfkd", "dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction",
-    ]  # fmt: skip
+    expected = {"dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"}
+    assert expected | {"plain-cfg", "plain-reject", "dm-kd", "ddis", "diffdfkd"} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -83,6 +82,24 @@ def test_diffdfkd_has_its_three_terms_and_mixes() -> None:
     assert (guidance.student, guidance.student_where, guidance.student_after) == ("current", "agree", 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"), [("plain-cfg", {"sampler"}), ("plain-reject", {"filter"}), ("dm-kd", {"sampler"})]
+)
+def test_rivals_of_the_same_prompts_differ_from_plain_in_what_they_are_called_for(name: str, fields: set[str]) -> None:
+    assert differences(config_of(name), config_of("plain")) == {"recipe", *fields}
+
+
+def test_best_of_n_draws_and_keeps_by_energy() -> None:
+    chosen = config_of("plain-reject").filter
+    assert chosen is not None and (chosen.attempts, chosen.keep) == (2, "best")
+    assert (chosen.doubt, chosen.max_energy, chosen.energy_quantile) == (None, None, None)
+
+
+def test_dm_kd_draws_with_less_guidance_and_fewer_steps_than_plain() -> None:
+    ours, plain = config_of("dm-kd").sampler, config_of("plain").sampler
+    assert ours.cfg_scale < plain.cfg_scale and ours.steps < plain.steps
+
+
 def test_an_unknown_recipe_is_told_with_near_names() -> None:
     with pytest.raises(UserError, match="did you mean plain"):
         load_recipe("plane")
@@ -116,7 +133,7 @@ def test_dm_kd_is_the_published_schedule() -> None:
 
 
 def test_the_kinds_of_recipes_are_kept_apart() -> None:
-    with pytest.raises(UserError, match="dm-kd"):
+    with pytest.raises(UserError, match="unknown recipe"):
         load_recipe("eda", DISTILL)
     with pytest.raises(UserError, match="unknown recipe"):
-        load_recipe("dm-kd")
+        load_recipe("prism-loud")

@@ -13,7 +13,7 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": -0.1}, "scale"),
+        ({"scale": float("-inf")}, "scale"),
         ({"scale": float("nan")}, "scale"),
         ({"free_weight": 0.0, "class_weight": 0.0}, "nothing guides"),
         ({"free_weight": 0.0, "class_weight": 0.0, "entropy_weight": 0.0}, "nothing guides"),

@@ -110,6 +110,7 @@ STEPS: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     *(("pipe", case, guidance) for case in SCHEDULERS[5:7] for guidance in PUBLISHED),
     *(("xl", case, guidance) for case in SCHEDULERS for guidance in (None, {})),
     *(("xl", TURBO, guidance) for guidance in (None, {})),
+    ("pipe", SCHEDULERS[0], {"scale": -0.3}),
 ]
 
 

@@ -49,6 +49,13 @@ def test_the_scale_of_an_energy_does_not_matter(seed: int) -> None:
     torch.testing.assert_close(once.delta[1:], scaled.delta[1:])
 
 
+def test_a_negative_scale_leads_the_other_way(seed: int) -> None:
+    energy, gradient, gate = _case(seed)
+    finite = torch.ones(3, dtype=torch.bool)
+    toward, away = (correction(energy, gradient, finite, gate, strength) for strength in (0.3, -0.3))
+    assert torch.equal(away.delta, -toward.delta) and toward.delta.any()
+
+
 def test_the_random_direction_has_the_same_norm(seed: int) -> None:
     energy, gradient, gate = _case(seed)
     gradient[0] = 0.0

@@ -46,7 +46,7 @@ def test_diffusers_loads_and_samples():
     assert images.shape == (1, 32, 32, 3)
 
 
-@pytest.mark.parametrize("name", ["teacher", "judge"])
+@pytest.mark.parametrize("name", ["teacher", "judge", "second"])
 def test_timm_loads_the_classifiers(name):
     import timm
 
@@ -91,6 +91,21 @@ def test_the_classifiers_are_as_good_as_was_asked():
     components = json.loads((FOLDER / "zoo.json").read_text())["components"]
     assert components["teacher"]["metrics"]["test_accuracy"] >= 0.915
     assert components["judge"]["metrics"]["test_accuracy"] >= 0.90
+    assert components["second"]["metrics"]["test_accuracy"] >= 0.90
+
+
+def test_the_second_teacher_is_small_and_of_another_family():
+    configs = [json.loads((FOLDER / name / "config.json").read_text()) for name in ("teacher", "judge", "second")]
+    assert len({config["architecture"].rstrip("0123456789_") for config in configs}) == 3
+    assert (FOLDER / "second" / "model.safetensors").stat().st_size <= 1.5e6
+
+
+def test_the_second_teacher_is_a_name_and_knows_the_teachers_classes():
+    from prism_fast.teachers.load import load_teacher
+
+    teacher, judge, second = (load_teacher(name) for name in ("fashion", "fashion-judge", "fashion-second"))
+    assert second.label_names == teacher.label_names == judge.label_names
+    assert len({teacher.fingerprint, judge.fingerprint, second.fingerprint}) == 3
 
 
 def test_the_teacher_is_within_its_budget():

@@ -1,0 +1,180 @@
+"""What is seen of a method's images: agreement of three classifiers, and figures against real ones in two features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_fast.config import resolve_device
+from prism_fast.errors import UserError
+from prism_fast.metrics.comparison import Figure, Settings, distance_figures, overlap_figures
+from prism_fast.metrics.extractors import Extractor, load_extractor
+from prism_fast.metrics.features import features
+from prism_fast.metrics.prdc import prdc
+from prism_fast.metrics.vendi import class_diversity
+from prism_fast.study.matched import Matched, match
+from prism_fast.study.measure import BATCH, Reference, measure_agreement
+from prism_fast.study.real import balanced_rows
+from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.load import load_teacher
+
+REFERENCE_SEED = 0
+"""Decides which real images all sets are compared with."""
+CLASSIFIERS = ("teacher", "judge", "second")
+CURVE = tuple(range(1, 11))
+"""k of the curves of precision and recall."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Eyes:
+    """The networks that look at images.
+
+    Attributes:
+        teacher, judge, second: the classifiers.
+        extractor: an unrelated network.
+    """
+
+    teacher: Teacher
+    judge: Teacher
+    second: Teacher
+    extractor: Extractor
+
+    @classmethod
+    def load(cls, config: StudyConfig) -> Eyes:
+        """The networks that a study names.
+
+        Raises:
+            UserError: one cannot be loaded, knows other classes, or is one of the others.
+        """
+        device = resolve_device(config.device)
+        names = {"teacher": config.teacher, "judge": config.judge, "second": config.second}
+        classifiers = {who: load_teacher(name, device) for who, name in names.items()}
+        extractor = load_extractor(config.extractor, device)
+        seen: dict[str, str] = {}
+        for who, network in (*classifiers.items(), ("extractor", extractor)):
+            other = seen.setdefault(network.fingerprint, who)
+            if other != who:
+                raise UserError(
+                    f"{other} and {who} are one network; what measures must not guide or choose: give another"
+                )
+        for who, classifier in classifiers.items():
+            if classifier.num_classes != CLASSES:
+                raise UserError(
+                    f"the {who} knows {classifier.num_classes} classes, the study's world has {CLASSES}: give another"
+                )
+        return cls(**classifiers, extractor=extractor)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the weights, by role."""
+        return {who: getattr(self, who).fingerprint for who in (*CLASSIFIERS, "extractor")}
+
+    def agreements(self, images: Tensor, classes: Tensor) -> dict[str, Any]:
+        """Of all three classifiers, of images uint8 [N,3,H,W]."""
+        return {f"{who}_agreement": measure_agreement(getattr(self, who), images, classes) for who in CLASSIFIERS}
+
+    def trial(self, images: Tensor, classes: Tensor) -> tuple[float, float]:
+        """Agreement of the second teacher, and diversity, of images uint8 [N,3,H,W]."""
+        return measure_agreement(self.second, images, classes), class_diversity(
+            features(self.extractor, images, BATCH), classes
+        )
+
+
+class Gallery:
+    """Real images, and their features, that every set is compared with.
+
+    Args:
+        config: of the study.
+        eyes: the networks.
+        test: real images.
+    """
+
+    def __init__(self, config: StudyConfig, eyes: Eyes, test: Reference) -> None:
+        self._eyes, self._test, self._device = eyes, test, resolve_device(config.device)
+        self._settings: dict[str, Settings] = {}
+        self._matched: dict[str, Matched] = {}
+        self._real: dict[str, tuple[Tensor, Tensor]] = {}
+        self._networks: dict[str, Extractor] = {config.judge: eyes.judge, config.extractor: eyes.extractor}
+        self.headline = config.judge
+        for name, limit in ((config.judge, config.images), (config.extractor, config.extractor_images)):
+            asked = torch.arange(min(limit, config.images)) % CLASSES
+            self._matched[name] = match(asked, test.labels, None, REFERENCE_SEED, minimum=len(CURVE) + 1)
+            self._settings[name] = Settings(
+                extractor=name, reference=test.name, resamples=0, seed=REFERENCE_SEED, device=self._device
+            )
+
+    def counts(self) -> dict[str, int]:
+        """N of each extractor."""
+        return {name: len(matched) for name, matched in self._matched.items()}
+
+    def figures(self, images: Tensor, classes: Tensor) -> dict[str, Any]:
+        """Agreements, and of N images figures in both features."""
+        found = self._eyes.agreements(images, classes)
+        found["figures"] = [
+            figure
+            for name, matched in self._matched.items()
+            for figure in self._against(
+                name, features(self._networks[name], images[self._rows(classes, len(matched))], BATCH), "generated"
+            )
+        ]
+        return found
+
+    @cached_property
+    def ceiling(self) -> dict[str, Any]:
+        """The same of real images in the generated ones' place: one answer for every seed."""
+        rows = self._matched[self.headline].ceiling
+        images, labels = self._test.images[rows], self._test.labels[rows]
+        found = self._eyes.agreements(images, labels)
+        found["figures"] = [
+            figure for name in self._matched for figure in self._against(name, self._features(name)[1], "real")
+        ]
+        return found
+
+    def curve(self, images: Tensor | None, classes: Tensor | None = None) -> list[dict[str, float]]:
+        """Precision and recall in the judge's features for every k; of other real images where none are given."""
+        reference, other = self._features(self.headline)
+        if images is not None and classes is not None:
+            rows = self._rows(classes, len(self._matched[self.headline]))
+            other = features(self._networks[self.headline], images[rows], BATCH)
+        found = []
+        for k in CURVE:
+            overlap = prdc(reference.to(self._device), other, neighbours=k)
+            found.append({"k": k, "precision": round(overlap.precision, 6), "recall": round(overlap.recall, 6)})
+        return found
+
+    def _rows(self, classes: Tensor, count: int) -> Tensor:
+        """N rows of a set, as many of each class: the first ones, so that all sets of a seed show the same rows."""
+        return balanced_rows(classes, count, REFERENCE_SEED)
+
+    def _features(self, name: str) -> tuple[Tensor, Tensor]:
+        """Of the reference and of the ceiling."""
+        if name not in self._real:
+            matched, network = self._matched[name], self._networks[name]
+            self._real[name] = (
+                features(network, self._test.images[matched.reference], BATCH),
+                features(network, self._test.images[matched.ceiling], BATCH),
+            )
+        return self._real[name]
+
+    def _against(self, name: str, shown: Tensor, of: str) -> list[dict[str, Any]]:
+        reference, settings = self._features(name)[0], self._settings[name]
+        found = overlap_figures(shown, reference, settings, of) + distance_figures(shown, reference, settings, of)
+        return [_row(figure) for figure in found]
+
+
+def _row(figure: Figure) -> dict[str, Any]:
+    """A figure as ``results.json`` has it."""
+    return {
+        "metric": figure.metric,
+        "extractor": figure.extractor,
+        "value": round(figure.value, 6),
+        "k": figure.k,
+        "count": figure.count,
+        "reference": figure.reference,
+        "subset_size": figure.subset_size,
+        "ties": figure.ties,
+    }

@@ -1,0 +1,251 @@
+"""The methods that the study compares: each is a recipe, what is searched for it, and what it needs made before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from prism_fast.recipes import DISTILL, load_recipe, recipe_names
+from prism_fast.recipes.fields import Fields, build, default_fields, lay_over
+from prism_fast.study.study_config import StudyConfig
+from prism_fast.synthesis.config import SynthesisConfig
+
+TRIALS = 6
+"""Of every method that is tuned, docs/study/protocol.md."""
+PRISM, PLAIN = "prism", "plain"
+FAST = "prism-fast"
+"""The recipe whose approximations all methods share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a preparation is for.
+
+    Attributes:
+        study: the study.
+        folder: its own, kept between runs.
+        chosen: fields of the trial or of the trial that won.
+        images: of the set that follows.
+        seed: of that set.
+    """
+
+    study: StudyConfig
+    folder: Path
+    chosen: Fields
+    images: int
+    seed: int
+
+
+Preparation = Callable[[Request], Mapping[str, Any]]
+"""Makes what a set is drawn from (inverted images, a learned token), resumes its own work, and returns fields that are
+laid over the recipe. Its seconds count as sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to make a training set.
+
+    Attributes:
+        name: also its folder, and ``recipe`` in ``results.json``.
+        about: one sentence.
+        recipe: of which it is made; None: the one of its name.
+        fields: laid over the recipe.
+        grid: fields of each trial; empty: nothing is searched.
+        follows: takes the values that were chosen for this method.
+        scale: times the chosen guidance scale.
+        exact: without the approximations that the others share.
+        prepare: what has to be there before a set can be drawn.
+        own: how its paper trains the student, laid over the main table's training.
+        chart: of an ablation, which chart it belongs to.
+    """
+
+    name: str
+    about: str
+    recipe: str | None = None
+    fields: Fields = field(default_factory=dict)
+    grid: tuple[Fields, ...] = ()
+    follows: str | None = None
+    scale: float = 1.0
+    exact: bool = False
+    prepare: Preparation | None = None
+    own: Fields | None = None
+    chart: str | None = None
+
+    @property
+    def made_of(self) -> str:
+        """Name of the recipe."""
+        return self.recipe or self.name
+
+
+def _grid(*axes: tuple[str, Sequence[Any]]) -> tuple[Fields, ...]:
+    """Every combination of dotted names and values, as nested fields."""
+    return tuple(
+        _nested(dict(zip((name for name, _ in axes), values, strict=True)))
+        for values in product(*(values for _, values in axes))
+    )
+
+
+def _nested(dotted: Mapping[str, Any]) -> Fields:
+    fields: Fields = {}
+    for name, value in dotted.items():
+        *groups, last = name.split(".")
+        inner = fields
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return fields
+
+
+_DM_KD = ("temperature", "loss", "schedule", "warmup", "weight_decay", "decay_norms", "ema")
+"""What of DM-KD's training is its own; batch, steps, views and student stay the study's."""
+
+
+def _dm_kd() -> Fields:
+    return {name: value for name, value in load_recipe("dm-kd", DISTILL).items() if name in _DM_KD}
+
+
+MAIN = (
+    Method(name=PLAIN, about="bare class names, no guidance"),
+    Method(
+        name="plain-cfg",
+        about="plain with tuned classifier-free guidance and steps",
+        grid=_grid(("sampler.cfg_scale", (1.5, 3.0, 5.0)), ("sampler.steps", (12, 20))),
+    ),
+    Method(
+        name="plain-reject",
+        about="the best of n plain draws by the teacher's energy",
+        grid=_grid(("filter.attempts", (2, 4)), ("sampler.cfg_scale", (1.5, 3.0, 5.0))),
+    ),
+    Method(name="oracle", about="prompts with the true attribute frequencies, no guidance", follows="plain-cfg"),
+    Method(name="random-direction", about="bare names, moved as far in a random direction", follows=PRISM),
+    Method(
+        name="dm-kd",
+        about="bare names, low classifier-free guidance, few steps",
+        grid=_grid(("sampler.cfg_scale", (1.25, 1.5, 2.0)), ("sampler.steps", (6, 10))),
+        exact=True,  # of so few steps none is there to be reused
+        own=_dm_kd(),
+    ),
+    Method(
+        name="dda-sdedit",
+        about="image-to-image variations of inverted images",
+        grid=_grid(("sampler.image_to_image.strength", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8))),
+    ),
+    Method(
+        name=PRISM,
+        about="engineered prompts and energy guidance",
+        grid=_grid(("sampler.guidance.scale", (0.15, 0.3, 0.45)), ("sampler.cfg_scale", (2.0, 3.0))),
+    ),
+)
+"""In the order of the tables. One whose recipe is not there is named and left out."""
+
+RIVALS = ("plain", "plain-cfg", "plain-reject", "dm-kd", "dda-sdedit")
+"""Whom PRISM must beat."""
+
+
+def _ablation(name: str, about: str, *, recipe: str = PRISM, **more: Any) -> Method:
+    return Method(name=name, about=about, recipe=recipe, follows=PRISM, **more)
+
+
+def _guided(**guidance: Any) -> dict[str, Any]:
+    return {"fields": {"sampler": {"guidance": guidance}}}
+
+
+def _prompted(**prompts: Any) -> dict[str, Any]:
+    return {"recipe": "dpe", "fields": {"prompts": prompts}}
+
+
+FURTHER = (
+    Method(name="ddis", about="batch-norm guidance on the decoded noisy latent, a learned class token"),
+    Method(name="diffdfkd", about="batch-norm, class and adversarial guidance, latent CutMix"),
+    _ablation("eda", "guidance alone", recipe="eda"),
+    _ablation("dpe", "prompts alone", recipe="dpe"),
+    _ablation("dpe-bare-name", "prompts alone, without disambiguation", **_prompted(sense="name")),
+    _ablation("dpe-no-content", "prompts alone, without varied content", **_prompted(content="none")),
+    _ablation("dpe-no-style", "prompts alone, without a style", **_prompted(style="none")),
+    _ablation("energy-free", "the free energy alone", **_guided(class_weight=0.0)),
+    _ablation("energy-class", "the cross-entropy alone", **_guided(free_weight=0.0)),
+    _ablation("energy-entropy", "with the entropy of the teacher's answer", **_guided(entropy_weight=1.0)),
+    _ablation("energy-bn", "with the distance to batch-norm statistics", **_guided(bn_weight=0.1)),
+    _ablation("no-gate", "images that are in distribution are moved too", **_guided(gate="none")),
+    _ablation("interval", "guidance in the middle of the trajectory alone", **_guided(start=0.2, stop=0.6)),
+    _ablation("scale-away", "led away from what the teacher knows", scale=-1.0, chart="scale"),
+    _ablation("scale-half", "half of the chosen scale", scale=0.5, chart="scale"),
+    _ablation("scale-double", "twice the chosen scale", scale=2.0, chart="scale"),
+    Method(name="plain-exact", about="plain without the shared approximations", recipe=PLAIN, exact=True),
+    _ablation("prism-exact", "PRISM without the shared approximations", exact=True),
+)
+"""What ``fashion-full`` adds."""
+
+COUNTS = (1000, 2000, 4000, 8000, 16000)
+"""Images of the curves of accuracy, of these two methods."""
+COUNTED = (PLAIN, PRISM)
+
+
+def suite(name: str, known: Sequence[str] | None = None) -> tuple[tuple[Method, ...], tuple[str, ...]]:
+    """The methods of a suite whose recipes are there, and the names of those whose are not.
+
+    Args:
+        name: ``fashion`` or ``fashion-full``.
+        known: recipes; None: the package's.
+    """
+    there = recipe_names() if known is None else known
+    every = MAIN + (FURTHER if name == "fashion-full" else ())
+    return tuple(m for m in every if m.made_of in there), tuple(m.name for m in every if m.made_of not in there)
+
+
+def synthesis_config(
+    study: StudyConfig,
+    method: Method,
+    *,
+    chosen: Fields,
+    images: int,
+    seed: int,
+    prepared: Mapping[str, Any] | None = None,
+) -> SynthesisConfig:
+    """What a set of a method is drawn from.
+
+    Args:
+        study: the shared sizes.
+        method: its recipe and fields.
+        chosen: fields of a trial: its own, or of the method that it follows.
+        images, seed: of the set.
+        prepared: what the method's preparation said.
+    """
+    shared: Fields = {
+        "pipeline": study.pipeline,
+        "teacher": study.teacher,
+        "images": images,
+        "seed": seed,
+        "device": study.device,
+        "pilot_images": study.pilot_images,
+        "sampler": {"steps": study.steps, "compute_batch": study.batch},
+    }
+    recipe = load_recipe(method.made_of)
+    guided = recipe["sampler"]["guidance"] is not None
+    layers = [("study", shared), (f"recipe {method.made_of}", recipe)]
+    if not method.exact:
+        layers.append((f"recipe {FAST}", {"sampler": _unguided(load_recipe(FAST)["sampler"], guided)}))
+    layers.append((f"method {method.name}", method.fields))
+    values = dict(chosen)
+    if "sampler" in values:
+        values["sampler"] = _scaled(_unguided(values["sampler"], guided), method.scale)
+    layers += [("chosen", values), ("prepared", dict(prepared or {})), ("study", {"recipe": method.name})]
+    fields = default_fields(SynthesisConfig)
+    for source, above in layers:
+        fields = lay_over(SynthesisConfig, fields, above, source)
+    return build(SynthesisConfig, fields)
+
+
+def _unguided(sampler: Mapping[str, Any], guided: bool) -> Fields:
+    """Settings of a sampler, less those of guidance where there is none."""
+    return {name: value for name, value in sampler.items() if guided or name != "guidance"}
+
+
+def _scaled(sampler: Fields, factor: float) -> Fields:
+    guidance = sampler.get("guidance")
+    if factor == 1 or guidance is None:
+        return sampler
+    return {**sampler, "guidance": {**guidance, "scale": factor * guidance["scale"]}}

@@ -1,0 +1,182 @@
+"""What the rows of a study say: means, paired differences from PRISM, and which of its claims hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean, stdev
+from typing import Any
+
+from prism_fast.config import canonical
+from prism_fast.metrics.prdc import PRDC
+from prism_fast.metrics.statistics import CONFIDENCE, holm, paired_difference
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment, Found
+from prism_fast.study.methods import PLAIN, PRISM, RIVALS
+
+TABLES = (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT)
+GAP = 0.5
+"""Share of the gap to the real ceiling that PRISM is to close."""
+ALPHA = 1 - CONFIDENCE
+Row = Mapping[str, Any]
+
+
+def figure(row: Row, metric: str, extractor: str) -> float | None:
+    """A figure against real images in the features of an extractor; None where the row has none."""
+    found = (f["value"] for f in row.get("figures", ()) if (f["metric"], f["extractor"]) == (metric, extractor))
+    return next(found, None)
+
+
+def of(rows: Sequence[Row], table: str, recipe: str) -> list[Row]:
+    """Rows of a recipe in a table, by seed.
+
+    PRISM and the methods that cost no less have no row of their own at equal compute: theirs of equal images are.
+    """
+    own = [row for row in rows if (row["table"], row["recipe"]) == (table, recipe)]
+    if not own and table in (EQUAL_COMPUTE, OWN_LOSS):
+        own = [row for row in rows if (row["table"], row["recipe"]) == (EQUAL_IMAGES, recipe)]
+    return sorted(own, key=lambda row: int(row["seed"]))
+
+
+def recipes(rows: Sequence[Row], table: str) -> list[str]:
+    """Those that have rows in a table, in the order of the study."""
+    return list(dict.fromkeys(row["recipe"] for row in rows if row["table"] == table))
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation over the seeds."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def difference(
+    first: Sequence[Row], second: Sequence[Row], value: Callable[[Row], float | None]
+) -> dict[str, Any] | None:
+    """Paired difference over the seeds that both have; None where these are fewer than two."""
+    left, right = ({row["seed"]: value(row) for row in rows} for rows in (first, second))
+    pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if len(known) < 2:
+        return None
+    found = asdict(paired_difference([one for one, _ in known], [other for _, other in known]))
+    return {name: [round(x, 6) for x in v] if isinstance(v, tuple) else round(v, 8) for name, v in found.items()}
+
+
+def accuracy(row: Row) -> float:
+    """Of the student."""
+    return float(row["student_accuracy"])
+
+
+def compared(rows: Sequence[Row], table: str, costs: Mapping[str, float]) -> list[str]:
+    """The methods of a table, in the order of the study.
+
+    Args:
+        rows: of the study.
+        table: its name.
+        costs: seconds of an image by method, where the table of equal compute was made.
+    """
+    every = recipes(rows, EQUAL_IMAGES)
+    if table == EQUAL_COMPUTE:
+        return [name for name in every if name in costs]
+    if table == OWN_LOSS:
+        own = recipes(rows, OWN_LOSS)
+        return [name for name in every if name in own or name == PRISM] if own else []
+    return every
+
+
+def comparisons(rows: Sequence[Row], costs: Mapping[str, float]) -> list[dict[str, Any]]:
+    """PRISM minus every other method, table by table, with Holm's p-values over the rivals of a table."""
+    found: list[dict[str, Any]] = []
+    for table in (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS):
+        prism = of(rows, table, PRISM)
+        others = [name for name in compared(rows, table, costs) if name != PRISM]
+        lines = [
+            {"table": table, "first": PRISM, "second": name, "figure": "student_accuracy", **change}
+            for name in others
+            if (change := difference(prism, of(rows, table, name), accuracy)) is not None
+        ]
+        corrected = holm({line["second"]: line["p_value"] for line in lines if line["second"] in RIVALS})
+        found += [{**line, "holm_p_value": corrected.get(line["second"])} for line in lines]
+    return found
+
+
+def claims(rows: Sequence[Row], found: Sequence[Row], headline: str) -> list[dict[str, Any]]:
+    """What the protocol says must be reached, with what was measured; ``holds`` None where it was not measured."""
+    lines = []
+    for table in (EQUAL_IMAGES, EQUAL_COMPUTE):
+        for rival in RIVALS:
+            change = next((c for c in found if (c["table"], c["second"]) == (table, rival)), None)
+            lines.append(
+                {
+                    "claim": f"{PRISM} beats {rival} at {table}",
+                    "holds": None if change is None else change["low"] > 0 and change["holm_p_value"] <= ALPHA,
+                    "measured": change,
+                }
+            )
+    closed = gap(rows)
+    lines.append(
+        {
+            "claim": f"{PRISM} closes at least {GAP:.0%} of the gap between {PLAIN} and real images",
+            "holds": None if closed is None else closed >= GAP,
+            "measured": closed,
+        }
+    )
+    for metric in ("precision", "recall"):
+        change = difference(
+            of(rows, EQUAL_IMAGES, PRISM),
+            of(rows, EQUAL_IMAGES, PLAIN),
+            lambda row, metric=metric: figure(row, metric, headline),  # type: ignore[misc]
+        )
+        lines.append(
+            {
+                "claim": f"{PRISM} has a higher {metric} than {PLAIN} in the judge's features",
+                "holds": None if change is None else change["low"] > 0,
+                "measured": change,
+            }
+        )
+    return lines
+
+
+def gap(rows: Sequence[Row]) -> float | None:
+    """Share of the gap that PRISM closes, of mean accuracies over the seeds that all three have."""
+    by_seed = [{row["seed"]: accuracy(row) for row in of(rows, EQUAL_IMAGES, name)} for name in (PLAIN, PRISM, REAL)]
+    seeds = sorted(set.intersection(*(set(each) for each in by_seed)))
+    if not seeds:
+        return None
+    plain, prism, real = (fmean(each[seed] for seed in seeds) for each in by_seed)
+    return round((prism - plain) / (real - plain), 6) if real > plain else None
+
+
+def results(study: Experiment, found: Found) -> dict[str, Any]:
+    """Everything, as ``results.json`` has it."""
+    config, headline = study.config, study.gallery.headline
+    rows = [_flat(row, headline) for row in found.rows]
+    differences = comparisons(rows, found.compute.get("seconds_per_image", {}))
+    return {
+        "quotable": not config.quick,
+        **({"note": "a quick run: not quotable"} if config.quick else {}),
+        "headline": headline,
+        "compared_images": study.gallery.counts(),
+        "rows": rows,
+        "comparisons": differences,
+        "claims": claims(rows, differences, headline),
+        "gap_closed": gap(rows),
+        "references": found.references,
+        "trials": {
+            name: [{**canonical(trial), "chosen": place == chosen} for place, trial in enumerate(trials)]
+            for name, (trials, chosen) in found.trials.items()
+        },
+        "curves": found.curves,
+        "compute": found.compute,
+        "failures": found.failures,
+        "left_out": list(found.missing),
+        "stages_seconds": study.stages.table(),
+        "seconds": study.stages.total,
+        "config": {name: value for name, value in canonical(config).items() if name != "out"},
+        "weights": study.weights,
+        "environment": study.environment,
+    }
+
+
+def _flat(row: Row, headline: str) -> dict[str, Any]:
+    """A row with its headline figures beside the others."""
+    flat = {name: figure(row, name, headline) for name in PRDC}
+    return {**row, **{name: value for name, value in flat.items() if value is not None}}

@@ -1,0 +1,267 @@
+"""The study's report: one page of its tables, charts, samples and trials."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from prism_fast.config import replacing
+from prism_fast.metrics.comparison import FRECHET, KERNEL
+from prism_fast.metrics.prdc import PRDC
+from prism_fast.study import page
+from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
+from prism_fast.study.methods import PRISM, Method
+from prism_fast.study.results import accuracy, figure, mean_and_spread, of
+from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
+from prism_fast.study.study_samples import grid
+from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
+from prism_fast.study.text import duration, percent
+
+_WHO = ("teacher", "judge", "second")
+_DISTANCES = (FRECHET, KERNEL)
+Figures = Mapping[str, Any]
+
+
+def write_page(study: Experiment, figures: Figures, path: Path) -> None:
+    """Writes the report as one file, by a rename.
+
+    Raises:
+        UserError: the place cannot be written, or a set cannot be read again.
+    """
+    html = page_html(study, figures)
+    with replacing(path) as staged:
+        staged.write_text(html, encoding="utf-8")
+
+
+def page_html(study: Experiment, figures: Figures) -> str:
+    """The whole document."""
+    title = "PRISM beside its rivals"
+    config = study.config
+    methods = {method.name: method for method in study.methods}
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="soft">prism_fast study, suite {config.suite}: {config.seeds} seeds, {config.images:,} images of '
+        f"each method, measured on the real Fashion-MNIST test set; {duration(figures['seconds'])} of computing.</p>",
+        *([] if figures["quotable"] else [f'<p class="warning">{NOT_QUOTABLE.capitalize()}.</p>']),
+        *_troubles(figures),
+        page.tiles(_tiles(figures)),
+        "<h2>What was to be reached</h2>",
+        _claims(figures),
+        "<h2>Students at equal images</h2>",
+        _students(figures, EQUAL_IMAGES, methods),
+        _note(
+            f"Accuracy on the real test images, mean and standard deviation over {config.seeds} seeds, final weights. "
+            "The difference is that of the same seeds, with Student's 95 % interval, in points; Holm's p-values are of "
+            "the rivals that PRISM has to beat, over all of them."
+        ),
+        *_further_tables(figures, methods),
+        "<h2>Images against real ones</h2>",
+        *_overlaps(figures),
+        "<h2>Precision and recall</h2>",
+        _chart(curve_chart(figures)),
+        _note(
+            "In the judge's features, seed 0; k from 1 (lower left) to 10 (upper right). <i>real</i>: other real "
+            "images against the same ones, what a perfect generator would get."
+        ),
+        *_section("Scale of the guidance", scale_charts(figures)),
+        *_section("Number of images", _chart(accuracy_chart(figures))),
+        "<h2>Energies</h2>",
+        _chart(energy_chart(study)),
+        _note("The teacher's energy E of images of seed 0 and of real test images; the line is the median."),
+        "<h2>Samples</h2>",
+        _samples(study, figures),
+        "<h2>Trials</h2>",
+        _trials(figures),
+        _note(
+            "Chosen, in bold, is the most diverse trial among those whose agreement by the second teacher is at least "
+            "0.95 of the best one's of the method. No real image is looked at."
+        ),
+        "<h2>Settings</h2>",
+        _settings(figures),
+    ]
+    return page.page(f"prism_fast study: {title}", body)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'
+
+
+def _chart(chart: str) -> str:
+    """At a width at which its writing has the size of the page's."""
+    return f'<div class="chart">{chart}</div>' if chart else ""
+
+
+def _section(title: str, charts: str) -> list[str]:
+    return [f"<h2>{title}</h2>", charts] if charts else []
+
+
+def _troubles(figures: Figures) -> list[str]:
+    lines = [
+        f'<p class="warning"><b>{escape(name)}</b> failed: {escape(why)}</p>'
+        for name, why in figures["failures"].items()
+    ]
+    if figures["left_out"]:
+        names = ", ".join(map(escape, figures["left_out"]))
+        lines.append(f'<p class="warning">Left out, for this version has no recipe of that name: {names}.</p>')
+    return lines
+
+
+def _tiles(figures: Figures) -> list[tuple[str, str]]:
+    items = []
+    for name, what in ((PRISM, "student of PRISM images"), ("plain", "of plain images"), (REAL, "of real images")):
+        own = of(figures["rows"], EQUAL_IMAGES, name)
+        if own:
+            items.append((percent(mean_and_spread([accuracy(row) for row in own])[0]), what))
+    if figures["gap_closed"] is not None:
+        items.append((percent(figures["gap_closed"], 0), "of the gap between plain and real closed"))
+    held = [claim["holds"] for claim in figures["claims"] if claim["holds"] is not None]
+    items.append((f"{sum(held)} of {len(held)}", "measured claims hold"))
+    return items
+
+
+def _claims(figures: Figures) -> str:
+    rows = []
+    for claim in figures["claims"]:
+        measured = claim["measured"]
+        if isinstance(measured, Mapping):
+            shown = f"{interval(measured)}<small>points, 95 %</small>"
+        else:
+            shown = percent(measured, 0) if measured is not None else "–"
+        verdict = VERDICTS[claim["holds"]]
+        kind = {True: "good", False: "bad", None: "soft"}[claim["holds"]]
+        rows.append(([escape(claim["claim"]), shown, f'<span class="{kind}">{verdict}</span>'], False))
+    return page.table(["", "measured", ""], rows)
+
+
+def _named(name: str, methods: Mapping[str, Method]) -> str:
+    return f"{escape(name)}<small>{escape((methods.get(name) or CEILING).about)}</small>"
+
+
+def _students(figures: Figures, table: str, methods: Mapping[str, Method]) -> str:
+    changes = {c["second"]: c for c in figures["comparisons"] if c["table"] == table}
+    rows = []
+    for name in in_table(figures, table):
+        own, change = of(figures["rows"], table, name), changes.get(name)
+        corrected = change["holm_p_value"] if change else None
+        seconds = [
+            sum(row["seconds"].get(part, 0.0) for part in ("preparation", "sampling"))
+            for row in own
+            if "sampling" in row["seconds"]
+        ]
+        rows.append(
+            (
+                [
+                    _named(name, methods),
+                    f"{own[0]['images']:,}",
+                    duration(mean_and_spread(seconds)[0]) if seconds else "–",
+                    with_spread([accuracy(row) for row in own]),
+                    "" if name == PRISM else interval(change),
+                    "" if name == PRISM else "–" if corrected is None else f"{corrected:.3f}",
+                ],
+                name == PRISM,
+            )
+        )
+    return page.table(["", "images", "sampling", "student", "PRISM − this, points", "p (Holm)"], rows)
+
+
+def _further_tables(figures: Figures, methods: Mapping[str, Method]) -> list[str]:
+    parts = []
+    notes = {
+        EQUAL_COMPUTE: "Each method has as many images as PRISM's seconds of sampling buy, at most twice as many, and "
+        "never fewer than in the first table; all students have as many steps.",
+        OWN_LOSS: "Students that are trained as the method's paper does it, beside PRISM's of the first table.",
+    }
+    for table, note in notes.items():
+        if in_table(figures, table):
+            parts += [f"<h2>Students: {table}</h2>", _students(figures, table, methods), _note(note)]
+    return parts
+
+
+def _overlaps(figures: Figures) -> list[str]:
+    """Agreements and figures in each of the two features."""
+    parts = []
+    names = in_table(figures, EQUAL_IMAGES)
+    for extractor, count in figures["compared_images"].items():
+        headline = extractor == figures["headline"]
+        head = ["", *(f"{who} agrees" for who in _WHO * headline)]
+        head += ["precision", "recall", "density", "coverage", "Fréchet distance", "kernel distance × 1000"]
+        rows = []
+        for name in names:
+            own = of(figures["rows"], EQUAL_IMAGES, name)
+            cells = [escape(name)]
+            cells += [percent(mean_and_spread([row[f"{who}_agreement"] for row in own])[0]) for who in _WHO * headline]
+            for metric in (*PRDC, *_DISTANCES):
+                values = [v for row in own if (v := figure(row, metric, extractor)) is not None]
+                if not values:
+                    cells.append("–")
+                    continue
+                mean = mean_and_spread(values)[0]
+                cells.append(f"{1000 * mean:.2f}" if metric == KERNEL else f"{mean:.3f}")
+            rows.append((cells, name == PRISM))
+        role = "the judge, the headline" if headline else "an unrelated network"
+        parts += [
+            f"<h3>Features of {escape(Path(extractor).name)} ({role}), N = {count:,}</h3>",
+            page.table(head, rows),
+        ]
+    parts.append(
+        _note(
+            "Means over the seeds. Precision and recall: k = 3; density and coverage: k = 5; against real test images, "
+            "as many of each class. <i>real</i> compares other real images with the same ones. Distances grow as N "
+            "falls."
+        )
+    )
+    return parts
+
+
+def _samples(study: Experiment, figures: Figures) -> str:
+    """Of every method the first images of each class, of seed 0."""
+    parts = []
+    for name in in_table(figures, EQUAL_IMAGES):
+        if not any(row["seed"] == 0 for row in of(figures["rows"], EQUAL_IMAGES, name)):
+            continue
+        if name == REAL:
+            images, classes = study.test.images, study.test.labels
+        else:
+            made = study.set_of(name, 0)
+            images, classes = made.images, made.classes
+        data = base64.b64encode(grid(images, classes)).decode()
+        parts.append(
+            f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
+            f'<img alt="samples of {escape(name, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+        )
+    note = _note(
+        "A column is a class, and a place in it one row of the plan: the same seed of the noise in every method."
+    )
+    return f'<div class="classes">{"".join(parts)}</div>{note}'
+
+
+def _trials(figures: Figures) -> str:
+    rows = []
+    for name, trials in figures["trials"].items():
+        for trial in trials:
+            told = ", ".join(f"{key} {value:g}" for key, value in _leaves(trial["fields"]))
+            cells = [escape(name), escape(told), percent(trial["agreement"]), f"{trial['diversity']:.3f}"]
+            rows.append(([*cells, duration(trial["seconds"])], bool(trial["chosen"])))
+    return page.table(["", "setting", "second teacher agrees", "diversity (Vendi)", "sampling"], rows)
+
+
+def _leaves(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names without their groups, and values."""
+    found: list[tuple[str, Any]] = []
+    for name, value in fields.items():
+        found += _leaves(value) if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
+def _settings(figures: Figures) -> str:
+    groups: Sequence[tuple[str, Mapping[str, Any]]] = (
+        ("", figures["config"]),
+        ("weights of ", figures["weights"]),
+        ("", figures["environment"]),
+    )
+    return page.definitions(
+        [(f"{before}{name}", str(value)) for before, items in groups for name, value in items.items()]
+    )

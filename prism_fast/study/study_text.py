@@ -1,0 +1,81 @@
+"""What ``prism-fast study`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS
+from prism_fast.study.methods import PRISM
+from prism_fast.study.results import accuracy, compared, figure, mean_and_spread, of
+from prism_fast.study.study_config import StudyConfig
+from prism_fast.study.text import aligned, duration, percent
+
+NOT_QUOTABLE = "not quotable: a quick run, to see that it works"
+VERDICTS = {True: "holds", False: "FAILS", None: "not measured"}
+
+
+def study_heading(config: StudyConfig, methods: Sequence[str]) -> str:
+    """What is about to run."""
+    mark = f"\n{NOT_QUOTABLE}" if config.quick else ""
+    return (
+        f"prism_fast study, suite {config.suite}: {', '.join(methods)}; {config.seeds} seeds of {config.images} "
+        f"images, in {config.out}{mark}\n"
+    )
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """``79.9 % ± 0.3``, the standard deviation over the seeds."""
+    mean, spread = mean_and_spread(values)
+    return percent(mean, 2) + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> str:
+    """The tables, what holds, and where to look."""
+    lines: list[str] = []
+    for table in (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS):
+        names = in_table(figures, table)
+        if names:
+            lines += ["", f"{table}:", *aligned(_table(figures, table, names))]
+    lines += ["", *(f"  {VERDICTS[claim['holds']]:<13}{claim['claim']}" for claim in figures["claims"])]
+    if not figures["quotable"]:
+        lines += ["", f"These figures are {NOT_QUOTABLE}."]
+    lines += ["", f"{duration(figures['seconds'])} in all. Figures: {results}", f"Report: {report}"]
+    return "\n".join(lines)
+
+
+def in_table(figures: Mapping[str, Any], table: str) -> list[str]:
+    """The methods that a table of ``results.json`` has."""
+    return compared(figures["rows"], table, figures["compute"].get("seconds_per_image", {}))
+
+
+def _table(figures: Mapping[str, Any], table: str, names: Sequence[str]) -> list[list[str]]:
+    rows = [["", "images", "student, real test", "PRISM − this", "judge agrees", "precision", "recall"]]
+    for name in names:
+        own = of(figures["rows"], table, name)
+        change = next((c for c in figures["comparisons"] if (c["table"], c["second"]) == (table, name)), None)
+        judged = [row["judge_agreement"] for row in own if "judge_agreement" in row]
+        overlap = [
+            [v for row in own if (v := figure(row, metric, figures["headline"])) is not None]
+            for metric in ("precision", "recall")
+        ]
+        rows.append(
+            [
+                name,
+                str(own[0]["images"]),
+                with_spread([accuracy(row) for row in own]),
+                interval(change) if name != PRISM else "",
+                percent(mean_and_spread(judged)[0]) if judged else "–",
+                *(f"{mean_and_spread(values)[0]:.3f}" if values else "–" for values in overlap),
+            ]
+        )
+    return rows
+
+
+def interval(change: Mapping[str, Any] | None) -> str:
+    """``+2.31 [+1.10, +3.52]`` points; a dash where there is none."""
+    if change is None:
+        return "–"
+    mean, low, high = (100 * change[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,0 +1,182 @@
+"""The methods of the study: what each is, how settings are chosen, and what rows add up to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from prism_fast.errors import UserError
+from prism_fast.recipes import recipe_names
+from prism_fast.study.expected import Expected
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, affordable
+from prism_fast.study.methods import FURTHER, MAIN, TRIALS, Method, suite, synthesis_config
+from prism_fast.study.results import claims, comparisons, gap, of
+from prism_fast.study.stages import Stages
+from prism_fast.study.study_charts import accuracy_chart, scale_charts
+from prism_fast.study.study_config import QUICK, StudyConfig
+from prism_fast.study.trials import Trial, choose
+
+STUDY = StudyConfig(images=100, steps=9, batch=8)
+METHODS = {method.name: method for method in (*MAIN, *FURTHER)}
+
+
+def config_of(name: str, images: int = 100, seed: int = 0) -> Any:
+    method = METHODS[name]
+    followed = METHODS[method.follows] if method.follows else method
+    chosen = followed.grid[-1] if followed.grid else {}
+    return synthesis_config(STUDY, method, chosen=chosen, images=images, seed=seed)
+
+
+def test_every_tuned_method_has_the_same_number_of_different_trials() -> None:
+    tuned = [method for method in METHODS.values() if method.grid]
+    assert {"plain-cfg", "plain-reject", "dm-kd", "dda-sdedit", "prism"} == {method.name for method in tuned}
+    for method in tuned:
+        assert len(method.grid) == TRIALS == len({str(fields) for fields in method.grid})
+    assert "trials" not in QUICK
+
+
+def test_a_suite_names_what_it_leaves_out() -> None:
+    there, missing = suite("fashion", known=["plain", "prism"])
+    assert [method.name for method in there] == ["plain", "prism"]
+    assert set(missing) == {m.name for m in MAIN} - {"plain", "prism"}
+    full, _ = suite("fashion-full", known=recipe_names())
+    assert {m.name for m in full} >= {"eda", "dpe", "no-gate", "scale-away", "energy-bn"}
+    assert len(MAIN) == 8 and len(METHODS) == len(MAIN) + len(FURTHER)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.made_of in recipe_names()])
+def test_every_method_makes_a_set_of_the_studys_sizes(name: str) -> None:
+    config = config_of(name, seed=3)
+    assert (config.recipe, config.images, config.seed, config.sampler.compute_batch) == (name, 100, 3, 8)
+    assert (config.sampler.reuse_features == 1) == METHODS[name].exact
+    assert config.sampler.guidance is None or METHODS[name].made_of in ("prism", "eda", "random-direction")
+
+
+def test_who_follows_takes_the_chosen_values() -> None:
+    prism, random, oracle = (
+        config_of("prism").sampler,
+        config_of("random-direction").sampler,
+        config_of("oracle").sampler,
+    )
+    assert prism.guidance is not None and random.guidance is not None
+    assert (random.guidance.scale, random.cfg_scale) == (prism.guidance.scale, prism.cfg_scale) == (0.45, 3.0)
+    assert random.guidance.direction == "random"
+    assert (oracle.cfg_scale, oracle.steps) == (5.0, 20)
+    dpe = config_of("dpe").sampler
+    assert dpe.guidance is None and dpe.cfg_scale == 3.0
+    scales = {name: config_of(name).sampler.guidance.scale for name in ("scale-away", "scale-half", "scale-double")}
+    assert scales == pytest.approx({"scale-away": -0.45, "scale-half": 0.225, "scale-double": 0.9})
+
+
+def test_ablations_differ_from_prism_in_one_thing() -> None:
+    prism = config_of("prism")
+    for name, fields in {
+        "no-gate": {"gate"}, "interval": {"start", "stop"}, "energy-free": {"class_weight"},
+        "energy-class": {"free_weight"}, "energy-entropy": {"entropy_weight"}, "energy-bn": {"bn_weight"},
+    }.items():  # fmt: skip
+        other = config_of(name)
+        assert other.prompts == prism.prompts
+        left, right = vars(prism.sampler.guidance), vars(other.sampler.guidance)
+        assert {key for key in left if left[key] != right[key]} == fields
+    for name, field in {"dpe-bare-name": "sense", "dpe-no-content": "content", "dpe-no-style": "style"}.items():
+        left, right = vars(config_of("dpe").prompts), vars(config_of(name).prompts)
+        assert {key for key in left if left[key] != right[key]} == {field}
+
+
+def trial(agreement: float, diversity: float) -> Trial:
+    return Trial(fields={}, images=1, agreement=agreement, diversity=diversity, seconds=0.0)
+
+
+def test_the_most_diverse_trial_that_shows_what_was_asked_for() -> None:
+    assert choose([trial(1.0, 2.0), trial(0.95, 3.0), trial(0.9499, 9.0)]) == 1
+    assert choose([trial(0.5, 2.0), trial(0.5, 2.0)]) == 0
+    assert choose([trial(0.0, 1.0), trial(0.0, 4.0)]) == 1
+
+
+def test_images_that_a_budget_buys() -> None:
+    assert affordable(4000, 1.0, 2.0) == 4000 == affordable(4000, 0.5, 2.0)
+    assert affordable(4000, 1.049, 2.0) == 4000 and affordable(4000, 1.0501, 2.0) == 4200
+    assert affordable(4000, 1.5037, 2.0) == 6010  # 6014.8, in whole rounds of ten classes
+    assert affordable(4000, 3.0, 2.0) == 8000
+
+
+def rows(table: str, **accuracies: list[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "recipe": name.replace("_", "-"), "seed": seed, "table": table, "student_accuracy": value,
+            "figures": [{"metric": m, "extractor": "judge", "value": value} for m in ("precision", "recall")],
+        }
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_what_the_rows_say() -> None:
+    """prism is 1, 2 and 3 points above plain, and 0.1, 0, −0.1 above dm-kd; real images are 8 above plain."""
+    made = rows(
+        EQUAL_IMAGES, real=[0.78, 0.79, 0.80], plain=[0.70, 0.71, 0.72], dm_kd=[0.709, 0.73, 0.751],
+        prism=[0.71, 0.73, 0.75],
+    )  # fmt: skip
+    found = comparisons(made, {})
+    by_name = {line["second"]: line for line in found}
+    assert by_name["plain"]["differences"] == pytest.approx([0.01, 0.02, 0.03])
+    assert by_name["plain"]["low"] == pytest.approx(0.02 - 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+    assert by_name["plain"]["holm_p_value"] == pytest.approx(2 * by_name["plain"]["p_value"], abs=1e-7)
+    assert by_name["real"]["holm_p_value"] is None and by_name["dm-kd"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert gap(made) == pytest.approx(0.25)
+    told = {claim["claim"]: claim["holds"] for claim in claims(made, found, "judge")}
+    assert told["prism beats plain at equal images"] is False  # three seeds: the interval has 0 in it
+    assert told["prism beats plain-cfg at equal images"] is None
+    assert told["prism closes at least 50% of the gap between plain and real images"] is False
+    clear = rows(EQUAL_IMAGES, real=[0.8, 0.8], plain=[0.7, 0.7], prism=[0.76, 0.76001])
+    told = {claim["claim"]: claim["holds"] for claim in claims(clear, comparisons(clear, {}), "judge")}
+    assert told["prism beats plain at equal images"] is True
+    assert told["prism closes at least 50% of the gap between plain and real images"] is True
+    assert told["prism has a higher recall than plain in the judge's features"] is True
+
+
+def test_charts_of_scale_and_number_show_what_was_measured_and_nothing_else() -> None:
+    made = rows(EQUAL_IMAGES, plain=[0.5, 0.6], dpe=[0.6, 0.6], prism=[0.7, 0.8], scale_half=[0.6, 0.7])
+    few = [{**row, "images": 4000} for row in made]
+    shown = scale_charts({"rows": few, "headline": "judge"})
+    assert shown.count("<svg") == 2 and shown.count("<polyline") == 2
+    lines = [len(line.split()) for line in re.findall(r'<polyline[^>]* points="([^"]*)"', shown)]
+    assert lines == [3, 3]  # 0, a half and once the chosen scale
+    assert scale_charts({"rows": few[:4], "headline": "judge"}) == accuracy_chart({"rows": few}) == ""
+    more = [{**row, "images": 8000} for row in rows(BY_COUNT, plain=[0.6, 0.6], prism=[0.9, 0.9])]
+    assert accuracy_chart({"rows": few + more}).count("<polyline") == 2
+
+
+def test_who_is_no_cheaper_stands_with_equal_images_at_equal_compute() -> None:
+    made = rows(EQUAL_IMAGES, plain=[0.5, 0.6], dm_kd=[0.4, 0.4], prism=[0.7, 0.8]) + rows(
+        EQUAL_COMPUTE, plain=[0.6, 0.8]
+    )
+    found = {
+        c["second"]: c["mean"]
+        for c in comparisons(made, {"plain": 1, "dm-kd": 3, "prism": 2})
+        if c["table"] == EQUAL_COMPUTE
+    }
+    assert found == pytest.approx({"plain": 0.05, "dm-kd": 0.35})
+    assert [row["student_accuracy"] for row in of(made, EQUAL_COMPUTE, "prism")] == [0.7, 0.8]
+
+
+def test_what_is_left_is_told_from_what_stages_of_a_kind_took(tmp_path: Any) -> None:
+    now = [0.0]
+    stages = Stages(tmp_path, clock=lambda: now[0])
+    expected = Expected(stages, ["a: draw", "b: draw", "c: draw", "a: look"])
+    for name, seconds in (("a: draw", 10.0), ("b: draw", 20.0)):
+        with stages.stage(name):
+            now[0] += seconds
+    assert expected.seconds_left() == (15.0, False) and expected.share == "2 of 4"
+    expected.leave_out("a: look")
+    assert expected.seconds_left() == (15.0, True)
+    assert "15 s left" in expected.line("b: draw", "done") and "at least" not in expected.line("b: draw", "done")
+
+
+def test_bad_settings_are_refused() -> None:
+    for changes in ({"suite": "all"}, {"seeds": 1}, {"images": 5}, {"more": 0.5}, {"passes": 0}):
+        with pytest.raises(UserError):
+            StudyConfig(**changes)  # type: ignore[arg-type]
+    assert Method(name="x", about="").made_of == "x"

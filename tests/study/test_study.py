@@ -1,0 +1,295 @@
+"""The study on tiny networks: its rows and files, that it resumes, and that one failing method fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from prism_fast.cli import EXIT_ERROR, main
+from prism_fast.errors import UserError
+from prism_fast.progress import silent
+from prism_fast.study import experiment
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
+from prism_fast.study.methods import TRIALS, Method, Request, suite
+from prism_fast.study.study import REPORT, RESULTS, run_study
+from prism_fast.study.study_config import StudyConfig
+from tests.study.studies import IMAGES, make_networks, three_methods, tiny_study
+from tests.study.worlds import one_thread, use_fake_images
+
+NAMES = ("plain", "plain-reject", "prism")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("networks")
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        use_fake_images(patch)
+        make_networks(folder)
+        yield folder
+
+
+Finished = tuple[StudyConfig, dict[str, Any], list[str]]
+
+
+@pytest.fixture(scope="module")
+def finished(networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    said: list[str] = []
+    config = tiny_study(networks, tmp_path_factory.mktemp("study") / "out")
+    return config, run_study(config, said.append, silent, three_methods()), said
+
+
+def rows_of(figures: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    return [row for row in figures["rows"] if row["table"] == table]
+
+
+def plan_rows(folder: Path) -> list[tuple[Any, ...]]:
+    columns = ("index", "seed", "class_index")
+    tables = [pq.read_table(path).select(columns).to_pylist() for path in sorted(folder.glob("*.parquet"))]
+    return [tuple(row[name] for name in columns) for table in tables for row in table]
+
+
+def test_a_row_for_every_recipe_and_seed(finished: Finished) -> None:
+    config, figures, _ = finished
+    assert figures == json.loads(Path(config.out, RESULTS).read_text())
+    rows = rows_of(figures, EQUAL_IMAGES)
+    assert Counter((row["recipe"], row["seed"]) for row in rows) == {
+        (n, s): 1 for n in ("real", *NAMES) for s in (0, 1)
+    }
+    for row in rows:
+        assert row["images"] == IMAGES and 0 <= row["student_accuracy"] <= 1
+        assert {"training", "measuring"} <= set(row["seconds"]) and ("sampling" in row["seconds"]) == (
+            row["recipe"] != "real"
+        )
+        found = {(f["metric"], f["extractor"]) for f in row["figures"]}
+        assert len(found) == len(row["figures"]) == 2 * 6
+        assert {f["count"] for f in row["figures"]} == {IMAGES} and {f["reference"] for f in row["figures"]} == {"test"}
+        headline = {f["metric"]: f["value"] for f in row["figures"] if f["extractor"] == config.judge}
+        assert all(row[name] == headline[name] for name in ("precision", "recall", "density", "coverage"))
+    assert config.teacher not in {f["extractor"] for row in rows for f in row["figures"]}
+    assert figures["quotable"] and not figures["failures"] and set(figures["curves"]) == {"real", *NAMES}
+    assert [point["k"] for point in figures["curves"]["prism"]] == list(range(1, 11))
+
+
+def test_methods_share_the_rows_of_a_seed_and_trials_have_others(finished: Finished) -> None:
+    config, _, _ = finished
+    sets = {
+        (n, s): plan_rows(Path(config.out, "sets", n, f"seed-{s}", "shards"))
+        for n in ("plain", "prism")
+        for s in (0, 1)
+    }
+    assert sets["plain", 0] == sets["prism", 0] and sets["plain", 1] == sets["prism", 1]
+    seeds = {seed for rows in sets.values() for _, seed, _ in rows}
+    assert len(seeds) == 2 * IMAGES
+    tried = [plan_rows(Path(config.out, "trials", "prism", str(n), "shards")) for n in range(2)]
+    assert tried[0] == tried[1] and not seeds & {seed for _, seed, _ in tried[0]}
+    assert TRIAL_SEED not in range(config.seeds)
+
+
+def test_what_was_chosen_is_what_is_drawn(finished: Finished) -> None:
+    config, figures, _ = finished
+    for name in ("plain-reject", "prism"):
+        chosen = [trial["fields"] for trial in figures["trials"][name] if trial["chosen"]]
+        assert len(chosen) == 1 and len(figures["trials"][name]) == 2
+        info = json.loads(Path(config.out, "sets", name, "seed-1", "shards", "_info.json").read_text())["made_from"]
+        assert info["sampler"]["cfg_scale"] == chosen[0]["sampler"]["cfg_scale"]
+        if name == "prism":
+            assert info["sampler"]["guidance"]["scale"] == chosen[0]["sampler"]["guidance"]["scale"]
+        else:
+            assert (info["filter"]["attempts"], info["filter"]["keep"]) == (chosen[0]["filter"]["attempts"], "best")
+
+
+def test_students_differ_in_images_alone(finished: Finished) -> None:
+    config, _, _ = finished
+    made = {
+        (name, seed): yaml.safe_load(
+            Path(config.out, "students", "equal-images", name, f"seed-{seed}", "student", "config.yaml").read_text()
+        )
+        for name in ("real", *NAMES)
+        for seed in (0, 1)
+    }
+    first = made["plain", 0]
+    for (_, seed), other in made.items():
+        assert {key for key in first if first[key] != other[key]} <= {"data", "out"} | ({"seed"} if seed else set())
+    assert first["steps"] == config.student_steps
+
+
+def test_the_report_is_whole_and_loads_nothing(finished: Finished) -> None:
+    config, figures, _ = finished
+    text = Path(config.out, REPORT).read_text()
+    opened: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            opened.append(tag)
+            for name, value in attrs:
+                assert name not in ("src", "href") or (value or "").startswith("data:")
+
+    Checker().feed(text)
+    assert opened.count("img") == len(NAMES) + 1 and opened.count("svg") >= 2
+    assert all(claim["claim"] in unescape(text).replace("\u00a0", " ") for claim in figures["claims"])
+    assert "not quotable" not in text.lower()
+
+
+def test_a_quick_run_says_so_everywhere(networks: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = tiny_study(networks, tmp_path / "out", quick=True)
+    figures = run_study(config, said.append, silent, three_methods()[:1])
+    assert figures["quotable"] is False and "not quotable" in figures["note"]
+    assert "not quotable" in said[0] and "not quotable" in said[-1]
+    assert "not quotable" in Path(config.out, REPORT).read_text().lower()
+
+
+def test_a_finished_study_makes_nothing_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, figures, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was made or measured again")
+
+    monkeypatch.setattr(experiment, "measure_accuracy", refuse)
+    monkeypatch.setattr(Experiment, "_costs", refuse)
+    again = run_study(config, lambda _: None, silent, three_methods())
+    assert again == figures
+    assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")} == before
+
+
+@pytest.mark.parametrize("changes", [{"passes": 2}, {"seeds": 3}, {"trial_images": 30}, {"second": "judge"}])
+def test_another_setting_is_refused_and_touches_nothing(
+    finished: Finished, networks: Path, changes: dict[str, Any]
+) -> None:
+    config, _, _ = finished
+    if "second" in changes:
+        changes = {"second": str(networks / "judge")}
+    before = Path(config.out, RESULTS).read_bytes()
+    with pytest.raises(UserError, match=r"of other settings|one network"):
+        run_study(replace(config, **changes), lambda _: None, silent, three_methods())
+    assert Path(config.out, RESULTS).read_bytes() == before
+
+
+def test_a_failing_method_is_named_and_the_others_are_kept(networks: Path, tmp_path: Path) -> None:
+    def broken(_: Request) -> dict[str, Any]:
+        raise UserError("the inverted images are gone")
+
+    methods = (
+        three_methods()[0],
+        Method(name="broken", about="fails", recipe="plain", grid=({},), prepare=broken),
+        Method(name="after", about="follows it", recipe="plain", follows="broken"),
+    )
+    config = tiny_study(networks, tmp_path / "out")
+    with pytest.raises(UserError, match="broken: the inverted images are gone; after: it takes the values"):
+        run_study(config, lambda _: None, silent, methods)
+    figures = json.loads(Path(config.out, RESULTS).read_text())
+    assert {row["recipe"] for row in figures["rows"]} == {"real", "plain"} and set(figures["failures"]) == {
+        "broken",
+        "after",
+    }
+    assert "the inverted images are gone" in Path(config.out, REPORT).read_text()
+
+
+def test_preparation_own_loss_and_equal_compute(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def prepare(request: Request) -> dict[str, Any]:
+        asked.append(request)
+        return {"sampler": {"cfg_scale": 2.5}}
+
+    plain, _, prism = three_methods()
+    made = Method(name="made", about="made from something", recipe="plain", prepare=prepare, own={"temperature": 10.0})
+    monkeypatch.setattr(Experiment, "_costs", lambda _: {"plain": 0.1, "made": 0.11, "prism": 0.16})
+    config = tiny_study(networks, tmp_path / "out", more=2.0)
+    figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
+    info = json.loads(Path(config.out, "sets/made/seed-0/shards/_info.json").read_text())["made_from"]
+    assert info["sampler"]["cfg_scale"] == 2.5 and {request.seed for request in asked} >= {0, 1}
+    assert all("preparation" in row["seconds"] for row in figures["rows"] if row["recipe"] == "made")
+    richer = {(row["recipe"], row["seed"]): row["images"] for row in rows_of(figures, EQUAL_COMPUTE)}
+    assert richer == {("plain", 0): 30, ("plain", 1): 30}  # 1.6 times, in whole rounds of ten; 1.45 times is 20 again
+    own = rows_of(figures, OWN_LOSS)
+    assert [(row["recipe"], row["seed"]) for row in own] == [("made", 0), ("made", 1)] and "figures" not in own[0]
+    text = Path(config.out, "students/own-loss/made/seed-0-own loss/student/config.yaml").read_text()
+    assert re.search(r"^temperature: 10.0$", text, re.MULTILINE)
+    tables = {(c["table"], c["second"]) for c in figures["comparisons"]}
+    assert {(EQUAL_COMPUTE, "plain"), (EQUAL_COMPUTE, "made"), (OWN_LOSS, "made")} <= tables and (
+        OWN_LOSS,
+        "plain",
+    ) not in tables
+
+
+def test_the_command_refuses_what_cannot_be_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--seeds", "1", "--out", str(tmp_path / "out")]) == EXIT_ERROR
+    assert "seeds" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["study", "--suite", "imagenet", "--out", str(tmp_path / "out")]) == EXIT_ERROR
+
+
+@pytest.mark.slow
+def test_the_full_suite_runs_every_ablation_and_number_of_images(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "COUNTS", (10, IMAGES, 40))
+    config = tiny_study(networks, tmp_path / "out", suite="fashion-full")
+    figures = run_study(config, lambda _: None, silent)
+    there, missing = suite("fashion-full")
+    assert figures["left_out"] == list(missing) and figures["failures"] == {}
+    assert {row["recipe"] for row in rows_of(figures, EQUAL_IMAGES)} == {"real", *(method.name for method in there)}
+    counted = Counter((row["recipe"], row["images"]) for row in rows_of(figures, BY_COUNT))
+    assert counted == {(name, count): 2 for name in ("plain", "prism") for count in (10, 40)}
+    assert {len(trials) for trials in figures["trials"].values()} == {TRIALS}
+    text = Path(config.out, REPORT).read_text()
+    assert "Scale of the guidance" in text and "Number of images" in text
+
+
+# Killed
+
+
+def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def run_until(networks: Path, out: Path, sign: str) -> None:
+    """Kills the study as soon as a file of this name is there."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.study.studies", str(networks), str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not (out / sign).exists():
+            assert process.poll() is None and time.monotonic() < deadline, "it ended, or never came so far"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_to_the_same_results(finished: Finished, networks: Path, tmp_path: Path) -> None:
+    _, figures, _ = finished
+    out = tmp_path / "out"
+    for sign in (
+        "trials/prism/1/shards/shard-000000.json",  # between a set and what is seen of it
+        "students/equal-images/plain-reject/seed-0/student/run.json",  # in a training
+        "sets/prism/seed-1/shards/_info.json",  # before the first shard
+    ):
+        run_until(networks, out, sign)
+        assert not (out / RESULTS).exists()
+    config = tiny_study(networks, out)
+    again = run_study(config, lambda _: None, silent, three_methods())
+    assert without_seconds(again) == without_seconds(figures)
