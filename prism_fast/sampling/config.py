@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prism_fast.config import DTYPES
+from prism_fast.sampling.image_to_image_config import ImageToImageConfig, first_step
 
 Scheduler = Literal["pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++"]
 Level = Literal["reference", "exact", "fast"]
@@ -160,6 +161,7 @@ class SamplerConfig:
             somebody chose another), or ``xformers``.
         compile: torch.compile for the networks of the levels above ``reference``; ``auto`` is on for CUDA.
         guidance: EDA; ``None`` samples unguided.
+        image_to_image: rows start from images of their classes (SDEdit); ``None`` starts from noise alone.
     """
 
     scheduler: Scheduler = "dpmsolver++"
@@ -177,6 +179,7 @@ class SamplerConfig:
     attention: Literal["sdpa", "xformers"] = "sdpa"
     compile: Literal["auto", "on", "off"] = "auto"
     guidance: GuidanceConfig | None = None
+    image_to_image: ImageToImageConfig | None = None
 
     def __post_init__(self) -> None:
         _choice("scheduler", self.scheduler, _SCHEDULERS)
@@ -196,6 +199,8 @@ class SamplerConfig:
         _choice("attention", self.attention, ("sdpa", "xformers"))
         _choice("compile", self.compile, ("auto", "on", "off"))
         self._check_level()
+        for strength in self.image_to_image.strengths if self.image_to_image is not None else ():
+            first_step(strength, self.steps)
         if self.guidance is not None and self.guidance.repeats > 1 and self.scheduler == "pndm":
             # PNDM's second call corrects a sample it kept from the first: there is no state to travel back to.
             raise ValueError("guidance.repeats > 1 does not work with pndm: choose another scheduler")

@@ -20,7 +20,7 @@ def config_of(name: str) -> SynthesisConfig:
 
 
 def test_the_recipes_of_the_study_are_there() -> None:
-    assert recipe_names() == ["dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"]
+    assert recipe_names() == ["dda-sdedit", "dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -32,6 +32,7 @@ def test_every_recipe_makes_a_configuration_that_knows_its_name(name: str) -> No
     ("name", "prompts", "guided"),
     [
         ("plain", ("name", "none", "none"), False),
+        ("dda-sdedit", ("name", "none", "none"), False),
         ("eda", ("name", "none", "none"), True),
         ("random-direction", ("name", "none", "none"), True),
         ("dpe", ("gloss", "uniform", "photo"), False),
