@@ -24,6 +24,7 @@ from prism_fast.commands import (
     evaluate,
     fit_decoder,
     info,
+    invert,
     pilot,
     prompts,
     student,
@@ -168,6 +169,7 @@ COMMANDS = {
     "pilot": Command("look at a few images of each class before hours are spent", pilot.run, "lower --batch"),
     "calibrate": Command("find the fastest faithful sampler for a teacher", calibrate.run, "lower --batch"),
     "teacher": Command("a teacher's back-ends: check, bench, export, build; import", teacher.run, "lower --batch"),
+    "invert": Command("images out of a teacher alone, to start others from", invert.run, "lower --batch"),
     "fit-decoder": Command("fit a pipeline's linear guidance decoder", fit_decoder.run, "lower --batch"),
     "info": Command("devices, versions and back-ends of this machine", info.run),
 }

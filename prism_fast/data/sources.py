@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,12 @@ from torch import Tensor
 from prism_fast.data.image_folder import ImageFolder
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
+from prism_fast.inversion.record import check_finished
 from prism_fast.prompts.vocabulary import load_vocabulary
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.models import Models, load_models
 from prism_fast.synthesis.place import local_folder
-from prism_fast.synthesis.regular_file import read_regular
 from prism_fast.synthesis.shards import INFO_FILE
-
-RECORD_FILE = "inversion.json"
-"""In a folder of inverted images: what they were made from, and whether all are there."""
-_RECORD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -93,24 +88,6 @@ def load_source_models(config: SynthesisConfig) -> Models:
         )
     names = load_vocabulary(config.vocabulary).names
     return load_models(config, SourceImages(own.source, len(names), names))
-
-
-def check_finished(folder: Path) -> None:
-    """
-    Raises:
-        UserError: ``folder`` holds inverted images, and not all of them are there yet.
-    """
-    record = folder / RECORD_FILE
-    if not record.exists():
-        return
-    try:
-        complete = json.loads(read_regular(record, _RECORD_BYTES))["complete"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged ({error!r}): make the images again, in another folder") from error
-    if complete is not True:
-        raise UserError(
-            f"the images in {folder} are not all there: the prism-fast invert that began them finishes them"
-        )
 
 
 def _opened(path: Path, num_classes: int, names: Sequence[str]) -> tuple[Callable[[int], Tensor], list[int]]:
