@@ -52,11 +52,12 @@ class SourceImages:
         if not self.path.is_dir():
             raise UserError(f"no folder {self.path} for sampler.image_to_image.source")
         check_finished(self.path)
-        self._image, classes = _opened(self.path, num_classes, names)
+        self._labelled, rows = _opened(self.path, num_classes, names)
         found: dict[int, list[_Found]] = {}
-        for row, class_index in enumerate(classes):
-            found.setdefault(class_index, []).append(_Found(_digest(self._image(row)), row))
-        self._found = {index: sorted(rows, key=lambda it: it.digest) for index, rows in sorted(found.items())}
+        for row in range(rows):
+            image, class_index = self._labelled(row)
+            found.setdefault(class_index, []).append(_Found(_digest(image), row))
+        self._found = {index: sorted(each, key=lambda it: it.digest) for index, each in sorted(found.items())}
         lines = [f"{index}/{it.digest}\n" for index, rows in self._found.items() for it in rows]
         self.fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
@@ -69,7 +70,7 @@ class SourceImages:
 
     def image(self, class_index: int, place: int) -> Tensor:
         """uint8 [3, H, W]: one of them, 0 <= place < count."""
-        return self._image(self._found[class_index][place].row)
+        return self._labelled(self._found[class_index][place].row)[0]
 
 
 def load_source_models(config: SynthesisConfig) -> Models:
@@ -90,19 +91,18 @@ def load_source_models(config: SynthesisConfig) -> Models:
     return load_models(config, SourceImages(own.source, len(names), names))
 
 
-def _opened(path: Path, num_classes: int, names: Sequence[str]) -> tuple[Callable[[int], Tensor], list[int]]:
-    """Images by row number, and the class of each."""
+def _opened(path: Path, num_classes: int, names: Sequence[str]) -> tuple[Callable[[int], tuple[Tensor, int]], int]:
+    """Images and their classes by row number, and how many there are."""
     if (path / INFO_FILE).exists():
         shards = ShardSet(path)
         if shards.num_classes != num_classes:
             raise UserError(f"{path} has images of {shards.num_classes} classes, the vocabulary {num_classes}")
-        labels = shards.table().column("class_index").to_pylist()
-        return (lambda row: shards.sample(row)[0]), labels
+        return (lambda row: shards.sample(row)[:2]), len(shards)
     images = ImageFolder(path)
     classes = images.classes(num_classes, names)
     if classes is None:
         raise UserError(f"{path} holds images without a folder for each class: sort them into folders of their classes")
-    return images.image, classes.tolist()
+    return (lambda row: (images.image(row), int(classes[row]))), len(images)
 
 
 def _digest(image: Tensor) -> str:
