@@ -258,7 +258,7 @@ class FastSampler:
     def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
         buffers = self._buffers
-        energy, norms = buffers.energies[self._traced], buffers.norms[self._traced]
+        energy, norms = buffers.energies[self._taken.traced], buffers.norms[self._taken.traced]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
         thresholds = None if self._thresholds is None else (buffers.tau, buffers.delta)
         gate = torch.where(applied, gate_values(energy, thresholds), 0.0)
@@ -315,7 +315,6 @@ class FastSampler:
     def _take(self, taken: Trajectory) -> None:
         """The trajectory of the batch that comes."""
         self._taken, self._kinds = taken, taken.kinds
-        self._traced = torch.tensor(taken.guided, dtype=torch.int64, device=self.device)
 
     def _fill(self, rows: Rows, noise: Noise, start: Start | None = None) -> None:
         """Everything that the host knows about a batch, in one go before the loop."""

@@ -26,7 +26,7 @@ class Trajectory:
         coefficients: fp32 [steps, columns], the table on the device.
         timesteps: [steps], what the network is told.
         kinds: of each step that is taken.
-        guided: numbers of the guided steps.
+        guided: numbers of the guided steps; ``traced`` the same on the device, int64.
         draws: how many times the scheduler draws noise.
         scale: of unit Gaussian noise as the first sample; for rows that start from noise alone.
         level: of the first step.
@@ -39,6 +39,7 @@ class Trajectory:
     timesteps: Tensor
     kinds: tuple[StepKind, ...]
     guided: tuple[int, ...]
+    traced: Tensor
     draws: int
     scale: float
     level: NoiseLevel
@@ -57,6 +58,7 @@ def trajectory(scheduler: Any, config: SamplerConfig, device: torch.device, firs
     """
     schedule = build_schedule(scheduler, config, device, first)
     table, steps = step_table(schedule, config.guidance), len(schedule)
+    guided = guided_steps(config.guidance, steps, first) if config.guidance is not None else ()
     return Trajectory(
         first=first,
         steps=steps,
@@ -64,7 +66,8 @@ def trajectory(scheduler: Any, config: SamplerConfig, device: torch.device, firs
         coefficients=table.coefficients.to(device, torch.float32),
         timesteps=schedule.timesteps.to(device),
         kinds=step_kinds(config, steps, first),
-        guided=guided_steps(config.guidance, steps, first) if config.guidance is not None else (),
+        guided=guided,
+        traced=torch.tensor(guided, dtype=torch.int64, device=device),
         draws=schedule.draws,
         scale=float(schedule.scheduler.init_noise_sigma),
         level=schedule.levels[first],
