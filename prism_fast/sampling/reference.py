@@ -71,7 +71,8 @@ class ReferenceSampler:
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         self._guide = Guide(config.guidance, teacher, gate) if config.guidance is not None and teacher else None
         self._denoiser = Denoiser(pipe, config.cfg_scale)
-        self._cfg = cfg_steps(config, len(self._schedule()))
+        self._steps = len(self._schedule())
+        self._cfg = cfg_steps(config, self._steps)
         self._decoder = load_decoder(pipe, "kl")
 
     @torch.no_grad()
@@ -120,7 +121,7 @@ class ReferenceSampler:
 
     def guided_from(self, step: int) -> tuple[int, ...]:
         """The guided steps of rows that begin at ``step``."""
-        return () if self._guide is None else guided_steps(self._guide.config, len(self._schedule()), step)
+        return () if self._guide is None else guided_steps(self._guide.config, self._steps, step)
 
     def _schedule(self, first: int = 0) -> Schedule:
         return build_schedule(self._pipe.scheduler, self.config, self._device, first)
