@@ -12,7 +12,8 @@ DEMO = DemoConfig(full=True, images=120, seed=5, steps=7, guidance_every=3, batc
 
 
 def test_every_recipe_is_an_arm_and_every_arm_a_recipe() -> None:
-    assert sorted([*ARMS, "prism-fast"]) == recipe_names()  # what it costs is prism_fast.study.students
+    # what prism-fast costs is prism_fast.study.students; dda-sdedit needs images to start from (docs/methods/dda.md)
+    assert sorted([*ARMS, "prism-fast", "dda-sdedit"]) == recipe_names()
     assert DEMO.arms == FULL_ARMS and DemoConfig().arms == ("plain", "prism")
 
 
