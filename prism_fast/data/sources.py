@@ -30,7 +30,7 @@ class _Found:
 
 
 class SourceImages:
-    """The images of a folder by class, decoded as they are asked for; see :class:`~prism_fast.sampling.image_to_image.Sources`.
+    """The images of a folder by class, decoded as they are asked for: ``image_to_image.Sources``.
 
     A class's images are in the order of their pixels' hashes: which one a row starts from, and the fingerprint, do not
     depend on where the images lie, on their files' names, nor on whether they are shards or a folder.
