@@ -19,8 +19,9 @@ from prism_fast.ops.image_norms import image_norms
 from prism_fast.ops.predict_x0 import predict_x0
 from prism_fast.pipeline.decoder import decode, to_uint8
 from prism_fast.pipeline.text import encode_prompts
-from prism_fast.sampling.fast import FastSampler, StepKind
+from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.noise import draw_noise
+from prism_fast.sampling.step_kind import StepKind
 
 PHASES = ("text", "unet", "guidance decode", "teacher", "step", "final decode", "transfer")
 """In the order in which a batch passes them."""

@@ -159,7 +159,9 @@ def as_value(text: str) -> Any:
 def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.data.loader_config import LoaderConfig
     from prism_fast.distill.replay_config import ReplayConfig
+    from prism_fast.inversion.config import InversionConfig
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+    from prism_fast.sampling.image_to_image_config import ImageToImageConfig
     from prism_fast.study.evaluate_config import EvaluateConfig
     from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.synthesis.mix_config import MixConfig
@@ -170,6 +172,8 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("guidance", "The rest of the sampler", SamplerConfig),
         ("shards", "Filtering", FilterConfig),
         ("shards", "Latent CutMix", MixConfig),
+        ("image-to-image", "Options", ImageToImageConfig),
+        ("methods/dda", "Inversion", InversionConfig),
         ("loading", "Options", LoaderConfig),
         ("evaluation", "Options", EvaluateConfig),
         ("distill", "While the images are made", ReplayConfig),

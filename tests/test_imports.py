@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "ops",
         "pipeline energy teachers prompts",
         "sampling",
-        "data synthesis distill metrics",
+        "data synthesis distill metrics inversion",
         "engine",
         "zoo study calibration pilot tokens verification",
         "commands",

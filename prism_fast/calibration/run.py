@@ -36,11 +36,11 @@ from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.energy import student_fingerprint
-from prism_fast.sampling.fast import step_kinds
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import resolved
+from prism_fast.sampling.step_kind import step_kinds
 from prism_fast.synthesis.config import identity
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller

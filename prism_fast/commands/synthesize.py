@@ -85,13 +85,14 @@ def run(arguments: Sequence[str]) -> None:
     if options["dry_run"]:
         _dry_run(config, part, options)
         return
+    from prism_fast.data.sources import load_source_models
     from prism_fast.engine.choice import choose_engine
     from prism_fast.progress import progress
     from prism_fast.study.text import synthesis_summary
     from prism_fast.synthesis.job import synthesize
 
     engine = choose_engine(options["engine"], config.device, options["workers"], options["address"])
-    report = synthesize(config, options["out"], progress=progress, engine=engine, part=part)
+    report = synthesize(config, options["out"], progress=progress, engine=engine, part=part, load=load_source_models)
     if options["pilot_only"]:
         print(f"{report.out} has its pilot: the same command without --pilot-only makes the shards")
         return

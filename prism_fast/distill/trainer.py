@@ -15,6 +15,7 @@ from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.data.corrupt import CorruptImages, DecodedDataset, substitutes
 from prism_fast.data.loader import image_size
 from prism_fast.data.shards import ShardDataset, ShardSet
+from prism_fast.data.sources import load_source_models
 from prism_fast.distill.batches import Batches, RowBatches
 from prism_fast.distill.config import DistillConfig, LossConfig, ScheduleConfig
 from prism_fast.distill.curve import curves
@@ -92,7 +93,7 @@ def growing_set(config: DistillConfig, world: World, progress: ProgressFactory =
     synthesis, student_weight = without_current_student(
         drawn_config(config.recipe_drawn, resolve_device(config.device))
     )
-    return DrawnSet(config, prepare(synthesis, Path(config.out)), student_weight, progress)
+    return DrawnSet(config, prepare(synthesis, Path(config.out), load=load_source_models), student_weight, progress)
 
 
 def read_lazily(shards: ShardSet) -> LazyImages:

@@ -14,8 +14,8 @@ from prism_fast.metrics.memorisation import pixel_digests
 from prism_fast.metrics.predictions import Images, batches, largest, require_finite
 
 if TYPE_CHECKING:
-    from prism_fast.metrics.extractors import Extractor
     from prism_fast.teachers.base import Teacher
+    from prism_fast.teachers.extractors import Extractor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

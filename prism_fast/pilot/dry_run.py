@@ -112,9 +112,10 @@ def dry_run(
 
 def prepare_job(config: SynthesisConfig, models: Models | None = None) -> Job:
     """Models and plan; the folder is not looked at."""
+    from prism_fast.data.sources import load_source_models
     from prism_fast.synthesis.job import prepare
 
-    return prepare(config, Path(), models)
+    return prepare(config, Path(), models, load_source_models)
 
 
 def _assumed_bytes(config: SynthesisConfig, num_classes: int) -> float:

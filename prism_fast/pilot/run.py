@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from prism_fast.config import canonical, content_hash, environment, make_own_folder, replacing
+from prism_fast.data.sources import load_source_models
 from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.pilot.agreement import Agreement, agreement
@@ -38,7 +39,7 @@ from prism_fast.prompts import PromptList, Vocabulary, build_prompts, load_vocab
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.synthesis.config import identity
-from prism_fast.synthesis.models import Models, load_models
+from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.pilot import gate_thresholds
 from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.synthesis.record import json_number
@@ -120,7 +121,7 @@ def load_world(config: PilotConfig) -> World:
     """
     vocabulary = load_vocabulary(config.vocabulary)
     chosen = choose_classes(config.classes, vocabulary)
-    models = load_models(config.planned())
+    models = load_source_models(config.planned())
     judge = None if config.judge is None else load_teacher(config.judge, models.device)
     for what, one in (("teacher", models.teacher), ("judge", judge)):
         if one is not None and one.num_classes != len(vocabulary):

@@ -14,7 +14,6 @@ from prism_fast.pipeline.feature_reuse import features_shape
 from prism_fast.pipeline.load import latent_shape
 from prism_fast.pipeline.text import embedding_sizes
 from prism_fast.sampling.config import SamplerConfig
-from prism_fast.sampling.tables import StepTable
 
 TIME_IDS = 6
 """Numbers of an SDXL's micro-conditioning: height and width of the original, of the crop's corner, of the target."""
@@ -87,7 +86,7 @@ class Buffers:
         return added_conditions(self.pooled, self.time_ids, cfg) if self.pooled.shape[1] else None
 
 
-def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, steps: int, draws: int) -> Buffers:
+def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, depth: int, steps: int, draws: int) -> Buffers:
     """Buffers of zeros on the pipeline's device."""
     batch, shape = config.compute_batch, sizes.latents
     device, dtype = pipe.unet.device, pipe.unet.dtype
@@ -102,7 +101,7 @@ def allocate(pipe: Any, config: SamplerConfig, sizes: Sizes, table: StepTable, s
 
     return Buffers(
         sample=fp32(batch, *shape),
-        history=fp32(table.depth, batch, *shape),
+        history=fp32(depth, batch, *shape),
         noise=fp32(draws, batch, *shape),
         step=torch.zeros(1, dtype=torch.int64, device=device),
         text=own(batch, *sizes.text),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prism_fast.config import DTYPES
+from prism_fast.sampling.image_to_image_config import ImageToImageConfig, first_step
 
 Scheduler = Literal["pndm", "ddim", "ddpm", "euler", "euler_a", "dpmsolver++"]
 Level = Literal["reference", "exact", "fast"]
@@ -194,6 +195,7 @@ class SamplerConfig:
         tokens: safetensors file of learned words that prompts may name (``prism-fast learn-tokens``, or a textual
             inversion).
         guidance: EDA; ``None`` samples unguided.
+        image_to_image: rows start from images of their classes (SDEdit); ``None`` starts from noise alone.
     """
 
     scheduler: Scheduler = "dpmsolver++"
@@ -212,6 +214,7 @@ class SamplerConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     tokens: str | None = None
     guidance: GuidanceConfig | None = None
+    image_to_image: ImageToImageConfig | None = None
 
     def __post_init__(self) -> None:
         _choice("scheduler", self.scheduler, _SCHEDULERS)
@@ -231,6 +234,8 @@ class SamplerConfig:
         _choice("attention", self.attention, ("sdpa", "xformers"))
         _choice("compile", self.compile, ("auto", "on", "off"))
         self._check_level()
+        for strength in self.image_to_image.strengths if self.image_to_image is not None else ():
+            first_step(strength, self.steps)
         travels = self.guidance is not None and self.guidance.repeats > 1
         moves = self.guidance is not None and self.guidance.moves == "sample"
         if (travels or moves) and self.scheduler == "pndm":

@@ -7,9 +7,8 @@ for all its steps. Without CUDA the same function is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from prism_fast.ops.step_table import Column
 from prism_fast.pipeline.attention import use_xformers
 from prism_fast.pipeline.decoder import AutoencoderDecoder, decode, load_decoder, rows_at_once, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
+from prism_fast.pipeline.encoder import encode
 from prism_fast.pipeline.feature_reuse import SplitUNet, compiled
 from prism_fast.pipeline.tokens import with_tokens
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
@@ -33,56 +33,22 @@ from prism_fast.sampling.copies import Copies, copies_for, decoding_dtype, decod
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import (
     GateThresholds,
-    cfg_steps,
     check_gate,
     check_parts,
     gate_values,
-    gradient_steps,
-    guided_steps,
 )
+from prism_fast.sampling.image_to_image_config import first_step
 from prism_fast.sampling.noise import Noise, draw_noise, random_direction
 from prism_fast.sampling.pending import Pending, done
-from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import check_term, is_capturable, serving
+from prism_fast.sampling.start import Start, check_start
 from prism_fast.sampling.state import State, text_state
-from prism_fast.sampling.tables import step_table
+from prism_fast.sampling.step_kind import StepKind
+from prism_fast.sampling.trajectory import Trajectory, trajectory
 from prism_fast.sampling.transfer import marked, to_device, to_host
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher, power_of_two
 from prism_fast.teachers.fused import RawGradient, raw_gradient
-
-
-@dataclass(frozen=True)
-class StepKind:
-    """What one step does; steps of a kind share a captured graph."""
-
-    cfg: bool
-    gradient: Literal["none", "new", "kept"]
-    features: Literal["all", "new", "kept"]
-    moved: bool = False
-    """The gradient moves the sample, and the network is called on what was moved."""
-
-
-def step_kinds(config: SamplerConfig, steps: int) -> tuple[StepKind, ...]:
-    """The kind of each of ``steps`` steps."""
-    cfg = cfg_steps(config, steps)
-    guided = guided_steps(config.guidance, steps) if config.guidance is not None else ()
-    fresh = gradient_steps(config.guidance, steps) if config.guidance is not None else ()
-    kinds: list[StepKind] = []
-    since = 0  # steps since the features were computed
-    for index in range(steps):
-        gradient: Literal["none", "new", "kept"] = "none"
-        if index in guided:
-            gradient = "new" if index in fresh else "kept"
-        features: Literal["all", "new", "kept"] = "all"
-        if config.reuse_features > 1:
-            # features of the unconditional half exist only where the step that made them had one
-            begins = index > 0 and index in cfg and index - 1 not in cfg
-            features = "new" if since % config.reuse_features == 0 or begins else "kept"
-            since = 1 if features == "new" else since + 1
-        moved = gradient != "none" and config.guidance is not None and config.guidance.moves == "sample"
-        kinds.append(StepKind(index in cfg, gradient, features, moved))
-    return tuple(kinds)
 
 
 class FastSampler:
@@ -127,19 +93,17 @@ class FastSampler:
         self._told = text_state(pipe)
         self._prepared = State()
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
-        schedule = build_schedule(pipe.scheduler, config, self.device)
-        table = step_table(schedule, config.guidance)
-        self._table, self._noisy = table.coefficients.to(self.device, torch.float32), table.noisy
-        self._start = float(schedule.scheduler.init_noise_sigma)
-        self.draws = schedule.draws
-        self._timesteps = schedule.timesteps.to(self.device)
-        self._kinds = step_kinds(config, len(schedule))
-        self._guided = guided_steps(config.guidance, len(schedule)) if config.guidance is not None else ()
-        self._traced = torch.tensor(self._guided, dtype=torch.int64, device=self.device)
+        self._trajectories = {at: trajectory(pipe.scheduler, config, self.device, at) for at in _firsts(config)}
+        self._take(whole := self._trajectories[0])
+        # graphs are captured with this table, and each batch copies its trajectory's into it
+        self._table = whole.coefficients.clone()
+        self._timesteps, self.draws = whole.timesteps, whole.draws
+        self._noisy = any(steps.table.noisy for steps in self._trajectories.values())
         gated = gate if config.guidance is not None and config.guidance.gate == "pilot" else None
         self._thresholds = None if gated is None else gated.on(self.device)
         self._decode_rows = rows_at_once(pipe, self._sizes.latents[1:], config.compute_batch)
-        self._buffers = allocate(pipe, config, self._sizes, table, len(schedule), self.draws)
+        depth = max(steps.table.depth for steps in self._trajectories.values())
+        self._buffers = allocate(pipe, config, self._sizes, depth, whole.steps, whole.draws)
         self._prepare()
 
     @torch.no_grad()
@@ -154,19 +118,30 @@ class FastSampler:
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
-        rows, noise = self._prepared_rows(prompts, class_indices, seeds)
-        self.run(rows, noise)
+        return self._sampled(prompts, class_indices, seeds, None)
+
+    def _sampled(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], start: Start | None
+    ) -> SampleBatch:
+        check_start(self.config, start)
+        rows, noise = self._prepared_rows(prompts, class_indices, seeds, start)
+        self.run(rows, noise, start)
         return self._finish(rows.count).result()
 
     @torch.no_grad()
-    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+    def begin(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], start: Start | None = None
+    ) -> Pending:
         """As :meth:`sample`, without waiting for a CUDA device: everything is queued, the copies to the host too.
+
+        Rows that start from images say so in ``start``.
 
         A write through ``weight.data`` shows on the device alone. Where one came before, the batch is of the weights
         before it: that is found when the batch is there, and its ``result`` raises UserError.
         """
         if not self._cuda:
-            return done(self.sample(prompts, class_indices, seeds))
+            return done(self._sampled(prompts, class_indices, seeds, start))
+        check_start(self.config, start)
         now, told = self._state(), text_state(self._pipe)
         if now.seen != self._prepared.seen:
             self._renew()
@@ -174,7 +149,7 @@ class FastSampler:
         if told.seen != self._told.seen:
             self._forget(told)
         rows = self._rows(prompts, class_indices, seeds)
-        self.run(rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws))
+        self.run(rows, self._noise(rows, start), start)
         pending, made_of = self._finish(rows.count), (self._prepared, self._told)
 
         def finish() -> SampleBatch:
@@ -192,18 +167,25 @@ class FastSampler:
 
     @torch.no_grad()
     def follow(
-        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], states: Sequence[Tensor]
+        self,
+        prompts: Sequence[str],
+        class_indices: Sequence[int],
+        seeds: Sequence[int],
+        states: Sequence[Tensor],
+        start: Start | None = None,
     ) -> list[tuple[Tensor | None, Tensor]]:
         """Every step from a given state instead of the one before it: where this sampler and another part.
 
         Args:
             prompts, class_indices, seeds: as :meth:`sample` takes them.
             states: fp32 [B, C, h, w] before each step, padding included (``ReferenceSampler`` shows them).
+            start: where rows begin that start from images.
 
         Returns:
             Of each step the gradient that guided it (None where it was not) and the sample after it, [B, C, h, w].
         """
-        self._fill(*self._prepared_rows(prompts, class_indices, seeds))
+        check_start(self.config, start)
+        self._fill(*self._prepared_rows(prompts, class_indices, seeds, start), start)
         found: list[tuple[Tensor | None, Tensor]] = []
         for kind, state in zip(self._kinds, states, strict=True):
             self._buffers.sample.copy_(state)
@@ -212,8 +194,12 @@ class FastSampler:
             found.append((gradient, self._buffers.sample.clone()))
         return found
 
+    def guided_from(self, step: int) -> tuple[int, ...]:
+        """The guided steps of rows that begin at ``step``."""
+        return self._trajectories[step].guided
+
     def _prepared_rows(
-        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], start: Start | None
     ) -> tuple[Rows, Noise]:
         """A batch and its noise, for the weights that the pipeline has now."""
         self.refresh()
@@ -221,7 +207,10 @@ class FastSampler:
         if told != self._told:
             self._forget(told)
         rows = self._rows(prompts, class_indices, seeds)
-        return rows, draw_noise(rows.seeds, self._sizes.latents, draws=self.draws)
+        return rows, self._noise(rows, start)
+
+    def _noise(self, rows: Rows, start: Start | None) -> Noise:
+        return draw_noise(rows.seeds, self._sizes.latents, draws=self._trajectories[start.step if start else 0].draws)
 
     # -- the parts of sample, for who has rows and noise already ------------------------------------------------------
 
@@ -246,14 +235,15 @@ class FastSampler:
         self._told = told
 
     @torch.no_grad()
-    def run(self, rows: Rows, noise: Noise) -> None:
+    def run(self, rows: Rows, noise: Noise, start: Start | None = None) -> None:
         """The loop, whose results ``latents``, ``images`` and ``trace`` give until the next run.
 
         Args:
             rows: B = ``compute_batch`` of them, padding included.
-            noise: of B images, with ``draws`` steps.
+            noise: of B images, with ``draws`` steps; fewer where they begin later.
+            start: where rows begin that start from images.
         """
-        self._fill(rows, noise)
+        self._fill(rows, noise, start)
         for kind in self._kinds:
             self._graphs.run(kind, partial(self._advance, kind))
 
@@ -270,7 +260,7 @@ class FastSampler:
     def trace(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Energy [S, count] and gate [S, count] at the guided steps, and how many guidances were dropped [count]."""
         buffers = self._buffers
-        energy, norms = buffers.energies[self._traced], buffers.norms[self._traced]
+        energy, norms = buffers.energies[self._taken.traced], buffers.norms[self._taken.traced]
         applied = energy.isfinite() & norms.isfinite() & (norms > 0)
         thresholds = None if self._thresholds is None else (buffers.tau, buffers.delta)
         gate = torch.where(applied, gate_values(energy, thresholds), 0.0)
@@ -324,12 +314,23 @@ class FastSampler:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def _fill(self, rows: Rows, noise: Noise) -> None:
+    def _take(self, taken: Trajectory) -> None:
+        """The trajectory of the batch that comes."""
+        self._taken, self._kinds = taken, taken.kinds
+
+    def _fill(self, rows: Rows, noise: Noise, start: Start | None = None) -> None:
         """Everything that the host knows about a batch, in one go before the loop."""
-        buffers = self._buffers
-        buffers.sample.copy_(to_device(noise.init, self.device)).mul_(self._start)
-        buffers.noise.copy_(to_device(noise.steps, self.device))
-        buffers.step.zero_()
+        buffers, unit = self._buffers, to_device(noise.init, self.device)
+        first = start.step if start is not None else 0
+        if first != self._taken.first:
+            self._take(self._trajectories[first])
+            self._table.copy_(self._taken.coefficients)
+        if start is None:
+            buffers.sample.copy_(unit).mul_(self._taken.scale)
+        else:
+            buffers.sample.copy_(self._taken.noised(self._encoded(start), unit))
+        buffers.noise[first : first + len(noise.steps)].copy_(to_device(noise.steps, self.device))
+        buffers.step.fill_(first)
         buffers.text.copy_(rows.text)
         buffers.unconditional.copy_(rows.unconditional)
         if rows.pooled is not None and rows.time_ids is not None:
@@ -343,6 +344,12 @@ class FastSampler:
             torch.index_select(self._thresholds[1], 0, buffers.targets, out=buffers.delta)
         if self.config.guidance is not None and self.config.guidance.direction == "random":
             buffers.direction.copy_(to_device(random_direction(rows.seeds, self._sizes.latents), self.device))
+
+    def _encoded(self, start: Start) -> Tensor:
+        """Sources as latents, in calls of the decoder's shape."""
+        images = to_device(start.padded(self.config.compute_batch), self.device)
+        network = decoding_network(self._pipe, self._copies)
+        return torch.cat([encode(network, part) for part in images.split(self._decode_rows)])
 
     def _advance(self, kind: StepKind) -> None:
         """One step, in place, whichever the device's counter says."""
@@ -426,7 +433,7 @@ class FastSampler:
         batch = SampleBatch(
             images=to_host(images),
             latents=to_host(self.latents(count)),
-            guided_steps=self._guided,
+            guided_steps=self._taken.guided,
             energy=to_host(energy),
             gate=to_host(gate),
             skipped=to_host(skipped),
@@ -458,3 +465,9 @@ def _check(pipe: Any, config: SamplerConfig, teacher: Teacher | None, gate: Gate
     check_parts(pipe, config, teacher)
     if config.guidance is not None and teacher is not None:
         check_gate(config.guidance, teacher, gate)
+
+
+def _firsts(config: SamplerConfig) -> set[int]:
+    """First steps of the rows that a sampler may be asked for."""
+    own = config.image_to_image
+    return {0} | ({first_step(strength, config.steps) for strength in own.strengths} if own is not None else set())

@@ -103,19 +103,19 @@ class Correction:
     applied: Tensor
 
 
-def steps_inside(start: float, stop: float, steps: int) -> tuple[int, ...]:
-    """Which of ``steps`` steps stand in [start, stop), as shares of the trajectory."""
-    return tuple(index for index in range(steps) if start <= index / steps < stop)
+def steps_inside(start: float, stop: float, steps: int, first: int = 0) -> tuple[int, ...]:
+    """Which of ``steps`` steps stand in [start, stop), as shares of the whole trajectory, from ``first`` on."""
+    return tuple(index for index in range(first, steps) if start <= index / steps < stop)
 
 
-def gradient_steps(config: GuidanceConfig, steps: int) -> tuple[int, ...]:
-    """At which of ``steps`` steps the gradient is computed: every k-th of those inside the interval."""
-    return steps_inside(config.start, config.stop, steps)[:: config.every]
+def gradient_steps(config: GuidanceConfig, steps: int, first: int = 0) -> tuple[int, ...]:
+    """At which of ``steps`` steps the gradient is computed: every k-th of those that are taken inside the interval."""
+    return steps_inside(config.start, config.stop, steps, first)[:: config.every]
 
 
-def guided_steps(config: GuidanceConfig, steps: int) -> tuple[int, ...]:
+def guided_steps(config: GuidanceConfig, steps: int, first: int = 0) -> tuple[int, ...]:
     """Which of ``steps`` steps are guided: where the gradient is computed, and with reuse those in between."""
-    return steps_inside(config.start, config.stop, steps)[:: 1 if config.reuse_gradient else config.every]
+    return steps_inside(config.start, config.stop, steps, first)[:: 1 if config.reuse_gradient else config.every]
 
 
 def cfg_steps(config: SamplerConfig, steps: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from prism_fast.errors import UserError
 from prism_fast.pipeline.decoder import decode, load_decoder, to_uint8
 from prism_fast.pipeline.denoiser import Denoiser
+from prism_fast.pipeline.encoder import encode
 from prism_fast.pipeline.load import latent_shape
 from prism_fast.pipeline.tokens import with_tokens
 from prism_fast.sampling.batch import RowReader, Rows, SampleBatch
@@ -24,6 +25,7 @@ from prism_fast.sampling.guidance import Correction, GateThresholds, Guide, cfg_
 from prism_fast.sampling.noise import draw_noise, random_direction, travel_noise
 from prism_fast.sampling.pending import Pending, done
 from prism_fast.sampling.schedules import Schedule, build_schedule
+from prism_fast.sampling.start import Start, check_start
 from prism_fast.teachers.base import Teacher
 
 __all__ = ["ReferenceSampler", "Watcher"]
@@ -71,7 +73,8 @@ class ReferenceSampler:
         self._rows = RowReader(pipe, config.compute_batch, teacher.num_classes if teacher is not None else None)
         self._guide = Guide(config.guidance, teacher, gate) if config.guidance is not None and teacher else None
         self._denoiser = Denoiser(pipe, config.cfg_scale)
-        self._cfg = cfg_steps(config, len(self._schedule()))
+        self._steps = len(self._schedule())
+        self._cfg = cfg_steps(config, self._steps)
         self._decoder = load_decoder(pipe, "kl")
 
     @torch.no_grad()
@@ -81,6 +84,7 @@ class ReferenceSampler:
         class_indices: Sequence[int],
         seeds: Sequence[int],
         watch: Watcher | None = None,
+        start: Start | None = None,
     ) -> SampleBatch:
         """Up to ``compute_batch`` rows to images; shorter batches are padded inside.
 
@@ -89,16 +93,19 @@ class ReferenceSampler:
             class_indices: [n], 0-based; what the energy's class term asks for.
             seeds: [n], 0 <= seed < 2**63.
             watch: sees every step.
+            start: where rows begin that start from images; with ``config.image_to_image``.
 
         Raises:
             UserError: lengths differ, too many rows, an unknown class, a seed out of range, a prompt too long.
         """
         rows, trace = self._rows(prompts, class_indices, seeds), _Trace()
-        schedule = self._schedule()
-        guided = guided_steps(self._guide.config, len(schedule)) if self._guide is not None else ()
+        check_start(self.config, start)
+        schedule = self._schedule(0 if start is None else start.step)
+        guided = self.guided_from(schedule.first)
         noise = draw_noise(rows.seeds, self._shape, draws=0)  # the scheduler draws its own from the generators
-        sample = schedule.start(noise.init.to(self._device))
-        for index in range(len(schedule)):
+        sample = noise.init.to(self._device)
+        sample = schedule.start(sample) if start is None else schedule.start_from(self._encoded(start), sample)
+        for index in range(schedule.first, len(schedule)):
             if self._guide is not None and index in guided:
                 guided_prediction = self._guided_prediction(self._guide, schedule, index, sample, rows, trace)
                 before, sample, prediction, change = guided_prediction
@@ -109,12 +116,21 @@ class ReferenceSampler:
             sample = schedule.step(prediction, index, sample, noise.generators)
         return self._finish(sample, guided, trace, rows.count)
 
-    def begin(self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int]) -> Pending:
+    def begin(
+        self, prompts: Sequence[str], class_indices: Sequence[int], seeds: Sequence[int], start: Start | None = None
+    ) -> Pending:
         """As :meth:`sample`: it waits at every step."""
-        return done(self.sample(prompts, class_indices, seeds))
+        return done(self.sample(prompts, class_indices, seeds, start=start))
 
-    def _schedule(self) -> Schedule:
-        return build_schedule(self._pipe.scheduler, self.config, self._device)
+    def guided_from(self, step: int) -> tuple[int, ...]:
+        """The guided steps of rows that begin at ``step``."""
+        return () if self._guide is None else guided_steps(self._guide.config, self._steps, step)
+
+    def _schedule(self, first: int = 0) -> Schedule:
+        return build_schedule(self._pipe.scheduler, self.config, self._device, first)
+
+    def _encoded(self, start: Start) -> Tensor:
+        return encode(self._pipe.vae, start.padded(self.config.compute_batch).to(self._device))
 
     def _predict(self, schedule: Schedule, index: int, sample: Tensor, rows: Rows) -> Tensor:
         cfg = index in self._cfg

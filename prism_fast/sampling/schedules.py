@@ -85,6 +85,7 @@ class Schedule:
     """One trajectory: timesteps, noise levels and the scheduler's step. Make a new one for every batch.
 
     Attributes:
+        first: the first step that is taken; the steps before it are those of the whole trajectory.
         timesteps: what the network is told at each step; PNDM has one more than ``steps``.
         levels: of each step.
         prediction_type: of the network.
@@ -93,20 +94,21 @@ class Schedule:
         config: the one it was built for.
     """
 
-    def __init__(self, scheduler: Any, config: SamplerConfig, device: torch.device) -> None:
+    def __init__(self, scheduler: Any, config: SamplerConfig, device: torch.device, first: int = 0) -> None:
         trained = int(scheduler.config.num_train_timesteps)
         if config.steps > trained:
             raise UserError(f"{config.steps} steps, but the pipeline was trained on {trained} timesteps: take fewer")
         scheduler.set_timesteps(config.steps, device=device)
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
+            scheduler.set_begin_index(first)
         self.timesteps: Tensor = scheduler.timesteps
         self.prediction_type = str(scheduler.config.prediction_type)
         self.scheduler = scheduler
         self.config = config
+        self.first = first
         _check_timesteps(scheduler, config)
         self.levels = tuple(_level(scheduler, config.scheduler, index) for index in range(len(self.timesteps)))
-        self.draws = _noise_draws(config, self.timesteps)
+        self.draws = _noise_draws(config, self.timesteps[first:])
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -115,6 +117,11 @@ class Schedule:
         """Unit Gaussian noise as the scheduler's first sample."""
         started: Tensor = noise * self.scheduler.init_noise_sigma
         return started
+
+    def start_from(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents with unit Gaussian noise, as the scheduler's sample at the first step that is taken."""
+        noised: Tensor = self.scheduler.add_noise(latents, noise, self.timesteps[self.first : self.first + 1])
+        return noised
 
     def network_input(self, sample: Tensor, index: int) -> Tensor:
         """What the network sees of the scheduler's ``sample`` at step ``index``."""
@@ -145,8 +152,14 @@ class Schedule:
         return x / level.sample_scale
 
 
-def build_schedule(base: Any, config: SamplerConfig, device: torch.device) -> Schedule:
+def build_schedule(base: Any, config: SamplerConfig, device: torch.device, first: int = 0) -> Schedule:
     """The schedule ``config`` asks for, on the betas and prediction type of the pipeline's own scheduler ``base``.
+
+    Args:
+        base: the pipeline's.
+        config: which one.
+        device: of the timesteps.
+        first: the first step that is taken.
 
     Raises:
         UserError: the combination is not supported, or too many steps; the message names what to change.
@@ -160,7 +173,7 @@ def build_schedule(base: Any, config: SamplerConfig, device: torch.device) -> Sc
     if config.spacing is not None:
         overrides["timestep_spacing"] = config.spacing
     _check_config(base.config, config)
-    return Schedule(getattr(diffusers, class_name).from_config(base.config, **overrides), config, device)
+    return Schedule(getattr(diffusers, class_name).from_config(base.config, **overrides), config, device, first)
 
 
 def own_scheduler(base: Any) -> dict[str, Any]:

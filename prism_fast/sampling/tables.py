@@ -47,14 +47,14 @@ class _Update:
 
 
 def step_table(schedule: Schedule, guidance: GuidanceConfig | None = None) -> StepTable:
-    """The rows of ``schedule``, one for each of its timesteps.
+    """The rows of ``schedule``, one for each of its timesteps; those before its first step are not to be taken.
 
     Args:
         schedule: the trajectory.
         guidance: its s·w_t goes into the STRENGTH column of the guided steps; everywhere else that is zero.
     """
     updates = _UPDATES[schedule.config.scheduler](schedule)
-    guided = guided_steps(guidance, len(schedule)) if guidance is not None else ()
+    guided = guided_steps(guidance, len(schedule), schedule.first) if guidance is not None else ()
     table = torch.zeros(len(schedule), len(Column), dtype=torch.float64)
     for index, (level, update) in enumerate(zip(schedule.levels, updates, strict=True)):
         row = table[index]
@@ -162,14 +162,14 @@ def _dpm_solver(schedule: Schedule) -> list[_Update]:
     options, ratios = schedule.scheduler.config, schedule.scheduler.sigmas.double().tolist()
     last = len(schedule) - 1
     short = options.euler_at_final or (options.lower_order_final and len(schedule) < 15)
-    first_order_at = {0, last} if short or options.final_sigmas_type == "zero" else {0}
+    first_order_at = {schedule.first, last} if short or options.final_sigmas_type == "zero" else {schedule.first}
     updates = []
     for index, level in enumerate(schedule.levels):
         following = _vp(ratios[index + 1])
         shrink = following.sigma / level.sigma
         weight = following.alpha - shrink * level.alpha  # α_t·(1 − e^(−h)), h the step in λ = log(α/σ)
         earlier = 0.0  # 1/(2·r) of the second order's D1 = (x0 − x0_before)/r
-        if index not in first_order_at:
+        if index > schedule.first and index not in first_order_at:
             before, now, after = (-math.log(ratio) for ratio in ratios[index - 1 : index + 2])
             earlier = 0.5 * (after - now) / (now - before)
         a, b = _combine(level, schedule.prediction_type, sample=shrink, x0=weight * (1 + earlier), epsilon=0.0)
@@ -185,16 +185,23 @@ def _pndm(schedule: Schedule) -> list[_Update]:
     """PNDM without Runge-Kutta steps (Liu et al. 2022, arXiv 2202.09778, equation 9), as diffusers runs it.
 
     The history holds predictions. Step 0 moves with its prediction, step 1 redoes that move from the first sample s_0
-    with the mean of both predictions, and does not count as an entry; then Adams-Bashforth.
+    with the mean of both predictions, and does not count as an entry; then Adams-Bashforth. From a later first step
+    diffusers counts in the same way, although no timestep comes twice there: see docs/image-to-image.md.
     """
     stride, timesteps = _stride(schedule), schedule.timesteps.tolist()
     updates: list[_Update] = []
+    first = schedule.first
     for index, timestep in enumerate(timesteps):
-        if index == 1:
-            updates.append(_pndm_again(schedule, updates[0], timestep + stride, timestep))
+        if index < first:
+            updates.append(_Update(0.0, 0.0))
+            continue
+        if index == first + 1:
+            updates.append(_pndm_again(schedule, updates[first], timestep + stride, timestep))
             continue
         a, b = _pndm_move(schedule, timestep, timestep - stride)
-        lags = [lag for lag in range(index + 1) if index - lag != 1][:MAX_LAG]  # of the entries, the newest first
+        lags = [lag for lag in range(index - first + 1) if index - lag != first + 1][
+            :MAX_LAG
+        ]  # of the entries, the newest first
         weights = dict(zip(lags, _ADAMS_BASHFORTH[len(lags) - 1], strict=True))
         history = tuple(b * weights.get(lag, 0.0) for lag in range(1, MAX_LAG + 1))
         updates.append(_Update(a, b * weights[0], history=history, entry=(0.0, 1.0)))

@@ -13,12 +13,12 @@ from torch import Tensor
 from prism_fast.config import canonical
 from prism_fast.errors import UserError
 from prism_fast.metrics.comparison import Figure, Settings, agreement_figure, distance_figures, overlap_figures
-from prism_fast.metrics.extractors import Extractor, load_extractor
 from prism_fast.metrics.features import Observed, observe
 from prism_fast.metrics.memorisation import CLOSE, memorisation, repeated
 from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS
 from prism_fast.study.matched import Matched, match
 from prism_fast.study.sources import Source, in_batches
+from prism_fast.teachers.extractors import Extractor, load_extractor
 from prism_fast.teachers.load import load_teacher
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from torch import Tensor
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
 from prism_fast.metrics.comparison import Figure, Settings, distance_figures, overlap_figures
-from prism_fast.metrics.extractors import Extractor, load_extractor
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.metrics.vendi import class_diversity
@@ -21,6 +20,7 @@ from prism_fast.study.measure import BATCH, Reference, measure_agreement
 from prism_fast.study.real import balanced_rows
 from prism_fast.study.study_config import CLASSES, StudyConfig
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.extractors import Extractor, load_extractor
 from prism_fast.teachers.load import load_teacher
 
 REFERENCE_SEED = 0

@@ -74,6 +74,15 @@ class SynthesisConfig:
             raise ValueError(f"seed must be a whole number, 0 <= seed < 2**63, not {self.seed!r}")
         if self.soft_top_k is not None and not _whole(self.soft_top_k, 1, 10**6):
             raise ValueError(f"soft_top_k must be a whole number from 1, or null, not {self.soft_top_k!r}")
+        if self.mix is not None and self.sampler.image_to_image is not None:
+            raise ValueError(
+                "mix and sampler.image_to_image do not go together: a batch begins at one step, partners at any: "
+                "leave one out"
+            )
+        if self.filter is not None and self.filter.min_cosine is not None and self.sampler.image_to_image is None:
+            raise ValueError(
+                "filter.min_cosine compares with the image that a row starts from: it needs sampler.image_to_image"
+            )
         if self.format not in IMAGE_FORMATS:
             raise ValueError(f"format must be one of {', '.join(IMAGE_FORMATS)}, not {self.format!r}")
 
@@ -117,9 +126,15 @@ def identity(config: SynthesisConfig) -> dict[str, Any]:
     if config.filter is None:
         del fields["filter"]
     else:
-        del fields["filter"]["max_rejected"]
+        del fields["filter"]["max_rejected"], fields["filter"]["embedding"]
+        if config.filter.min_cosine is None:
+            del fields["filter"]["min_cosine"]
         if config.filter.keep == "first":
             del fields["filter"]["keep"]
+    if config.sampler.image_to_image is None:
+        del fields["sampler"]["image_to_image"]
+    else:
+        del fields["sampler"]["image_to_image"]["source"]
     if config.mix is None:
         del fields["mix"]
     if config.soft_top_k is None:

@@ -6,7 +6,6 @@ Light to import: torch comes with the sampler and the labeller.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.mix import Mixer
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.synthesis.record import Labels, batch_records
+from prism_fast.synthesis.waiting import Waiting, batch_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 Encoder = Callable[[Any, ImageFormat], bytes]
 """One of a sampler's images to an image file."""
+
+
+Cosines = Callable[[Any, Sequence[int], Sequence[int]], list[float]]
+"""Images uint8 [n, 3, H, W], classes and seeds of their rows to their cosines with the images they started from."""
 
 
 class Labelling(Protocol):
@@ -91,6 +95,7 @@ class Drawer:
         encoders: threads that do so.
         filter: which images are rejected.
         mixer: mixes rows, where the set has them mixed.
+        similarity: of images and what they started from, where the filter asks for it.
     """
 
     plan: Plan
@@ -103,16 +108,20 @@ class Drawer:
     encoders: int = 1
     filter: Filter = NO_FILTER
     mixer: Mixer | None = None
+    similarity: Cosines | None = None
 
     def draw(self, rows: Sequence[Row], settle: Settle) -> Draws:
         """Makes rows, batch by batch, and gives each to ``settle``: in order but for those that are drawn again.
+
+        And but for rows that start from images: a batch has rows of one strength.
 
         Which rows are drawn again together does not matter: an image depends on its own row and attempt alone.
 
         Raises:
             Interrupted: a stop was asked for.
         """
-        todo, size = deque(rows), self.plan.config.sampler.compute_batch
+        sampler = self.plan.config.sampler
+        todo, size = Waiting(rows, batch_kind(sampler)), sampler.compute_batch
         contest = _Contest(self.filter.config.keep == "best")
         guidances = 0
         with ThreadPoolExecutor(1) as waiter, ThreadPoolExecutor(self.encoders) as encoders:
@@ -120,12 +129,12 @@ class Drawer:
             while todo or waiting is not None:
                 sampled = None
                 # Before a batch that is not full, those to be drawn again have to be known: they fill it up.
-                if todo and (len(todo) >= size or waiting is None or not self.filter.redraws):
+                if todo and (todo.full(size) or waiting is None or not self.filter.redraws):
                     self.stop.check()  # else what is sampled already only has to be settled
-                    sampled = self._sample([todo.popleft() for _ in range(min(size, len(todo)))], waiter, encoders)
+                    sampled = self._sample(todo.take(size), waiter, encoders)
                 if waiting is not None:
                     again = self._settle(waiting, contest, settle)
-                    todo.extendleft(self.plan.row(r["index"], r["attempt"] + 1) for r in reversed(again))
+                    todo.put_back([self.plan.row(r["index"], r["attempt"] + 1) for r in again])
                     guidances += self._guidances(waiting)
                     self.bar.update(len(waiting.rows) - len(again))
                 waiting = sampled
@@ -153,7 +162,8 @@ class Drawer:
         classes = [row.class_index for row in rows]
         stored = batch.images if sampled.asked is not None else _decoded(files)
         labels = (sampled.asked or self.labeller.ask(stored, classes))()
-        reasons = self.filter.reasons(stored, batch.finite, classes, labels)
+        cosines = self.similarity(stored, classes, [row.seed for row in rows]) if self.similarity is not None else None
+        reasons = self.filter.reasons(stored, batch.finite, classes, labels, cosines)
         again = []
         mixed = self.mixer is not None
         for place, record in enumerate(batch_records(rows, batch, labels, reasons, self.config_hash, mixed)):
@@ -171,7 +181,8 @@ class Drawer:
         """How many guidances a batch asked for."""
         guidance = self.plan.config.sampler.guidance
         repeats = guidance.repeats if guidance is not None else 0
-        return len(sampled.rows) * len(sampled.pending.result().guided_steps) * repeats
+        guided = ~sampled.pending.result().gate.isnan()  # rows that start from images are not guided at every step
+        return int(guided.sum()) * repeats
 
 
 class _Contest:

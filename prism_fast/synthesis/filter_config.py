@@ -14,8 +14,15 @@ ENERGY = "energy"
 """Its energy is above the threshold."""
 DISAGREEMENT = "disagreement"
 """The teacher takes it for another class, and is sure of that."""
+UNLIKE_SOURCE = "unlike its source"
+"""Its embedding points elsewhere than that of the image it started from."""
 
-OPTIONS = {FLAT: "filter.flat", ENERGY: "filter.max_energy or filter.energy_quantile", DISAGREEMENT: "filter.doubt"}
+OPTIONS = {
+    FLAT: "filter.flat",
+    ENERGY: "filter.max_energy or filter.energy_quantile",
+    DISAGREEMENT: "filter.doubt",
+    UNLIKE_SOURCE: "filter.min_cosine",
+}
 """Of every reason that a filter has, the options that decide it."""
 
 BEATEN = "beaten"
@@ -24,6 +31,9 @@ BEATEN = "beaten"
 REASONS = (NOT_FINITE, *OPTIONS, BEATEN)
 
 MAX_ATTEMPTS = 1000
+
+TEACHER_EMBEDDING = "teacher"
+"""Names the teacher's last features as an embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,10 @@ class FilterConfig:
         doubt: rejected where the teacher's first choice is another class with a probability above this; at 0 wherever
             it is another class.
         flat: black images and those of one colour are rejected.
+        min_cosine: of an image-to-image synthesis, rejected below this cosine between the embeddings of an image and
+            of the one it started from, -1 to 1.
+        embedding: what gives these embeddings: ``teacher``, the teacher's last features, or an extractor as
+            ``evaluate`` takes them (``imagenet``).
         max_rejected: share of rows that filters leave without an image above which a run stops.
     """
 
@@ -49,6 +63,8 @@ class FilterConfig:
     energy_quantile: float | None = None
     doubt: float | None = None
     flat: bool = True
+    min_cosine: float | None = None
+    embedding: str = TEACHER_EMBEDDING
     max_rejected: float = 0.5
 
     def __post_init__(self) -> None:
@@ -65,5 +81,9 @@ class FilterConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
                 raise ValueError(f"filter.{name} must be a number from 0 to 1, not {value}")
+        if self.min_cosine is not None and not (math.isfinite(self.min_cosine) and -1 <= self.min_cosine <= 1):
+            raise ValueError(f"filter.min_cosine must be a number from -1 to 1, not {self.min_cosine}")
+        if not self.embedding or not isinstance(self.embedding, str):
+            raise ValueError(f"filter.embedding must name an extractor, not {self.embedding!r}")
         if self.max_energy is not None and self.energy_quantile is not None:
             raise ValueError("filter.max_energy and filter.energy_quantile are two thresholds of one energy: give one")

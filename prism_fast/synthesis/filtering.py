@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, FilterConfig
+from prism_fast.synthesis.filter_config import DISAGREEMENT, ENERGY, FLAT, NOT_FINITE, UNLIKE_SOURCE, FilterConfig
 from prism_fast.synthesis.record import Labels
 
 if TYPE_CHECKING:
@@ -30,7 +30,14 @@ class Filter:
         """Whether a rejected row gets another draw."""
         return self.config.attempts > 1
 
-    def reasons(self, images: Tensor, finite: Tensor, classes: Sequence[int], labels: Labels) -> list[str]:
+    def reasons(
+        self,
+        images: Tensor,
+        finite: Tensor,
+        classes: Sequence[int],
+        labels: Labels,
+        cosines: Sequence[float] | None = None,
+    ) -> list[str]:
         """Why each image is rejected; empty where it is kept. The first reason counts, in the order of the code.
 
         Args:
@@ -38,6 +45,7 @@ class Filter:
             finite: bool [n], of their latents.
             classes: that were asked for.
             labels: of the images.
+            cosines: of the images with their sources; with ``config.min_cosine``.
         """
         finite_rows, flat_rows = finite.tolist(), self._flat(images)
         reasons = []
@@ -50,6 +58,8 @@ class Filter:
                 reason = ENERGY
             elif self._doubted(labels.top1[place] != class_index, labels.top1_probability[place]):
                 reason = DISAGREEMENT
+            elif cosines is not None and self._unlike(cosines[place]):
+                reason = UNLIKE_SOURCE
             else:
                 reason = ""
             reasons.append(reason)
@@ -65,6 +75,10 @@ class Filter:
     def _too_high(self, energy: float, class_index: int) -> bool:
         limit = self.config.max_energy if self.max_energy is None else self.max_energy[class_index]
         return limit is not None and energy > limit
+
+    def _unlike(self, cosine: float) -> bool:
+        least = self.config.min_cosine
+        return least is not None and not cosine >= least  # not a number is no likeness
 
     def _doubted(self, another: bool, probability: float) -> bool:
         return self.config.doubt is not None and another and probability > self.config.doubt

@@ -81,6 +81,10 @@ def describe_request(
     }
     if models.decoder_fingerprint is not None:
         made_from["guidance_decoder"] = models.decoder_fingerprint
+    if models.sources is not None:
+        made_from["sources"] = models.sources.fingerprint
+    if models.embedding is not None:
+        made_from["embedding"] = models.embedding.fingerprint
     student = student_fingerprint(config.sampler.guidance)
     if student is not None:
         made_from["student"] = student

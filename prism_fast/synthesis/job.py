@@ -43,6 +43,7 @@ from prism_fast.synthesis.pilot import (
 from prism_fast.synthesis.place import Place, as_place
 from prism_fast.synthesis.plan import Plan, Row
 from prism_fast.synthesis.shards import read_all_stats
+from prism_fast.synthesis.similarity import Similarity
 from prism_fast.synthesis.tally import SynthesisReport, Tally
 from prism_fast.synthesis.thresholds import Thresholds
 from prism_fast.synthesis.work import Engine, Work, in_turn
@@ -51,6 +52,8 @@ from prism_fast.synthesis.worker import Worker, writing
 __all__ = ["Engine", "Interrupted", "SynthesisReport", "in_turn", "synthesize"]
 
 _WAIT_S = 0.2
+_NAMED = 4
+"""Classes that an error message names."""
 
 
 def synthesize(
@@ -110,6 +113,7 @@ def prepare(config: SynthesisConfig, out: Place, models: Models | None = None, l
     prompts = build_prompts(vocabulary, config.prompts, models.fits)
     plan = Plan(config, vocabulary, prompts)
     here = {**environment(models.device, config.sampler.dtype), **encoder_versions(config.format)}
+    _check_sources(config, models, plan)
     request = folder.describe_request(config, plan, prompts, models, here)
     return Job(config=config, plan=plan, prompts=prompts, models=models, request=request, out=out)
 
@@ -171,6 +175,7 @@ class Job:
             encoders=_encoders(self.loaded.device),
             filter=Filter(config=self.filter, max_energy=found.max_energy),
             mixer=self._mixer(),
+            similarity=self._similarity(),
         )
 
     def _mixer(self) -> Mixer | None:
@@ -294,6 +299,12 @@ class Job:
             save_pilot(self.out, key, found, rows, energies)
         return found
 
+    def _similarity(self) -> Similarity | None:
+        embedding, sources = self.loaded.embedding, self.loaded.sources
+        if embedding is None or sources is None:
+            return None
+        return Similarity(embedding, sources, self.config.sampler.compute_batch)
+
     def _labeller(self) -> Labeller:
         return Labeller(self.loaded.teacher, self.config.sampler.guidance, self.config.sampler.compute_batch)
 
@@ -303,6 +314,22 @@ def _encoders(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return max(1, cores() // max(1, torch.cuda.device_count()))
+
+
+def _check_sources(config: SynthesisConfig, models: Models, plan: Plan) -> None:
+    """Every class to be shown has images to start from."""
+    if config.sampler.image_to_image is None:
+        return
+    if models.sources is None:
+        raise UserError("sampler.image_to_image: this command has no images to start from: leave image_to_image out")
+    lacking = [c for c, count in enumerate(plan.counts) if count and not models.sources.count(c)]
+    if lacking:
+        named = ", ".join(f"{c} ({plan.class_names[c]})" for c in lacking[:_NAMED])
+        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+        raise UserError(
+            f"{config.sampler.image_to_image.source} has no image of class {named}{more}: add some, or leave the class "
+            "out with counts"
+        )
 
 
 def _check_classes(config: SynthesisConfig, models: Models, vocabulary: Vocabulary) -> None:

@@ -15,9 +15,12 @@ from prism_fast.pipeline.tokens import LearnedTokens
 from prism_fast.prompts.fit import Fits
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.sampling.image_to_image import Sources
 from prism_fast.sampling.pending import QueuingSampler
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.filter_config import TEACHER_EMBEDDING
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.extractors import Extractor, load_extractor
 
 SamplerFactory = Callable[[SamplerConfig, GateThresholds | None], QueuingSampler]
 
@@ -35,6 +38,8 @@ class Models:
         decoder_fingerprint: 16 hex digits of the weights that guidance looks through; None: the pipeline's own.
         fits: whether the generator's tokenizer takes a prompt uncut; None: it is CLIP's.
         device: where all of it runs.
+        sources: images that rows start from, where they do.
+        embedding: what tells how alike they stay, where the filter asks for it.
     """
 
     teacher: Teacher
@@ -45,16 +50,22 @@ class Models:
     decoder_fingerprint: str | None = None
     tokens: LearnedTokens | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    sources: Sources | None = None
+    embedding: Extractor | None = None
 
 
 ModelsLoader = Callable[[SynthesisConfig], Models]
 """The models of a configuration."""
 
 
-def load_models(config: SynthesisConfig) -> Models:
+def load_models(config: SynthesisConfig, sources: Sources | None = None) -> Models:
     """The pipeline and the teacher that ``config`` names.
 
     The teacher computes in fp32 whatever the pipeline's dtype: it is a small part of the work and its logits are kept.
+
+    Args:
+        config: what names them.
+        sources: images that rows start from (``prism_fast.data.sources`` opens those that ``config`` names).
 
     Raises:
         UserError: one of them cannot be loaded.
@@ -84,7 +95,7 @@ def load_models(config: SynthesisConfig) -> Models:
                 "with it: run the command again"
             )
         sampler = pinned_student(sampler, student)
-        return levels.make_sampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate)
+        return levels.make_sampler(pipe, sampler, teacher if sampler.guidance is not None else None, gate, sources)
 
     return Models(
         teacher=teacher,
@@ -95,6 +106,8 @@ def load_models(config: SynthesisConfig) -> Models:
         decoder_fingerprint=decoder,
         tokens=tokens,
         decode=final_decoder(pipe, config.sampler.compute_batch) if config.mix is not None else None,
+        sources=sources,
+        embedding=_embedding(config, teacher, device),
     )
 
 
@@ -117,6 +130,13 @@ def _check_placeholders(config: SynthesisConfig, tokens: LearnedTokens | None, c
             f"{config.sampler.tokens} lacks {len(missing)} of {len(shown)} words that prompts.token names (first: "
             f"{missing[0]!r}): finish {command}, or change prompts.token"
         )
+
+
+def _embedding(config: SynthesisConfig, teacher: Teacher, device: torch.device) -> Extractor | None:
+    own = config.filter
+    if own is None or own.min_cosine is None:
+        return None
+    return teacher if own.embedding == TEACHER_EMBEDDING else load_extractor(own.embedding, device)
 
 
 def _decoder_fingerprint(pipe: Any, guidance: GuidanceConfig | None) -> str | None:

@@ -56,6 +56,7 @@ def batch_records(
         mixed: rows of the set may have a partner: every record says which, or null.
     """
     skipped = batch.skipped.tolist()
+    traces = [_trace(batch, place) for place in range(len(rows))]
     return [
         {
             "index": row.index,
@@ -77,11 +78,7 @@ def batch_records(
             "compute_batch": batch.compute_batch,
             "accepted": not reasons[place],
             "reason": reasons[place],
-            "guidance": {
-                "steps": list(batch.guided_steps),
-                "energy": [json_number(value) for value in batch.energy[:, place].tolist()],
-                "gate": [json_number(value) for value in batch.gate[:, place].tolist()],
-            },
+            "guidance": traces[place],
             **({"mix": _mix(row)} if mixed else {}),
             "config_hash": config_hash,
         }
@@ -91,6 +88,17 @@ def batch_records(
 
 def _mix(row: Row) -> dict[str, Any] | None:
     return None if row.mix is None else {"partner": row.mix.partner, "box": [significant(x) for x in row.mix.box]}
+
+
+def _trace(batch: SampleBatch, place: int) -> dict[str, Any]:
+    """Guidance of one row, at the steps that guided it: a gate that is not a number says that the step did not."""
+    energy, gate = batch.energy[:, place].tolist(), batch.gate[:, place].tolist()
+    guided = [number for number, value in enumerate(gate) if not math.isnan(value)]
+    return {
+        "steps": [batch.guided_steps[number] for number in guided],
+        "energy": [json_number(energy[number]) for number in guided],
+        "gate": [json_number(gate[number]) for number in guided],
+    }
 
 
 def json_number(value: float) -> float | None:

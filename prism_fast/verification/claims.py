@@ -28,7 +28,7 @@ class PlannedRows:
         shard_size: rows of a shard.
         seed: of the set.
         order: the class of each row.
-        repeats: guidances of a guided step; None where ``_info.json`` does not say it.
+        repeats: guidances of a guided step; None where ``_info.json`` does not say it, or draws differ in their steps.
         attempts: draws that a row may have.
         keeps_best: every row has all of them.
         max_energy: of each class: above it a filter rejects; empty where none does.
@@ -189,6 +189,8 @@ def _repeats(made_from: Mapping[str, Any]) -> int | None:
     sampler = made_from.get("sampler")
     guidance = sampler.get("guidance") if isinstance(sampler, dict) else None
     repeats = guidance.get("repeats") if isinstance(guidance, dict) else None
+    if isinstance(sampler, dict) and "image_to_image" in sampler:
+        return None  # how many steps guide a draw depends on its strength, and replaced draws leave no trace
     return repeats if is_whole(repeats, 1, 1 << 20) else None
 
 

@@ -67,9 +67,12 @@ def repair(
     remade: tuple[int, ...] = ()
     if not found.sound:
         config = _config(found, trust_code)
+        from prism_fast.data.sources import load_source_models
         from prism_fast.synthesis.job import synthesize
 
-        synthesize(config, found.folder, progress=progress, models=models, remake=found.damaged)
+        synthesize(
+            config, found.folder, progress=progress, models=models, remake=found.damaged, load=load_source_models
+        )
         remade = found.damaged
     after = verify(found.folder, deep=found.deep, workers=workers, progress=progress)
     changed = [shard for shard in remade if found.archives.get(shard, "") not in ("", after.archives.get(shard))]

@@ -21,7 +21,8 @@ def config_of(name: str) -> SynthesisConfig:
 
 def test_the_recipes_of_the_study_are_there() -> None:
     expected = {"dpe", "eda", "oracle", "plain", "prism", "prism-fast", "random-direction"}
-    assert expected | {"plain-cfg", "plain-reject", "dm-kd", "ddis", "diffdfkd"} <= set(recipe_names())
+    rivals = {"plain-cfg", "plain-reject", "dm-kd", "dda-sdedit", "ddis", "diffdfkd"}
+    assert expected | rivals == set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -33,6 +34,7 @@ def test_every_recipe_makes_a_configuration_that_knows_its_name(name: str) -> No
     ("name", "prompts", "guided"),
     [
         ("plain", ("name", "none", "none"), False),
+        ("dda-sdedit", ("name", "none", "none"), False),
         ("eda", ("name", "none", "none"), True),
         ("random-direction", ("name", "none", "none"), True),
         ("dpe", ("gloss", "uniform", "photo"), False),

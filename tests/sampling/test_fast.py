@@ -22,11 +22,12 @@ from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.copies import Copies
-from prism_fast.sampling.fast import FastSampler, _pulled_back, step_kinds
+from prism_fast.sampling.fast import FastSampler, _pulled_back
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.noise import draw_noise
 from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.sampling.schedules import Schedule
+from prism_fast.sampling.step_kind import step_kinds
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
 from tests.tiny import save_tiny_decoder, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline

@@ -349,7 +349,7 @@ def test_multistep_history_holds_corrected_predictions(pipe: Any, teacher: Eager
     seen: list[Tensor] = []
     original = schedule.scheduler.convert_model_output
     schedule.scheduler.convert_model_output = lambda *args, **kwargs: seen.append(original(*args, **kwargs)) or seen[-1]
-    sampler._schedule = lambda: schedule  # type: ignore[method-assign]
+    sampler._schedule = lambda _: schedule  # type: ignore[method-assign]
     batch = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     assert batch.guided_steps == (0, 1)
 
@@ -415,7 +415,7 @@ def test_repeats_do_not_shift_the_sampling_noise(pipe: Any, teacher: EagerTeache
     config = _config({"scale": 0.3, "repeats": 2}, scheduler="ddpm")
     sampler = ReferenceSampler(pipe, config, teacher)
     schedule = sampler._schedule()
-    sampler._schedule = lambda: schedule  # type: ignore[method-assign]
+    sampler._schedule = lambda _: schedule  # type: ignore[method-assign]
     states = []
     step = schedule.step
 

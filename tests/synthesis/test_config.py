@@ -9,9 +9,12 @@ import pytest
 from prism_fast.config import content_hash
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
+from prism_fast.sampling.image_to_image_config import ImageToImageConfig
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.filter_config import FilterConfig
+from prism_fast.synthesis.mix_config import MixConfig
 
+STARTED = SamplerConfig(image_to_image=ImageToImageConfig(source="somewhere"))
 GUIDED = SynthesisConfig(sampler=SamplerConfig(guidance=GuidanceConfig()))
 
 
@@ -120,6 +123,7 @@ def test_counts_decide_images() -> None:
         ({"counts": (0, 0)}, "images"), ({"pilot_images": 0}, "pilot_images"),
         ({"images": 10**8, "shard_size": 1}, "million shards"), ({"soft_top_k": 0}, "soft_top_k"),
         ({"soft_top_k": True}, "soft_top_k"), ({"soft_top_k": 2.0}, "soft_top_k"),
+        ({"mix": MixConfig(), "sampler": STARTED}, "leave one out"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_by_name(fields: dict[str, Any], message: str) -> None:

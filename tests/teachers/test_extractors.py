@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prism_fast.errors import UserError
-from prism_fast.metrics.extractors import load_extractor
 from prism_fast.metrics.features import features
+from prism_fast.teachers.extractors import load_extractor
 from tests.tiny import save_tiny_teacher
 
 

@@ -1,0 +1,1 @@
+"""Images out of a teacher alone: optimised from noise until its batch-norm statistics, classes and rotations fit."""
