@@ -181,8 +181,9 @@ class Drawer:
         """How many guidances a batch asked for."""
         guidance = self.plan.config.sampler.guidance
         repeats = guidance.repeats if guidance is not None else 0
-        guided = ~sampled.pending.result().gate.isnan()  # rows that start from images are not guided at every step
-        return int(guided.sum()) * repeats
+        gates = sampled.pending.result().gate.tolist()
+        # rows that start from images are not guided at every step: their gates there are no numbers
+        return sum(not math.isnan(gate) for step in gates for gate in step) * repeats
 
 
 class _Contest:
