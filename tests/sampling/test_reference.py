@@ -360,7 +360,7 @@ def test_multistep_history_holds_corrected_predictions(pipe: Any, teacher: Eager
     assert fresh._guide is not None
     with torch.no_grad():
         raw, _ = first.levels[0].split(fresh._predict(first, 0, sample, rows), sample, "epsilon")
-        _, correction = fresh._corrected(fresh._guide, first, 0, sample, rows, _Trace())
+        _, _, correction = fresh._corrected(fresh._guide, first, 0, sample, rows, _Trace())
     assert len(seen) == 6
     torch.testing.assert_close(seen[0], raw + correction.delta, rtol=1e-4, atol=1e-4)
     assert (seen[0] - raw).abs().mean() > 0.2
