@@ -5,7 +5,6 @@ A position is therefore one number, the step: whoever goes on from it reads what
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
     """An independent CPU generator for a purpose, for instance ``generator(seed, "order", epoch)``."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, *purpose))
 
 
 def shuffled(images: int, seed: int, epoch: int) -> Tensor:

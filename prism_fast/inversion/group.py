@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from prism_fast.errors import UserError
 from prism_fast.inversion.config import InversionConfig
 from prism_fast.inversion.objective import Objective, Terms
-from prism_fast.synthesis.plan import seed_of
+from prism_fast.keyed import seed_of
 from prism_fast.teachers.eager import EagerTeacher
 
 Tell = Callable[[float], None]

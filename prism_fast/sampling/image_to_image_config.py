@@ -6,10 +6,10 @@ and the steps from there on are taken. ``strength`` is what diffusers calls so: 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 
 TOO_WEAK = "strength {strength} of {steps} steps is no step: take a strength of at least {least:.3g}, or more steps"
 
@@ -54,7 +54,7 @@ def first_step(strength: float, steps: int) -> int:
 
 def strength_of(config: ImageToImageConfig, seed: int) -> float:
     """The strength of the row with this seed: each is as likely as the others."""
-    return config.strengths[_drawn(seed, "strength", len(config.strengths))]
+    return config.strengths[seed_of(seed, "strength") % len(config.strengths)]
 
 
 def source_of(count: int, class_index: int, seed: int) -> int:
@@ -62,8 +62,4 @@ def source_of(count: int, class_index: int, seed: int) -> int:
 
     Independent of its strength and of its noise.
     """
-    return _drawn(seed, f"source/{class_index}", count)
-
-
-def _drawn(seed: int, key: str, count: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") % count
+    return seed_of(seed, "source", class_index) % count

@@ -10,7 +10,6 @@ torch's CPU generator keeps the low 32 bits of a seed: seeds equal in those give
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 
 Shape = tuple[int, int, int]
 
@@ -71,10 +71,7 @@ def random_direction(seeds: Sequence[int], shape: Shape) -> Tensor:
 
 
 def _keyed(seeds: Sequence[int], shape: Shape, key: str) -> Tensor:
-    derived = [
-        int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") >> 1 for seed in seeds
-    ]  # fmt: skip
-    return _draw(_generators(derived), shape)
+    return _draw(_generators([seed_of(seed, key) for seed in seeds]), shape)
 
 
 def _generators(seeds: Sequence[int]) -> list[Generator]:

@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.prompts.prompt_list import Prompt, PromptList
 from prism_fast.prompts.vocabulary import Vocabulary
 from prism_fast.synthesis.config import SynthesisConfig
@@ -60,12 +61,6 @@ class Row:
 def sampler_arguments(rows: Sequence[Row]) -> tuple[list[str], list[int], list[int]]:
     """Prompts, class indices and seeds of some rows, as a sampler takes them."""
     return [row.prompt.prompt for row in rows], [row.class_index for row in rows], [row.seed for row in rows]
-
-
-def seed_of(*key: object) -> int:
-    """The first 63 bits of SHA-256 of ``a/b/c``: rows use (seed, index, attempt)."""
-    text = "/".join([str(part) for part in key])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _uniform(*key: object) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prism_fast.energy.terms import EnergyTerm
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.pipeline.decoder import decode, load_decoder
 from prism_fast.pipeline.denoiser import Denoiser
 from prism_fast.pipeline.load import latent_shape
@@ -29,7 +30,6 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.noise import draw_noise
 from prism_fast.sampling.schedules import build_schedule
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.taps import outputs_for
 from prism_fast.tokens.config import TokensConfig

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prism_fast.data.manifest import parse_object
+from prism_fast.keyed import seed_of
 from prism_fast.synthesis.images import ImageFormat, decode_image
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.soft import SOFT_DTYPE, finite, in_order, top_k_dtype, unpack_logits
 from prism_fast.synthesis.tar import Member
 from prism_fast.verification.archive import StoredRow

@@ -30,6 +30,7 @@ from prism_fast.distill.report import DistillReport
 from prism_fast.distill.trainer import distill, train_batches
 from prism_fast.distill.world import ALONE
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -40,7 +41,6 @@ from prism_fast.synthesis.filter_config import FilterConfig
 from prism_fast.synthesis.interruption import Interrupted, StopRequest
 from prism_fast.synthesis.job import prepare, synthesize
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.teachers.load import load_teacher
 from tests import tiny
 from tests.distill.doubles import RICH, TINY, ColourTeacher, same, tiny_config

@@ -13,10 +13,10 @@ import pytest
 from prism_fast.engine import processes
 from prism_fast.engine.processes import Processes
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.plan import seed_of
 from tests.engine.runs import (
     BLACK,
     Count,

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.synthesis.interruption import Interrupted
-from prism_fast.synthesis.plan import seed_of
 from tests.engine.runs import (
     BLACK,
     Count,

@@ -23,29 +23,14 @@ from prism_fast.sampling.buffers import Sizes
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.copies import Copies
 from prism_fast.sampling.fast import FastSampler, _pulled_back
-from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.noise import draw_noise
 from prism_fast.sampling.reference import ReferenceSampler
 from prism_fast.sampling.schedules import Schedule
 from prism_fast.sampling.step_kind import step_kinds
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
+from tests.sampling.cases import CLASSES, GATE, IDS, PROMPTS, SCHEDULERS
 from tests.tiny import save_tiny_decoder, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
-
-PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
-CLASSES = [4, 9, 8, 2]
-SCHEDULERS: list[dict[str, Any]] = [
-    {"scheduler": "pndm"},
-    {"scheduler": "ddim"},
-    {"scheduler": "ddim", "eta": 0.8},
-    {"scheduler": "ddpm"},
-    {"scheduler": "euler", "karras": True},
-    {"scheduler": "euler_a"},
-    {"scheduler": "dpmsolver++"},
-    {"scheduler": "dpmsolver++", "karras": True, "spacing": "trailing"},
-]
-IDS = [" ".join(map(str, case.values())) for case in SCHEDULERS]
-GATE = GateThresholds(tau=(-1.0,) * 10, delta=(2.0,) * 10)
 
 
 @pytest.fixture(scope="module")

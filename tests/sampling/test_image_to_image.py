@@ -20,7 +20,6 @@ from prism_fast.pipeline.encoder import encode
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.fast import FastSampler
-from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.image_to_image import ImageToImageSampler, fitted, source_images
 from prism_fast.sampling.image_to_image_config import ImageToImageConfig, first_step, source_of, strength_of
 from prism_fast.sampling.levels import make_sampler
@@ -31,23 +30,10 @@ from prism_fast.sampling.start import Start
 from prism_fast.sampling.step_kind import step_kinds
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
+from tests.sampling.cases import CLASSES, GATE, IDS, PROMPTS, SCHEDULERS
 from tests.sampling.sources import MemorySources
 from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
-PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
-CLASSES = [4, 9, 8, 2]
-SCHEDULERS: list[dict[str, Any]] = [
-    {"scheduler": "pndm"},
-    {"scheduler": "ddim"},
-    {"scheduler": "ddim", "eta": 0.8},
-    {"scheduler": "ddpm"},
-    {"scheduler": "euler", "karras": True},
-    {"scheduler": "euler_a"},
-    {"scheduler": "dpmsolver++"},
-    {"scheduler": "dpmsolver++", "karras": True, "spacing": "trailing"},
-]
-IDS = [" ".join(map(str, case.values())) for case in SCHEDULERS]
-GATE = GateThresholds(tau=(-1.0,) * 10, delta=(2.0,) * 10)
 SWEEP = ImageToImageConfig(strengths=(0.2, 0.5, 0.9))
 
 

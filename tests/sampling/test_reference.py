@@ -21,22 +21,9 @@ from prism_fast.sampling.reference import ReferenceSampler, _Trace
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
+from tests.sampling.cases import CLASSES, IDS, PROMPTS, SCHEDULERS
 from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
-PROMPTS = ["a photo of a coat", "a dark boot", "a silhouette of a bag, a container with a handle", "jumper"]
-CLASSES = [4, 9, 8, 2]
-SCHEDULERS: list[dict[str, Any]] = [
-    {"scheduler": "pndm"},
-    {"scheduler": "ddim"},
-    {"scheduler": "ddim", "eta": 0.8},
-    {"scheduler": "ddpm"},
-    {"scheduler": "euler"},
-    {"scheduler": "euler", "karras": True},
-    {"scheduler": "euler_a"},
-    {"scheduler": "dpmsolver++"},
-    {"scheduler": "dpmsolver++", "karras": True, "spacing": "trailing"},
-]
-IDS = [" ".join(map(str, case.values())) for case in SCHEDULERS]
 _CLASS_NAMES = {
     "pndm": "PNDMScheduler",
     "ddim": "DDIMScheduler",

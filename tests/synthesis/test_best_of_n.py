@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.filter_config import BEATEN, FLAT, FilterConfig
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.part import Part
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.verification.run import verify
 from tests.synthesis.doubles import contents, darkened, models, run, small_config
 

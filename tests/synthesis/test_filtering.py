@@ -19,6 +19,7 @@ import torch
 
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.study.text import synthesis_summary
@@ -29,7 +30,6 @@ from prism_fast.synthesis.filtering import NO_FILTER, Filter
 from prism_fast.synthesis.flat import deviations, flat
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.record import Labels
 from prism_fast.synthesis.tar import scan_tar
 from tests.synthesis.doubles import (

@@ -17,9 +17,9 @@ import pytest
 import s3fs
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.object_store import ObjectPath, StoreError
-from prism_fast.synthesis.plan import seed_of
 from tests.study.worlds import one_thread
 from tests.synthesis.doubles import contents, filtered, models, run, small_config
 from tests.synthesis.processes import finish, slow_doubles_in_store, start, wait_until

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.prompts import Prompt, PromptList, Sense, Vocabulary
 from prism_fast.synthesis.config import SynthesisConfig
-from prism_fast.synthesis.plan import ClassOrder, Plan, seed_of
+from prism_fast.synthesis.plan import ClassOrder, Plan
 
 
 def prompts(classes: int, per_class: int = 4) -> PromptList:

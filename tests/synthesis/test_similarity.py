@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from prism_fast.keyed import seed_of
 from prism_fast.sampling.image_to_image import source_images
 from prism_fast.sampling.image_to_image_config import ImageToImageConfig
 from prism_fast.synthesis.config import SynthesisConfig, identity
 from prism_fast.synthesis.filter_config import FLAT, UNLIKE_SOURCE, FilterConfig
 from prism_fast.synthesis.filtering import Filter
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.similarity import Similarity
 from tests.sampling.sources import MemorySources
 from tests.synthesis.doubles import CLASSES, PLAIN, SIZE, SeedSampler, contents, filtered, models, run

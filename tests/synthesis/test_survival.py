@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.verification.run import verify
 from tests import tiny
 from tests.study.worlds import one_thread

@@ -18,6 +18,7 @@ import torch
 
 from prism_fast.config import environment
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.prompts.prompt_config import PromptConfig
 from prism_fast.sampling.batch import SampleBatch
 from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
@@ -26,7 +27,6 @@ from prism_fast.synthesis import job, publish
 from prism_fast.synthesis.encoders import encoder_versions
 from prism_fast.synthesis.images import decode_image
 from prism_fast.synthesis.interruption import Interrupted
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.soft import top_k_dtype
 from prism_fast.synthesis.tar import index_text, scan_tar
 from tests.synthesis.doubles import (

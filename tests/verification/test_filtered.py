@@ -18,9 +18,9 @@ import pytest
 from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.engine import processes
 from prism_fast.engine.processes import Processes
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
 from prism_fast.synthesis.part import Part
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.shards import SHARD_FILES, TABLE_COMPRESSION, shard_name
 from prism_fast.synthesis.soft import top_k_dtype
 from prism_fast.verification.repair import repair

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from prism_fast.errors import UserError
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
 from prism_fast.synthesis.interruption import Interrupted
 from prism_fast.synthesis.models import Models
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.synthesis.shards import SHARD_FILES, shard_name
 from prism_fast.verification.repair import RepairReport
 from prism_fast.verification.repair import repair as repair_loudly

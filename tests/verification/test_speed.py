@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from prism_fast.config import content_hash
+from prism_fast.keyed import seed_of
 from prism_fast.progress import silent
-from prism_fast.synthesis.plan import ClassOrder, seed_of
+from prism_fast.synthesis.plan import ClassOrder
 from prism_fast.synthesis.shards import LABEL_MEMBERS, Sample, claim_shard, shard_name
 from prism_fast.synthesis.tally import shard_stats
 from prism_fast.verification.run import verify

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prism_fast.keyed import seed_of
 from prism_fast.prompts.llm.answers import answer_schema
 from prism_fast.prompts.llm.config import LlmConfig
 from prism_fast.prompts.llm.model import Message, Request, Sampling
@@ -80,5 +80,4 @@ def _schema(config: LlmConfig, count: int, phrase: str) -> Mapping[str, Any] | N
 
 
 def _seed(key: Sequence[object]) -> int:
-    digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seed_of(*key) >> 32  # 31 bits: what every server takes
