@@ -33,15 +33,16 @@ def three_methods(trials: int = 2) -> tuple[Method, ...]:
     return tuple(replace(m, grid=(*m.grid[: trials - 1], m.grid[-1]) if m.grid else ()) for m in chosen)
 
 
-def prepared_methods() -> dict[str, Method]:
+def prepared_methods(trials: int = 2) -> dict[str, Method]:
     """The methods that need something made before, with as little of it as there can be."""
     every = {method.name: method for method in (*MAIN, *FURTHER)}
     dda = every["dda-sdedit"]
     return {
         "dda-sdedit": replace(
             dda,
-            grid=(dda.grid[2], dda.grid[-1]),
-            fields={"filter": {"min_cosine": -1.0}},  # of networks that know nothing
+            grid=(*dda.grid[: trials - 1], dda.grid[-1]),
+            # as few steps as strength 0.3 needs; to networks that know nothing no image is like its source
+            fields={"sampler": {"steps": 4}, "filter": {"min_cosine": -1.0}},
             prepare=inverted_images(InversionConfig(per_class=2, steps=2)),
         ),
         "ddis": replace(

@@ -75,9 +75,9 @@ def test_inverted_images_are_made_once_for_a_seed_and_an_interrupted_study_goes_
         drawn = stages[f"dda-sdedit trial {place}: try"]["seconds"]
         assert trial["seconds"] == pytest.approx(shared + drawn)
         info = made_from(out / "trials" / "dda-sdedit" / str(place))
-        assert info["sampler"]["image_to_image"]["strengths"] == [(0.5, 0.8)[place]]
+        assert info["sampler"]["image_to_image"]["strengths"] == [(0.3, 0.8)[place]]
     text = (out / "report.html").read_text()
-    assert "strengths 0.5" in text and "strengths 0.8" in text
+    assert "strengths 0.3" in text and "strengths 0.8" in text
     sources = {made_from(out / "sets" / "dda-sdedit" / f"seed-{seed}")["sources"] for seed in (0, 1)}
     assert len(sources) == 2
 

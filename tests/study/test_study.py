@@ -25,7 +25,15 @@ from prism_fast.study.methods import TRIALS, Method, suite
 from prism_fast.study.preparations import Preparation, Request
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
-from tests.study.studies import IMAGES, killed_when, make_networks, three_methods, tiny_study, without_seconds
+from tests.study.studies import (
+    IMAGES,
+    killed_when,
+    make_networks,
+    prepared_methods,
+    three_methods,
+    tiny_study,
+    without_seconds,
+)
 from tests.study.worlds import one_thread, use_fake_images
 
 NAMES = ("plain", "plain-reject", "prism")
@@ -243,9 +251,10 @@ def test_the_full_suite_runs_every_ablation_and_number_of_images(
 ) -> None:
     monkeypatch.setattr(experiment, "COUNTS", (10, IMAGES, 40))
     config = tiny_study(networks, tmp_path / "out", suite="fashion-full")
-    figures = run_study(config, lambda _: None, silent)
     there, missing = suite("fashion-full")
-    assert figures["left_out"] == list(missing) and figures["failures"] == {}
+    prepared = prepared_methods(TRIALS)
+    figures = run_study(config, lambda _: None, silent, tuple(prepared.get(method.name, method) for method in there))
+    assert figures["left_out"] == list(missing) == [] and figures["failures"] == {}
     assert {row["recipe"] for row in rows_of(figures, EQUAL_IMAGES)} == {"real", *(method.name for method in there)}
     counted = Counter((row["recipe"], row["images"]) for row in rows_of(figures, BY_COUNT))
     assert counted == {(name, count): 2 for name in ("plain", "prism") for count in (10, 40)}
