@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
-from prism_fast.data.augment_config import AugmentConfig
+from prism_fast.data.sources import load_source_models
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill_images
@@ -25,11 +26,13 @@ from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.expected import Expected
 from prism_fast.study.looking import Eyes, Gallery
 from prism_fast.study.measure import Reference, measure_accuracy
-from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, Request, suite, synthesis_config
+from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite, synthesis_config
+from prism_fast.study.preparations import Request
 from prism_fast.study.real import balanced_rows, real_images
 from prism_fast.study.sets import LabelledSet, read_set
 from prism_fast.study.stages import Stages, check_settings
-from prism_fast.study.study_config import CLASSES, TEMPERATURE, VIEWS, StudyConfig
+from prism_fast.study.student_config import student_config
+from prism_fast.study.study_config import CLASSES, StudyConfig
 from prism_fast.study.trials import Trial, choose
 from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
@@ -163,9 +166,11 @@ class Experiment:
         seeds, tuned = range(self.config.seeds), [m for m in self.methods if m.grid]
         for method in tuned:
             names += [f"{method.name} trial {n}: {part}" for n in range(len(method.grid)) for part in ("try", "look")]
+            names += [f"{method.name} seed {TRIAL_SEED}: prepare"] if method.prepare else []
         parts = ("synthesize", "distil", "measure")
         names += [f"{REAL} seed {seed}: {part}" for seed in seeds for part in parts[1:]]
         names += [f"{m.name} seed {seed}: {part}" for seed in seeds for m in self.methods for part in parts]
+        names += [f"{m.name} seed {seed}: prepare" for seed in seeds for m in self.methods if m.prepare]
         names += [f"{m.name} seed {s}, own loss: {p}" for s in seeds for m in self.methods if m.own for p in parts[1:]]
         if self.config.more > 1:
             cheap = [m for m in self.methods if m.name != PRISM and m.name in {x.name for x in MAIN}]
@@ -243,20 +248,29 @@ class Experiment:
 
     def _draw(self, stage: str, method: Method, chosen: Fields, images: int, seed: int, folder: Path) -> Drawn:
         """A set, and before it what it is made from."""
-        prepared: Mapping[str, Any] = {}
-        seconds: dict[str, float] = {}
-        if method.prepare is not None:
-            before = f"{stage}, prepare"
-            with self.stages.stage(before):
-                request = Request(study=self.config, folder=folder / "made", chosen=chosen, images=images, seed=seed)
-                prepared = method.prepare(request)
-            seconds["preparation"] = self.stages.seconds(before)
+        prepared, seconds = self._prepared(method, seed)
         config = synthesis_config(self.config, method, chosen=chosen, images=images, seed=seed, prepared=prepared)
         with self.stages.stage(stage):
-            synthesize(config, folder / "shards", progress=self.bars)
+            synthesize(config, folder / "shards", progress=self.bars, load=load_source_models)
         made = read_set(folder / "shards")
         seconds["sampling"] = self.stages.seconds(stage)
         return Drawn(made=(made,), images=made.images, classes=made.classes, seconds=seconds)
+
+    def _prepared(self, method: Method, seed: int) -> tuple[Fields, dict[str, float]]:
+        """What sets of this seed are made from, once for all of them, and its seconds, which each of them counts."""
+        if method.prepare is None:
+            return {}, {}
+        stage = f"{method.name} seed {seed}: prepare"
+        request = Request(
+            study=self.config,
+            folder=self._folder("prepared", method.name, seed),
+            seed=seed,
+            config=partial(synthesis_config, self.config, method, chosen={}),
+            bars=self.bars,
+        )
+        with self.stages.stage(stage):
+            fields = method.prepare.make(request)
+        return fields, {"preparation": self.stages.seconds(stage)}
 
     def _set(self, method: Method, seed: int) -> Drawn:
         """The method's set of the table of equal images."""
@@ -287,22 +301,8 @@ class Experiment:
 
     def _student(self, stage: str, folder: Path, images: Tensor, classes: Tensor, seed: int, own: Fields) -> Path:
         """Trains a student: images, classes and, in its own table, the loss differ; all else is the study's."""
-        fields = canonical(
-            DistillConfig(
-                data=f"images of {stage.partition(':')[0]}",
-                out=str(folder / "student"),
-                student=self.config.student,
-                teacher=self.config.teacher,
-                temperature=TEMPERATURE,
-                steps=self.config.student_steps,
-                batch=self.config.student_batch,
-                augment=AugmentConfig(views=VIEWS),
-                seed=seed,
-                device=self.config.device,
-                checkpoint_every=100,
-            )
-        )
-        config = build(DistillConfig, lay_over(DistillConfig, fields, own, "own loss"))
+        shared = student_config(self.config, f"images of {stage.partition(':')[0]}", folder / "student", seed)
+        config = build(DistillConfig, lay_over(DistillConfig, canonical(shared), own, "own loss"))
         with self.stages.stage(stage):
             report: DistillReport = distill_images(config, images, classes, self.eyes.teacher, progress=self.bars)
         return report.student
@@ -428,9 +428,8 @@ class Experiment:
 
 def _identity(method: Method) -> str:
     """Hash of what decides a method's images and students, its recipe's content aside, which is in the sets' hashes."""
-    return content_hash(
-        [method.made_of, method.fields, method.grid, method.follows, method.scale, method.exact, method.own]
-    )
+    made = [method.made_of, method.fields, method.grid, method.follows, method.scale, method.exact, method.own]
+    return content_hash(made if method.prepare is None else [*made, method.prepare.made_of])
 
 
 def affordable(images: int, ratio: float, most: float) -> int:

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
+from prism_fast.inversion.config import InversionConfig
 from prism_fast.recipes import DISTILL, load_recipe, recipe_names
 from prism_fast.recipes.fields import Fields, build, default_fields, lay_over
+from prism_fast.study.preparations import Preparation, first_student, inverted_images, learned_words
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.tokens.config import TokensConfig
 
 TRIALS = 6
 """Of every method that is tuned, docs/study/protocol.md."""
 PRISM, PLAIN = "prism", "plain"
 FAST = "prism-fast"
 """The recipe whose approximations all methods share."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a preparation is for.
-
-    Attributes:
-        study: the study.
-        folder: its own, kept between runs.
-        chosen: fields of the trial or of the trial that won.
-        images: of the set that follows.
-        seed: of that set.
-    """
-
-    study: StudyConfig
-    folder: Path
-    chosen: Fields
-    images: int
-    seed: int
-
-
-Preparation = Callable[[Request], Mapping[str, Any]]
-"""Makes what a set is drawn from (inverted images, a learned token), resumes its own work, and returns fields that are
-laid over the recipe. Its seconds count as sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +35,7 @@ class Method:
         follows: takes the values that were chosen for this method.
         scale: times the chosen guidance scale.
         exact: without the approximations that the others share.
-        prepare: what has to be there before a set can be drawn.
+        prepare: what has to be there before a set can be drawn; the same for every trial.
         own: how its paper trains the student, laid over the main table's training.
         chart: of an ablation, which chart it belongs to.
     """
@@ -131,7 +109,10 @@ MAIN = (
     Method(
         name="dda-sdedit",
         about="image-to-image variations of inverted images",
-        grid=_grid(("sampler.image_to_image.strength", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8))),
+        fields={"filter": {"attempts": 20}},  # so that no row is left without an image
+        grid=_grid(("sampler.image_to_image.strengths", tuple([s] for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)))),
+        exact=True,  # classifier-free guidance in the first 60 % would be none at all up to strength 0.4
+        prepare=inverted_images(InversionConfig(per_class=10, steps=150)),
     ),
     Method(
         name=PRISM,
@@ -158,8 +139,18 @@ def _prompted(**prompts: Any) -> dict[str, Any]:
 
 
 FURTHER = (
-    Method(name="ddis", about="batch-norm guidance on the decoded noisy latent, a learned class token"),
-    Method(name="diffdfkd", about="batch-norm, class and adversarial guidance, latent CutMix"),
+    Method(
+        name="ddis",
+        about="batch-norm guidance on the decoded noisy latent, a learned class token",
+        exact=True,
+        prepare=learned_words(TokensConfig(steps=60)),
+    ),
+    Method(
+        name="diffdfkd",
+        about="batch-norm, class and adversarial guidance, latent CutMix",
+        exact=True,
+        prepare=first_student(per_class=20, steps=300),
+    ),
     _ablation("eda", "guidance alone", recipe="eda"),
     _ablation("dpe", "prompts alone", recipe="dpe"),
     _ablation("dpe-bare-name", "prompts alone, without disambiguation", **_prompted(sense="name")),

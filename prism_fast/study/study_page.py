@@ -242,17 +242,21 @@ def _trials(figures: Figures) -> str:
     rows = []
     for name, trials in figures["trials"].items():
         for trial in trials:
-            told = ", ".join(f"{key} {value:g}" for key, value in _leaves(trial["fields"]))
+            told = ", ".join(f"{key} {value}" for key, value in _leaves(trial["fields"]))
             cells = [escape(name), escape(told), percent(trial["agreement"]), f"{trial['diversity']:.3f}"]
             rows.append(([*cells, duration(trial["seconds"])], bool(trial["chosen"])))
     return page.table(["", "setting", "second teacher agrees", "diversity (Vendi)", "sampling"], rows)
 
 
-def _leaves(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Names without their groups, and values."""
-    found: list[tuple[str, Any]] = []
+def _leaves(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names without their groups, and values: numbers, or lists of some."""
+    found: list[tuple[str, str]] = []
     for name, value in fields.items():
-        found += _leaves(value) if isinstance(value, Mapping) else [(name, value)]
+        if isinstance(value, Mapping):
+            found += _leaves(value)
+        else:
+            numbers = value if isinstance(value, Sequence) else [value]
+            found.append((name, " ".join(f"{number:g}" for number in numbers)))
     return found
 
 

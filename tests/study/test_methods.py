@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from prism_fast.errors import UserError
+from prism_fast.inversion.config import InversionConfig
 from prism_fast.recipes import recipe_names
 from prism_fast.study.expected import Expected
-from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, affordable
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, _identity, affordable
 from prism_fast.study.methods import FURTHER, MAIN, TRIALS, Method, suite, synthesis_config
+from prism_fast.study.preparations import first_student, inverted_images, learned_words
 from prism_fast.study.results import claims, comparisons, gap, of
 from prism_fast.study.stages import Stages
 from prism_fast.study.study_charts import accuracy_chart, scale_charts
 from prism_fast.study.study_config import QUICK, StudyConfig
 from prism_fast.study.trials import Trial, choose
+from prism_fast.tokens.config import TokensConfig
 
 STUDY = StudyConfig(images=100, steps=9, batch=8)
 METHODS = {method.name: method for method in (*MAIN, *FURTHER)}
@@ -44,14 +48,50 @@ def test_a_suite_names_what_it_leaves_out() -> None:
     full, _ = suite("fashion-full", known=recipe_names())
     assert {m.name for m in full} >= {"eda", "dpe", "no-gate", "scale-away", "energy-bn"}
     assert len(MAIN) == 8 and len(METHODS) == len(MAIN) + len(FURTHER)
+    assert suite("fashion-full")[1] == () and [method.name for method in full] == list(METHODS)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.made_of in recipe_names()])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_makes_a_set_of_the_studys_sizes(name: str) -> None:
     config = config_of(name, seed=3)
     assert (config.recipe, config.images, config.seed, config.sampler.compute_batch) == (name, 100, 3, 8)
     assert (config.sampler.reuse_features == 1) == METHODS[name].exact
-    assert config.sampler.guidance is None or METHODS[name].made_of in ("prism", "eda", "random-direction")
+    guided = ("prism", "eda", "random-direction", "ddis", "diffdfkd")
+    assert (config.sampler.guidance is not None) == (METHODS[name].made_of in guided)
+
+
+def test_rivals_are_drawn_as_their_papers_say_whatever_the_others_share() -> None:
+    """Each trial of DDA at one strength; steps and guidance of DDIS and DiffDFKD their own."""
+    strengths = []
+    for fields in METHODS["dda-sdedit"].grid:
+        config = synthesis_config(STUDY, METHODS["dda-sdedit"], chosen=fields, images=100, seed=0)
+        assert config.sampler.image_to_image is not None and config.filter is not None
+        strengths += config.sampler.image_to_image.strengths
+        assert (config.filter.min_cosine, config.sampler.steps, config.sampler.cfg_stop) == (0.5, 9, 1.0)
+    assert strengths == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    for name, steps in (("ddis", 30), ("diffdfkd", 50)):
+        sampler = config_of(name).sampler
+        assert METHODS[name].grid == () and sampler.scheduler == "ddim"
+        assert (sampler.steps, sampler.guidance.start, sampler.guidance.every) == (steps, 0.0, 1)
+        assert not sampler.guidance.reuse_gradient and sampler.reuse_features == 1
+
+
+def test_a_method_is_another_one_with_another_preparation() -> None:
+    dda, ddis = METHODS["dda-sdedit"], METHODS["ddis"]
+    others = [
+        replace(dda, prepare=None),
+        *(replace(dda, prepare=inverted_images(InversionConfig(**fields))) for fields in (
+            {"per_class": 10, "steps": 151}, {"per_class": 11, "steps": 150}, {"steps": 150, "bn_weight": 2.0},
+        )),
+    ]  # fmt: skip
+    identities = [_identity(method) for method in (dda, *others)]
+    assert len(set(identities)) == len(identities)
+    assert _identity(ddis) != _identity(replace(ddis, prepare=learned_words(TokensConfig(steps=61))))
+    steps = {_identity(replace(ddis, prepare=first_student(per_class=20, steps=n))) for n in (300, 301)}
+    assert len(steps) == 2
+    # what the study itself decides is none of it
+    same = replace(ddis, prepare=learned_words(TokensConfig(steps=60, seed=7, device="cpu", teacher="other")))
+    assert _identity(same) == _identity(ddis)
 
 
 def test_who_follows_takes_the_chosen_values() -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,10 +21,19 @@ from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.study import experiment
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
-from prism_fast.study.methods import TRIALS, Method, Request, suite
+from prism_fast.study.methods import TRIALS, Method, suite
+from prism_fast.study.preparations import Preparation, Request
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
-from tests.study.studies import IMAGES, make_networks, three_methods, tiny_study
+from tests.study.studies import (
+    IMAGES,
+    killed_when,
+    make_networks,
+    prepared_methods,
+    three_methods,
+    tiny_study,
+    without_seconds,
+)
 from tests.study.worlds import one_thread, use_fake_images
 
 NAMES = ("plain", "plain-reject", "prism")
@@ -188,7 +192,7 @@ def test_a_failing_method_is_named_and_the_others_are_kept(networks: Path, tmp_p
 
     methods = (
         three_methods()[0],
-        Method(name="broken", about="fails", recipe="plain", grid=({},), prepare=broken),
+        Method(name="broken", about="fails", recipe="plain", grid=({},), prepare=Preparation(make=broken)),
         Method(name="after", about="follows it", recipe="plain", follows="broken"),
     )
     config = tiny_study(networks, tmp_path / "out")
@@ -212,7 +216,10 @@ def test_preparation_own_loss_and_equal_compute(
         return {"sampler": {"cfg_scale": 2.5}}
 
     plain, _, prism = three_methods()
-    made = Method(name="made", about="made from something", recipe="plain", prepare=prepare, own={"temperature": 10.0})
+    made = Method(
+        name="made", about="made from something", recipe="plain", prepare=Preparation(make=prepare),
+        own={"temperature": 10.0},
+    )  # fmt: skip
     monkeypatch.setattr(Experiment, "_costs", lambda _: {"plain": 0.1, "made": 0.11, "prism": 0.16})
     config = tiny_study(networks, tmp_path / "out", more=2.0)
     figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
@@ -244,9 +251,10 @@ def test_the_full_suite_runs_every_ablation_and_number_of_images(
 ) -> None:
     monkeypatch.setattr(experiment, "COUNTS", (10, IMAGES, 40))
     config = tiny_study(networks, tmp_path / "out", suite="fashion-full")
-    figures = run_study(config, lambda _: None, silent)
     there, missing = suite("fashion-full")
-    assert figures["left_out"] == list(missing) and figures["failures"] == {}
+    prepared = prepared_methods(TRIALS)
+    figures = run_study(config, lambda _: None, silent, tuple(prepared.get(method.name, method) for method in there))
+    assert figures["left_out"] == list(missing) == [] and figures["failures"] == {}
     assert {row["recipe"] for row in rows_of(figures, EQUAL_IMAGES)} == {"real", *(method.name for method in there)}
     counted = Counter((row["recipe"], row["images"]) for row in rows_of(figures, BY_COUNT))
     assert counted == {(name, count): 2 for name in ("plain", "prism") for count in (10, 40)}
@@ -258,27 +266,6 @@ def test_the_full_suite_runs_every_ablation_and_number_of_images(
 # Killed
 
 
-def without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k}
-    return [without_seconds(item) for item in value] if isinstance(value, list) else value
-
-
-def run_until(networks: Path, out: Path, sign: str) -> None:
-    """Kills the study as soon as a file of this name is there."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.study.studies", str(networks), str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
-        deadline = time.monotonic() + 240
-        while not (out / sign).exists():
-            assert process.poll() is None and time.monotonic() < deadline, "it ended, or never came so far"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_results(finished: Finished, networks: Path, tmp_path: Path) -> None:
     _, figures, _ = finished
@@ -288,7 +275,7 @@ def test_a_killed_study_goes_on_to_the_same_results(finished: Finished, networks
         "students/equal-images/plain-reject/seed-0/student/run.json",  # in a training
         "sets/prism/seed-1/shards/_info.json",  # before the first shard
     ):
-        run_until(networks, out, sign)
+        killed_when(networks, out, sign)
         assert not (out / RESULTS).exists()
     config = tiny_study(networks, out)
     again = run_study(config, lambda _: None, silent, three_methods())

@@ -1,0 +1,123 @@
+"""What methods of the study are drawn from beside the generator: inverted images, learned words, a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from prism_fast.config import canonical, resolve_device
+from prism_fast.distill.trainer import distill_images
+from prism_fast.inversion.config import InversionConfig
+from prism_fast.inversion.run import invert
+from prism_fast.progress import ProgressFactory
+from prism_fast.recipes.fields import Fields
+from prism_fast.study.sets import read_set
+from prism_fast.study.student_config import student_config
+from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.synthesis.job import synthesize
+from prism_fast.synthesis.plan import seed_of
+from prism_fast.teachers.load import load_teacher
+from prism_fast.tokens.config import TokensConfig
+from prism_fast.tokens.run import learn_tokens
+
+_SHARED = ("pipeline", "teacher", "seed", "device")
+"""Fields that the study decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a preparation is for.
+
+    Attributes:
+        study: the study.
+        folder: its own, kept between runs.
+        seed: of the sets that follow.
+        config: what a set of the method is drawn from, by its ``images``, ``seed`` and what was ``prepared``.
+        bars: progress.
+    """
+
+    study: StudyConfig
+    folder: Path
+    seed: int
+    config: Callable[..., SynthesisConfig]
+    bars: ProgressFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Made once for all sets of a method and a seed. Its seconds count in each of them.
+
+    Attributes:
+        make: makes what is missing, of which a killed run may have left a part, and returns fields that are laid over
+            the recipe.
+        made_of: settings that decide what it makes, the study's and the seed aside.
+    """
+
+    make: Callable[[Request], Fields]
+    made_of: Fields = field(default_factory=dict)
+
+
+def inverted_images(settings: InversionConfig) -> Preparation:
+    """Images inverted from the study's teacher, for rows to start from.
+
+    Args:
+        settings: how; teacher, seed and device are the study's.
+    """
+
+    def make(request: Request) -> Fields:
+        study, folder = request.study, request.folder / "images"
+        config = replace(settings, teacher=study.teacher, seed=request.seed, device=study.device)
+        invert(config, folder, request.bars)
+        return {"sampler": {"image_to_image": {"source": str(folder)}}}
+
+    return Preparation(make=make, made_of=_made_of(settings))
+
+
+def learned_words(settings: TokensConfig) -> Preparation:
+    """A word for each class, learned with the study's pipeline and teacher.
+
+    Args:
+        settings: how; pipeline, teacher, seed and device are the study's.
+    """
+
+    def make(request: Request) -> Fields:
+        study, path = request.study, request.folder / "tokens.safetensors"
+        request.folder.mkdir(parents=True, exist_ok=True)
+        config = replace(
+            settings, pipeline=study.pipeline, teacher=study.teacher, seed=request.seed, device=study.device
+        )
+        learn_tokens(config, path, request.bars)
+        return {"sampler": {"tokens": str(path)}}
+
+    return Preparation(make=make, made_of=_made_of(settings))
+
+
+def first_student(per_class: int, steps: int) -> Preparation:
+    """A student of the study's kind, for an energy that asks for one; of images of the method without that term.
+
+    Args:
+        per_class: images of each class that it learns from; the sets that follow have other ones.
+        steps: of its training, at most the study's.
+    """
+    alone = {"sampler": {"guidance": {"student": None, "student_weight": 0.0, "student_after": 0}}}
+
+    def make(request: Request) -> Fields:
+        study, seed = request.study, seed_of(request.seed, "first student")
+        shards = request.folder / "shards"
+        config = request.config(images=per_class * CLASSES, seed=seed, prepared=alone)
+        synthesize(config, shards, progress=request.bars)
+        made = read_set(shards)
+        training = student_config(
+            study, "images without a student", request.folder / "student", seed, min(steps, study.student_steps)
+        )
+        teacher = load_teacher(study.teacher, resolve_device(study.device))
+        report = distill_images(training, made.images, made.classes, teacher, progress=request.bars)
+        return {"sampler": {"guidance": {"student": str(report.student), "student_after": 0}}}
+
+    return Preparation(make=make, made_of={"per_class": per_class, "steps": steps})
+
+
+def _made_of(settings: InversionConfig | TokensConfig) -> Fields:
+    return {name: value for name, value in canonical(settings).items() if name not in _SHARED}
