@@ -10,6 +10,7 @@ from prism_fast.config import canonical, resolve_device
 from prism_fast.distill.trainer import distill_images
 from prism_fast.inversion.config import InversionConfig
 from prism_fast.inversion.run import invert
+from prism_fast.keyed import seed_of
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
 from prism_fast.study.sets import read_set
@@ -17,7 +18,6 @@ from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import CLASSES, StudyConfig
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
-from prism_fast.synthesis.plan import seed_of
 from prism_fast.teachers.load import load_teacher
 from prism_fast.tokens.config import TokensConfig
 from prism_fast.tokens.run import learn_tokens
