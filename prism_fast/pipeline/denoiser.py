@@ -69,7 +69,7 @@ class Denoiser:
         unconditional: Tensor | None,
         added: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """The network's prediction, fp32 [B, C, h, w].
+        """The network's prediction, at least fp32 [B, C, h, w].
 
         Args:
             inputs: [B, C, h, w], already scaled for the network.
@@ -79,8 +79,8 @@ class Denoiser:
             added: of an SDXL, see :func:`added_conditions`; of both halves where ``unconditional`` is given.
         """
         if unconditional is None:
-            return self.predict(inputs, timestep, text, added).float()
-        both = self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text]), added).float()
+            return _wide(self.predict(inputs, timestep, text, added))
+        both = _wide(self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text]), added))
         without, with_text = both.chunk(2)
         return without + self._cfg_scale * (with_text - without)
 
@@ -93,3 +93,7 @@ class Denoiser:
             inputs.to(self._dtype), timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
         )[0]
         return prediction
+
+
+def _wide(prediction: Tensor) -> Tensor:
+    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
