@@ -614,13 +614,14 @@ def test_captured_steps_are_those_that_are_called(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("moves", ["x0", "sample"])
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_captured_gradients_are_eager_autograds(
-    tmp_path: Path, seed: int, compiled: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, seed: int, compiled: str, moves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which rounds to 10 bits, each level elsewhere
     teacher = load_teacher(str(save_tiny_teacher(tmp_path)), "cuda")
-    config = _config({"start": 0.3}, scheduler="ddim", cfg_stop=0.7, compile=compiled)
+    config = _config({"start": 0.3, "moves": moves}, scheduler="ddim", cfg_stop=0.7, compile=compiled)
     sampler = _check_followed(_converted(torch.float32, "cuda"), config, teacher, seed)
     assert len(sampler._graphs) == len(set(sampler._kinds)) > 1
 

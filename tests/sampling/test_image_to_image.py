@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -138,7 +139,7 @@ def test_encoding_inverts_decoding_as_diffusers_does(pipe: Any, seed: int) -> No
 # Levels exact and fast
 
 
-ALIKE = (2, 3, 7)
+ALIKE = (2, 3, 4, 8)
 """Places of schedulers whose tables differ from another one's in coefficients alone."""
 STEPS = [
     pytest.param(case, *way, id=f"{name} {'unguided' if way[0] is None else 'guided'}", marks=marks)
@@ -339,3 +340,23 @@ def test_only_the_steps_of_a_row_are_computed(pipe: Any, seed: int, monkeypatch:
     assert calls["unet"] == 2
     batch: SampleBatch = sampler.sample(PROMPTS[:3], CLASSES[:3], _spread(seed, each=1))
     assert calls["unet"] == 2 + 2 + 5 + 9 and len(batch.images) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_steps_captured_for_one_strength_serve_the_others(tmp_path: Path, seed: int, compiled: str) -> None:
+    own = tiny_pipeline(0)
+    for network in (part for part in own.components.values() if isinstance(part, torch.nn.Module)):
+        network.to("cuda")
+    guidance, approximations = {"every": 2, "reuse_gradient": True}, {"level": "fast", "reuse_features": 2}
+    config = _config(guidance, cfg_stop=0.7, compile=compiled, **approximations)
+    sampler = FastSampler(own, config, load_teacher(str(save_tiny_teacher(tmp_path)), "cuda"), GATE)
+    starts = [_start(config, seed, strength) for strength in (0.9, 0.2, 0.5, 0.9)]
+
+    def latents() -> list[Tensor]:
+        return [sampler.begin(PROMPTS, CLASSES, _seeds(seed), start).result().latents for start in starts]
+
+    captured = latents()
+    assert torch.equal(captured[0], captured[3]) and not torch.equal(captured[0], captured[1])
+    sampler._graphs._enabled = False
+    assert all(map(torch.equal, latents(), captured))
