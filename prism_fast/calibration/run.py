@@ -73,7 +73,8 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         check_new_file(path)
     vocabulary = load_vocabulary(config.vocabulary)
     plain = load_pipeline(config.pipeline, device, resolve_dtype(config.sampler.dtype))
-    pipe = with_tokens(plain, config.sampler.tokens)
+    tokens = None if config.sampler.tokens is None else load_tokens(config.sampler.tokens)
+    pipe = with_tokens(plain, tokens)
     teacher = load_teacher(config.teacher, device)
     config = replace(config, sampler=resolved(config.sampler, teacher))
     synthesis = config.synthesis()
@@ -98,8 +99,8 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     student = student_fingerprint(config.guidance)
     own: dict[str, Any] = {"student": student} if student is not None else {}
     own |= {"set": identity(synthesis), "fidelity": config.fidelity, "options": [option.name for option in options]}
-    if config.sampler.tokens is not None:
-        own["tokens"] = load_tokens(config.sampler.tokens).fingerprint
+    if tokens is not None:
+        own["tokens"] = tokens.fingerprint
     key = content_hash({**head, "config": own, "prompts": prompts.fingerprint})
     if there:
         found = _kept(figures, key)

@@ -29,8 +29,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from prism_fast.energy.terms import Network, Outputs, wide
+from prism_fast.energy.terms import Network, Outputs
 from prism_fast.errors import UserError
+from prism_fast.wide import wide
 
 Form = Literal["squared", "norm"]
 

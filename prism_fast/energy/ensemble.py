@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from prism_fast.energy.terms import EnergyTerm, Network, Outputs, wide
+from prism_fast.energy.terms import EnergyTerm, Network, Outputs
+from prism_fast.wide import wide
 
 Mode = Literal["mean", "worst"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from prism_fast.energy.terms import Network, Outputs, wide
+from prism_fast.energy.terms import Network, Outputs
+from prism_fast.wide import wide
 
 Where = Literal["all", "agree"]
 
@@ -60,23 +60,23 @@ class StudentDivergence:
 
     def value(self, outputs: Outputs, targets: Tensor) -> Tensor:  # noqa: ARG002  the protocol's signature
         log_p, log_q = self._logarithms(outputs)
-        return -(log_p.exp() * (log_p - log_q)).sum(-1) * self._counts(outputs)
+        return self._counted(-(log_p.exp() * (log_p - log_q)).sum(-1), outputs)
 
     def value_and_cotangents(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Outputs]:
         value = self.value(outputs, targets).detach()
         log_p, log_q = (part.detach() for part in self._logarithms(outputs))
         p, q = log_p.exp(), log_q.exp()
-        counts = self._counts(outputs)[:, None]
         # KL = Σ p (log p − log q): dKL/df_j = p_j (log p_j − log q_j − KL), dKL/dg_j = q_j − p_j
-        logits = -p * (log_p - log_q + value[:, None]) * counts
-        return value, Outputs(logits=logits, taps={student_tap(self.fingerprint): (p - q) * counts})
+        logits = self._counted(-p * (log_p - log_q + value[:, None]), outputs)
+        return value, Outputs(logits=logits, taps={student_tap(self.fingerprint): self._counted(p - q, outputs)})
 
-    def _counts(self, outputs: Outputs) -> Tensor:
-        """[B]: 1 for an image that counts, else 0."""
-        teacher, student = wide(outputs.logits), wide(outputs.taps[student_tap(self.fingerprint)])
+    def _counted(self, values: Tensor, outputs: Outputs) -> Tensor:
+        """[B] or [B, K], zero for images that do not count."""
         if self.where == "all":
-            return torch.ones_like(teacher[:, 0])
-        return (teacher.argmax(-1) == student.argmax(-1)).to(teacher)
+            return values
+        teacher, student = wide(outputs.logits), wide(outputs.taps[student_tap(self.fingerprint)])
+        agree = (teacher.argmax(-1) == student.argmax(-1)).to(values)
+        return values * (agree if values.dim() == 1 else agree[:, None])
 
     def _logarithms(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         student = outputs.taps[student_tap(self.fingerprint)]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.errors import UserError
+from prism_fast.wide import wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,6 @@ class LogitTerm:
     def coupled(self) -> bool:
         """No."""
         return False
-
-
-def wide(values: Tensor) -> Tensor:
-    """In at least fp32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _one_hot(logits: Tensor, targets: Tensor) -> Tensor:

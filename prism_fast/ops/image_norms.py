@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from prism_fast.ops.arguments import require_images, require_kernel_input, uniform
+from prism_fast.wide import wide
 
 
 def image_norms_ref(gradient: Tensor) -> Tensor:
     """rms [B] over C, h, w, in the gradient's precision, at least fp32."""
-    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    gradient = wide(gradient)
     return gradient.square().mean(dim=(1, 2, 3)).sqrt()
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from prism_fast.ops.arguments import require, require_device
+from prism_fast.wide import wide
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -110,7 +111,7 @@ def logit_energy_ref(
 ) -> _Outputs:
     """The definition in plain torch, in fp64 for fp64 logits and else in fp32. Checks nothing; targets as on CUDA."""
     classes = logits.shape[-1]
-    f = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [B, K] or [M, B, K]
+    f = wide(logits)  # [B, K] or [M, B, K]
     members = f.shape[0] if f.ndim == 3 else 1
     f = f.mean(0) if f.ndim == 3 else f
 

@@ -15,6 +15,7 @@ from prism_fast.ops.arguments import (
     uniform,
 )
 from prism_fast.ops.step_table import Column, coefficients, require_table
+from prism_fast.wide import wide
 
 
 def combine_predictions(prediction: Tensor, batch: int, cfg_scale: float, dtype: torch.dtype) -> Tensor:
@@ -27,7 +28,7 @@ def combine_predictions(prediction: Tensor, batch: int, cfg_scale: float, dtype:
 
 def predict_x0_ref(sample: Tensor, prediction: Tensor, table: Tensor, step: Tensor, cfg_scale: float) -> Tensor:
     """The equation of :func:`predict_x0` in the sample's precision, at least fp32."""
-    sample = sample.to(torch.promote_types(sample.dtype, torch.float32))
+    sample = wide(sample)
     row = coefficients(table, step, sample)
     combined = combine_predictions(prediction, sample.shape[0], cfg_scale, sample.dtype)
     return row[Column.X0_SAMPLE] * sample + row[Column.X0_PREDICTION] * combined

@@ -22,6 +22,7 @@ from prism_fast.ops.arguments import (
     require_shape,
 )
 from prism_fast.ops.resample_filter import filter_band, filter_matrix
+from prism_fast.wide import wide
 
 
 def resample_normalize_ref(
@@ -36,7 +37,7 @@ def resample_normalize_ref(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The equation of :func:`resample_normalize` as two matrix products, in the images' precision, at least fp32."""
-    precise = images.to(torch.promote_types(images.dtype, torch.float32))
+    precise = wide(images)
     shares = ((precise.clamp(low, high) if clamp else precise) - low) / (high - low)
     rows = filter_matrix(images.shape[-2], height).to(precise)
     columns = filter_matrix(images.shape[-1], width).to(precise)

@@ -21,6 +21,7 @@ from prism_fast.pipeline.linear_fit import load_linear
 from prism_fast.pipeline.load import is_xl
 from prism_fast.pipeline.weights import fingerprint
 from prism_fast.registry import unknown
+from prism_fast.wide import wide
 
 _TINY_CURE = (
     "set guidance.tiny to its folder or hub id (madebyollin/taesd for Stable Diffusion 1.x and 2.x, "
@@ -57,7 +58,7 @@ def decode(decoder: LatentDecoder, latents: Tensor) -> Tensor:
     Differentiable; clamped, so the derivative is zero where the decoder leaves [0, 1].
     """
     raw = decoder.raw(latents)
-    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    raw = wide(raw)
     scale = 1.0 / (decoder.high - decoder.low)
     images: Tensor = (raw * scale - decoder.low * scale).clamp(0, 1)
     return images
@@ -103,8 +104,8 @@ class ResizedDecoder:
         )
 
     def raw(self, latents: Tensor) -> Tensor:
-        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        return self._decoder.raw(self._rows.to(wide) @ wide @ self._columns.to(wide).T)
+        precise = wide(latents)
+        return self._decoder.raw(self._rows.to(precise) @ precise @ self._columns.to(precise).T)
 
 
 class LinearDecoder:
@@ -121,8 +122,10 @@ class LinearDecoder:
         self._weight, self._bias = weight, bias
 
     def raw(self, latents: Tensor) -> Tensor:
-        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        return torch.einsum("rc,bchw->brhw", self._weight.to(wide), wide) + self._bias.to(wide).view(1, 3, 1, 1)
+        precise = wide(latents)
+        return torch.einsum("rc,bchw->brhw", self._weight.to(precise), precise) + self._bias.to(precise).view(
+            1, 3, 1, 1
+        )
 
 
 def check_autoencoder(pipe: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import is_xl
+from prism_fast.wide import wide
 
 
 def added_conditions(pooled: Tensor, time_ids: Tensor, cfg: bool) -> dict[str, Tensor]:
@@ -79,8 +80,8 @@ class Denoiser:
             added: of an SDXL, see :func:`added_conditions`; of both halves where ``unconditional`` is given.
         """
         if unconditional is None:
-            return _wide(self.predict(inputs, timestep, text, added))
-        both = _wide(self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text]), added))
+            return wide(self.predict(inputs, timestep, text, added))
+        both = wide(self.predict(torch.cat([inputs, inputs]), timestep, torch.cat([unconditional, text]), added))
         without, with_text = both.chunk(2)
         return without + self._cfg_scale * (with_text - without)
 
@@ -93,7 +94,3 @@ class Denoiser:
             inputs.to(self._dtype), timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
         )[0]
         return prediction
-
-
-def _wide(prediction: Tensor) -> Tensor:
-    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))

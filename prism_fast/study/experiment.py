@@ -24,7 +24,7 @@ from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.expected import Expected
-from prism_fast.study.looking import Eyes, Gallery
+from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
 from prism_fast.study.measure import Reference, measure_accuracy
 from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite, synthesis_config
 from prism_fast.study.preparations import Request
@@ -101,7 +101,7 @@ class Experiment:
         config: of the study.
         say: where lines of text go.
         bars: progress of the long parts.
-        methods, missing: to compare; None: those of the suite.
+        methods: to compare; None: those of the suite.
 
     Raises:
         UserError: networks that cannot be used, or a folder of something else; nothing was touched.
@@ -129,9 +129,9 @@ class Experiment:
         settings |= {"methods": {method.name: _identity(method) for method in self.methods}, "weights": self.weights}
         check_settings(self.out, settings, "study")
         save_yaml(config, self.out / "config.yaml")
+        self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
         self.stages = Stages(self.out)
         self.expected = Expected(self.stages, self._planned())
-        self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
 
     def run(self) -> Found:
         """Makes what is missing, method by method within a seed; a failing method is left out and named."""
@@ -140,15 +140,15 @@ class Experiment:
         self.found.references = self._references()
         for method in self.methods:
             if method.grid:
-                self._guarded(method, lambda method=method: self._tune(method))  # type: ignore[misc]
+                self._guarded(method, self._tune, method)
         for seed in range(self.config.seeds):
-            self._guarded(CEILING, lambda seed=seed: self._real(seed))  # type: ignore[misc]
+            self._guarded(CEILING, self._real, seed)
             for method in self.methods:
-                self._guarded(method, lambda method=method, seed=seed: self._equal_images(method, seed))  # type: ignore[misc]
+                self._guarded(method, self._equal_images, method, seed)
         for seed in range(self.config.seeds):
             for method in self.methods:
                 if method.own is not None:
-                    self._guarded(method, lambda method=method, seed=seed: self._own_loss(method, seed))  # type: ignore[misc]
+                    self._guarded(method, self._own_loss, method, seed)
         self._equal_compute()
         if self.config.suite == "fashion-full":
             self._by_count()
@@ -173,7 +173,7 @@ class Experiment:
         names += [f"{m.name} seed {seed}: prepare" for seed in seeds for m in self.methods if m.prepare]
         names += [f"{m.name} seed {s}, own loss: {p}" for s in seeds for m in self.methods if m.own for p in parts[1:]]
         if self.config.more > 1:
-            cheap = [m for m in self.methods if m.name != PRISM and m.name in {x.name for x in MAIN}]
+            cheap = [m for m in self._main if m.name != PRISM]
             names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in cheap for p in parts]
         if self.config.suite == "fashion-full":
             counts = [count for count in COUNTS if count != self.config.images]
@@ -185,7 +185,7 @@ class Experiment:
     def _folder(self, kind: str, name: str, seed: int) -> Path:
         return self.out / kind / name / f"seed-{seed}"
 
-    def _guarded(self, method: Method, make: Callable[[], None]) -> None:
+    def _guarded(self, method: Method, make: Callable[..., None], *arguments: Any) -> None:
         """One piece of a method. What goes wrong ends the method, not the study."""
         if method.name in self.found.failures:
             return
@@ -193,7 +193,7 @@ class Experiment:
             what = f"it takes the values chosen for {method.follows}, which failed"
         else:
             try:
-                make()
+                make(*arguments)
                 return
             except _FAILURES as error:
                 if not isinstance(error, UserError):
@@ -204,7 +204,7 @@ class Experiment:
         self.say(f"  {method.name}: FAILED: {what}")
 
     def _told(self, stage: str, result: str) -> None:
-        self.say(f"{self.expected.line(stage, result)}")
+        self.say(self.expected.line(stage, result))
 
     # the pieces
 
@@ -214,7 +214,7 @@ class Experiment:
         def measure() -> dict[str, Any]:
             return {
                 f"{who}_accuracy": measure_accuracy(getattr(self.eyes, who), self.test, who, self.bars)
-                for who in ("teacher", "judge", "second")
+                for who in CLASSIFIERS
             }
 
         found = self.stages.once(name, self.out / "references.json", content_hash(self.weights), measure)
@@ -392,7 +392,7 @@ class Experiment:
                 if images == self.config.images:
                     self.expected.leave_out(f"{method.name} seed {seed}, equal compute")
                 else:
-                    self._guarded(method, lambda m=method, s=seed, n=images: self._richer(m, s, n))  # type: ignore[misc]
+                    self._guarded(method, self._richer, method, seed, images)
 
     def _richer(self, method: Method, seed: int, images: int) -> None:
         where = "equal compute"
@@ -415,15 +415,11 @@ class Experiment:
                 for count in COUNTS:
                     if count == self.config.images:
                         continue
-                    where = f"{count} images"
-                    self._guarded(
-                        method,
-                        lambda m=method, s=seed, n=count, w=where: self._counted(m, s, n, w),  # type: ignore[misc]
-                    )
+                    self._guarded(method, self._counted, method, seed, count)
 
-    def _counted(self, method: Method, seed: int, count: int, where: str) -> None:
+    def _counted(self, method: Method, seed: int, count: int) -> None:
         drawn = self._more(method, seed, count, "more images", max(COUNTS))
-        self._row(BY_COUNT, method.name, seed, f", {where}", drawn)
+        self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
 
 
 def _identity(method: Method) -> str:

@@ -13,6 +13,7 @@ from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.study import page
 from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
+from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
@@ -20,7 +21,6 @@ from prism_fast.study.study_samples import grid
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
 from prism_fast.study.text import duration, percent
 
-_WHO = ("teacher", "judge", "second")
 _DISTANCES = (FRECHET, KERNEL)
 Figures = Mapping[str, Any]
 
@@ -186,13 +186,15 @@ def _overlaps(figures: Figures) -> list[str]:
     names = in_table(figures, EQUAL_IMAGES)
     for extractor, count in figures["compared_images"].items():
         headline = extractor == figures["headline"]
-        head = ["", *(f"{who} agrees" for who in _WHO * headline)]
+        head = ["", *(f"{who} agrees" for who in CLASSIFIERS * headline)]
         head += ["precision", "recall", "density", "coverage", "Fréchet distance", "kernel distance × 1000"]
         rows = []
         for name in names:
             own = of(figures["rows"], EQUAL_IMAGES, name)
             cells = [escape(name)]
-            cells += [percent(mean_and_spread([row[f"{who}_agreement"] for row in own])[0]) for who in _WHO * headline]
+            cells += [
+                percent(mean_and_spread([row[f"{who}_agreement"] for row in own])[0]) for who in CLASSIFIERS * headline
+            ]
             for metric in (*PRDC, *_DISTANCES):
                 values = [v for row in own if (v := figure(row, metric, extractor)) is not None]
                 if not values:

@@ -56,7 +56,6 @@ def batch_records(
         mixed: rows of the set may have a partner: every record says which, or null.
     """
     skipped = batch.skipped.tolist()
-    traces = [_trace(batch, place) for place in range(len(rows))]
     return [
         {
             "index": row.index,
@@ -78,7 +77,7 @@ def batch_records(
             "compute_batch": batch.compute_batch,
             "accepted": not reasons[place],
             "reason": reasons[place],
-            "guidance": traces[place],
+            "guidance": _trace(batch, place),
             **({"mix": _mix(row)} if mixed else {}),
             "config_hash": config_hash,
         }

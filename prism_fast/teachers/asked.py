@@ -46,9 +46,9 @@ class Further:
         """What a graph has beyond ``TERMS``; two graphs of a teacher with the same names are the same graph."""
         layers = () if self.statistics is None else (f"batch_norm:{_digest(self.statistics)}",)
         student = () if self.student is None else (student_tap(self.student.fingerprint),)
-        squared = self.statistics is None or self.statistics.form == "squared"
-        others = (() if squared else ("batch_norm: norm",), () if self.student_where == "all" else ("student: agree",))
-        return (*layers, *student, *others[0], *others[1])
+        norm = self.statistics is not None and self.statistics.form == "norm"
+        others = {"batch_norm: norm": norm, "student: agree": self.student_where == "agree"}
+        return (*layers, *student, *(name for name, on in others.items() if on))
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_fast.wide import wide as _wide
+
 Cotangents = tuple[Tensor | None, ...]
 Pullback = Callable[[Tensor], Cotangents]
 Rule = Callable[..., tuple[Any, Any]]
@@ -101,11 +103,6 @@ def _where(mask: Tensor, g: Tensor) -> Tensor:
     A cotangent that is not finite stays so behind a closed kink: the image is then dropped, as it is anyway.
     """
     return g * Switches.switch(mask).to(g.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least fp32: what normalisations and exponentials compute in, whatever the body's dtype."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _pair(value: int | Sequence[int], default: int | None = None) -> tuple[int, int]:

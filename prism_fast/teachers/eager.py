@@ -16,6 +16,7 @@ from prism_fast.pipeline.weights import fingerprint
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.preprocess import Preprocess
 from prism_fast.teachers.taps import batch_norm_inputs, running_statistics
+from prism_fast.wide import wide
 
 TAP_HEADROOM = 2.0**8
 """The cotangents of whole feature maps are far smaller than the largest one of the logits: in fp16 all are raised by
@@ -96,7 +97,7 @@ class EagerTeacher:
             raise UserError(f"{type(self.model).__name__} has no forward_features/forward_head: use a timm model")
         maps = self.model.forward_features(self._prepared(images))
         pooled: Tensor = self.model.forward_head(maps, pre_logits=True)
-        return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+        return wide(pooled)
 
     def energy_and_grad(self, images: Tensor, targets: Tensor, term: EnergyTerm) -> Energy:
         """Energies [B] and gradients [B, 3, H, W] with respect to the images, both at least fp32.
@@ -104,7 +105,7 @@ class EagerTeacher:
         Logits and the taps that ``term`` needs are pulled back together; ``outputs`` has the logits alone.
         """
         images = images.detach().to(self.device)
-        images = images.to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
+        images = wide(images).requires_grad_()
         with torch.enable_grad():
             outputs = self.tapped_outputs(images, term) if term.needed_taps else self.outputs(images)
         energy, cotangents = term.value_and_cotangents(outputs, targets.to(self.device))
@@ -123,10 +124,10 @@ class EagerTeacher:
     def _prepared(self, images: Tensor) -> Tensor:
         images = images.to(self.device)
         # Resize and normalise in fp32 even for a half-precision network, and inside autocast
-        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        precise = wide(images)
         kind = images.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            prepared: Tensor = self._preprocess(wide)
+            prepared: Tensor = self._preprocess(precise)
         return prepared.to(self.dtype)
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from prism_fast.config import content_hash
 from prism_fast.energy.ensemble import EnsembleEnergy, Mode, member_tap, share_of
-from prism_fast.energy.terms import EnergyTerm, Outputs, wide
+from prism_fast.energy.terms import EnergyTerm, Outputs
 from prism_fast.errors import UserError
 from prism_fast.teachers.base import Energy, Teacher
 from prism_fast.teachers.taps import outputs_for
+from prism_fast.wide import wide
 
 
 class EnsembleTeacher:

@@ -70,6 +70,10 @@ class Learner:
         self._sampler = SamplerConfig(scheduler="ddim", steps=config.denoising_steps, cfg_scale=config.cfg_scale)
         self._denoiser, self._decoder = Denoiser(pipe, config.cfg_scale), load_decoder(pipe, "kl")
         self._length = max_prompt_tokens(pipe)
+        self._unconditional: Tensor | None = None
+        if config.cfg_scale > 1:  # it names no learned word: the same at every step
+            with torch.no_grad():
+                self._unconditional = encode(pipe, [""] * config.batch, self._length).text
 
     def __call__(
         self, words: Sequence[str], prompts: Sequence[str], class_index: int, told: Callable[[float], None]
@@ -116,17 +120,14 @@ class Learner:
         noise = draw_noise(seeds, latent_shape(self._pipe), draws=0)
         chosen = [prompts[row % len(prompts)] for row in range(count)]
         text = encode(self._pipe, chosen, self._length).text
-        unconditional = None
-        if self._config.cfg_scale > 1:
-            unconditional = encode(self._pipe, [""] * count, self._length).text
         sample = schedule.start(noise.init.to(self._device))
         with torch.no_grad():
             for index in range(stop):
                 inputs = schedule.network_input(sample, index)
-                prediction = self._denoiser(inputs, schedule.timesteps[index], text, unconditional)
+                prediction = self._denoiser(inputs, schedule.timesteps[index], text, self._unconditional)
                 sample = schedule.step(prediction, index, sample, noise.generators)
         inputs = schedule.network_input(sample, stop)
-        prediction = self._denoiser(inputs, schedule.timesteps[stop], text, unconditional)
+        prediction = self._denoiser(inputs, schedule.timesteps[stop], text, self._unconditional)
         x0, _ = schedule.levels[stop].split(prediction, sample, schedule.prediction_type)
         outputs = outputs_for(self._teacher, decode(self._decoder, x0), self._term)
         targets = torch.full((count,), class_index, device=outputs.logits.device)

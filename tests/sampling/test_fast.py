@@ -33,21 +33,6 @@ from tests.sampling.cases import CLASSES, GATE, IDS, PROMPTS, SCHEDULERS
 from tests.tiny import save_tiny_decoder, save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    return tiny_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def xl() -> Any:
-    return tiny_xl_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> EagerTeacher:
-    return load_teacher(str(save_tiny_teacher(tmp_path_factory.mktemp("teacher"))))
-
-
 def _converted(dtype: torch.dtype, device: str = "cpu", make: Callable[[int], Any] = tiny_pipeline) -> Any:
     """The module's pipeline in another precision or place."""
     own = make(0)

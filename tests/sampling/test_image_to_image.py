@@ -33,24 +33,9 @@ from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
 from tests.sampling.cases import CLASSES, GATE, IDS, PROMPTS, SCHEDULERS
 from tests.sampling.sources import MemorySources
-from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import save_tiny_teacher, tiny_pipeline
 
 SWEEP = ImageToImageConfig(strengths=(0.2, 0.5, 0.9))
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    return tiny_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def xl() -> Any:
-    return tiny_xl_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> EagerTeacher:
-    return load_teacher(str(save_tiny_teacher(tmp_path_factory.mktemp("teacher"))))
 
 
 def _config(guidance: dict[str, Any] | None = None, **options: Any) -> SamplerConfig:

@@ -20,9 +20,8 @@ from prism_fast.sampling.noise import draw_noise
 from prism_fast.sampling.reference import ReferenceSampler, _Trace
 from prism_fast.teachers.base import Energy
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.load import load_teacher
 from tests.sampling.cases import CLASSES, IDS, PROMPTS, SCHEDULERS
-from tests.tiny import save_tiny_teacher, tiny_pipeline, tiny_xl_pipeline
+from tests.tiny import tiny_pipeline, tiny_xl_pipeline
 
 _CLASS_NAMES = {
     "pndm": "PNDMScheduler",
@@ -32,21 +31,6 @@ _CLASS_NAMES = {
     "euler_a": "EulerAncestralDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    return tiny_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def xl() -> Any:
-    return tiny_xl_pipeline(0)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> EagerTeacher:
-    return load_teacher(str(save_tiny_teacher(tmp_path_factory.mktemp("teacher"))))
 
 
 def _seeds(seed: int) -> list[int]:

@@ -14,17 +14,7 @@ from prism_fast.progress import Bar, NoBar, silent
 from prism_fast.study.experiment import EQUAL_IMAGES, TRIAL_SEED
 from prism_fast.study.study import run_study
 from prism_fast.synthesis.interruption import Interrupted
-from tests.study.studies import IMAGES, killed_when, make_networks, prepared_methods, tiny_study, without_seconds
-from tests.study.worlds import one_thread, use_fake_images
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("networks")
-    with pytest.MonkeyPatch.context() as patch, one_thread():
-        use_fake_images(patch)
-        make_networks(folder)
-        yield folder
+from tests.study.studies import IMAGES, killed_when, prepared_methods, tiny_study, without_seconds
 
 
 def study(networks: Path, out: Path, name: str, bars: Any = silent) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -28,24 +27,13 @@ from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import (
     IMAGES,
     killed_when,
-    make_networks,
     prepared_methods,
     three_methods,
     tiny_study,
     without_seconds,
 )
-from tests.study.worlds import one_thread, use_fake_images
 
 NAMES = ("plain", "plain-reject", "prism")
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("networks")
-    with pytest.MonkeyPatch.context() as patch, one_thread():
-        use_fake_images(patch)
-        make_networks(folder)
-        yield folder
 
 
 Finished = tuple[StudyConfig, dict[str, Any], list[str]]
