@@ -25,9 +25,9 @@ class Expected:
     def __init__(self, stages: Stages, planned: Sequence[str]) -> None:
         self._stages, self._planned = stages, tuple(planned)
 
-    def leave_out(self, beginning: str) -> None:
+    def leave_out(self, *beginnings: str) -> None:
         """Stages whose names begin so are not to come."""
-        self._planned = tuple(name for name in self._planned if not name.startswith(beginning))
+        self._planned = tuple(name for name in self._planned if not name.startswith(beginnings))
 
     def seconds_left(self) -> tuple[float, bool]:
         """Of what is left, and whether every kind of it is known."""

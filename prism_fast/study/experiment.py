@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
-from prism_fast.data.sources import load_source_models
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.report import DistillReport, write_json
 from prism_fast.distill.trainer import distill_images
@@ -23,18 +21,18 @@ from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields, build, lay_over
+from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.expected import Expected
 from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
 from prism_fast.study.measure import Reference, measure_accuracy
-from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite, synthesis_config
-from prism_fast.study.preparations import Request
+from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite
 from prism_fast.study.real import balanced_rows, real_images
-from prism_fast.study.sets import LabelledSet, read_set
+from prism_fast.study.sharing import locked, share
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.study.study_samples import samples
 from prism_fast.study.trials import Trial, choose
-from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
 
 CEILING = Method(name="real", about="as many real images of the teacher's split")
@@ -47,28 +45,16 @@ MORE_SEED = 100_000
 LEAST_MORE = 0.05
 """Share of further images below which a method has no row of its own at equal compute."""
 _PLACES = ("out", "device")
+_MACHINE = ("device_name", "threads")
+"""Of the environment, what may change within a study."""
 _FAILURES = (UserError, ValueError, RuntimeError, MemoryError)
 """What ends one method and not the study. A stop that was asked for is none of them."""
 
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """A method's images of one seed.
-
-    Attributes:
-        made: the sets; the second, where there is one, has further rows.
-        images, classes: of both.
-        seconds: by part, of this many images.
-    """
-
-    made: tuple[LabelledSet, ...]
-    images: Tensor
-    classes: Tensor
-    seconds: dict[str, float]
+Row = dict[str, Any]
+Made = TypeVar("Made")
 
 
 @dataclass(kw_only=True)
@@ -79,6 +65,7 @@ class Found:
         rows: one a recipe, seed and table.
         trials: by method, with the place of the chosen one.
         curves: of precision and recall over k, by method; of the first seed.
+        shown: by method, for the report: samples (a PNG in base64), energies of generated images; of the first seed.
         failures: what went wrong, by method.
         missing: methods whose recipes are not there.
         references: accuracies of the three classifiers on real test images.
@@ -88,6 +75,7 @@ class Found:
     rows: list[dict[str, Any]] = field(default_factory=list)
     trials: dict[str, tuple[list[Trial], int]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    shown: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     references: dict[str, float] = field(default_factory=dict)
@@ -95,7 +83,7 @@ class Found:
 
 
 class Experiment:
-    """One run of the study; a later one finds what this one made.
+    """One run of the study; a later one finds what this one made, and one beside it takes a part of the work.
 
     Args:
         config: of the study.
@@ -131,32 +119,54 @@ class Experiment:
         save_yaml(config, self.out / "config.yaml")
         self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
         self.stages = Stages(self.out)
+        # A set is one machine's, to the last bit; a study is carried on elsewhere, by whole sets and students.
+        self._made_with = {
+            "weights": self.weights,
+            "versions": {name: value for name, value in self.environment.items() if name not in _MACHINE},
+        }
+        machine = ", ".join(f"{name} {self.environment[name]}" for name in _MACHINE if name in self.environment)
+        self.draws = Draws(config, self.out, self.stages, bars, self._made_with, machine)
+        self._locks = self.out / "locks"
         self.expected = Expected(self.stages, self._planned())
 
     def run(self) -> Found:
-        """Makes what is missing, method by method within a seed; a failing method is left out and named."""
-        for name in self.found.missing:
+        """Makes what is missing, method by method within a seed; a failing method is left out and named.
+
+        Other runs of the same folder may be doing the same: what they make is not made here.
+        """
+        found, seeds = self.found, range(self.config.seeds)
+        for name in found.missing:
             self.say(f"  {name}: left out, its recipe is not in this version")
-        self.found.references = self._references()
-        for method in self.methods:
-            if method.grid:
-                self._guarded(method, self._tune, method)
-        for seed in range(self.config.seeds):
-            self._guarded(CEILING, self._real, seed)
-            for method in self.methods:
-                self._guarded(method, self._equal_images, method, seed)
-        for seed in range(self.config.seeds):
-            for method in self.methods:
-                if method.own is not None:
-                    self._guarded(method, self._own_loss, method, seed)
+        (found.references,) = share(self._locks, [("references", self._references)])
+        tuned = [method for method in self.methods if method.grid]
+        tried = share(self._locks, [(f"{m.name} trials", partial(self._guarded, m, self._tune, m)) for m in tuned])
+        found.trials = {method.name: trials for method, trials in zip(tuned, tried, strict=True) if trials is not None}
+        self._tabulate(
+            [
+                (EQUAL_IMAGES, method, seed, self._real if method is CEILING else self._equal_images)
+                for seed in seeds
+                for method in (CEILING, *self.methods)
+            ]
+        )
+        self._tabulate([(OWN_LOSS, m, seed, self._own_loss) for seed in seeds for m in self.methods if m.own])
         self._equal_compute()
         if self.config.suite == "fashion-full":
             self._by_count()
-        return self.found
+        return found
 
-    def set_of(self, name: str, seed: int) -> LabelledSet:
-        """The set of a method that has one, for pictures."""
-        return read_set(self._folder("sets", name, seed) / "shards")
+    def _tabulate(self, pieces: Sequence[tuple[str, Method, int, Callable[..., Row]]]) -> None:
+        """Adds rows, in this order, whoever makes them first."""
+        made = share(
+            self._locks,
+            [
+                (
+                    f"{method.name} seed {seed}, {table}",
+                    partial(self._guarded, method, make, method, seed),
+                )
+                for table, method, seed, make in pieces
+            ],
+        )
+        self.found.rows += [row for row in made if row is not None]
 
     # what is known beforehand
 
@@ -185,16 +195,15 @@ class Experiment:
     def _folder(self, kind: str, name: str, seed: int) -> Path:
         return self.out / kind / name / f"seed-{seed}"
 
-    def _guarded(self, method: Method, make: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, method: Method, make: Callable[..., Made], *arguments: Any) -> Made | None:
         """One piece of a method. What goes wrong ends the method, not the study."""
         if method.name in self.found.failures:
-            return
+            return None
         if method.follows is not None and method.follows in self.found.failures:
             what = f"it takes the values chosen for {method.follows}, which failed"
         else:
             try:
-                make(*arguments)
-                return
+                return make(*arguments)
             except _FAILURES as error:
                 if not isinstance(error, UserError):
                     _log.warning("%s", method.name, exc_info=error)
@@ -202,6 +211,7 @@ class Experiment:
         self.found.failures[method.name] = what
         self.expected.leave_out(f"{method.name} ")
         self.say(f"  {method.name}: FAILED: {what}")
+        return None
 
     def _told(self, stage: str, result: str) -> None:
         self.say(self.expected.line(stage, result))
@@ -221,23 +231,22 @@ class Experiment:
         self._told(name, "on real images " + ", ".join(f"{100 * value:.1f} %" for value in found.values()))
         return found
 
-    def _tune(self, method: Method) -> None:
+    def _tune(self, method: Method) -> tuple[list[Trial], int]:
         """Tries the method's grid, and chooses."""
         trials = []
         for place, fields in enumerate(method.grid):
             stage, folder = f"{method.name} trial {place}", self.out / "trials" / method.name / str(place)
-            drawn = self._draw(f"{stage}: try", method, fields, self.config.trial_images, TRIAL_SEED, folder)
+            drawn = self.draws.draw(f"{stage}: try", method, fields, self.config.trial_images, TRIAL_SEED, folder)
 
             def look(drawn: Drawn = drawn) -> dict[str, Any]:
-                agreement, diversity = self.eyes.trial(drawn.images, drawn.classes)
+                agreement, diversity = self.eyes.trial(*drawn.images())
                 return {"agreement": agreement, "diversity": round(diversity, 6)}
 
-            seen = self.stages.once(f"{stage}: look", folder / "look.json", drawn.made[0].identity, look)
-            seconds = sum(drawn.seconds.values())
-            trials.append(Trial(fields=fields, images=len(drawn.images), seconds=seconds, **seen))
+            seen = self.stages.once(f"{stage}: look", folder / "look.json", drawn.identity, look)
+            trials.append(Trial(fields=fields, images=drawn.count, seconds=sum(drawn.seconds.values()), **seen))
             told = f"diversity {seen['diversity']:.3f}, second teacher {100 * seen['agreement']:.1f} %"
             self._told(f"{stage}: try", told)
-        self.found.trials[method.name] = trials, choose(trials)
+        return trials, choose(trials)
 
     def _chosen(self, method: Method) -> Fields:
         name = method.follows or method.name
@@ -246,57 +255,22 @@ class Experiment:
         trials, place = self.found.trials[name]
         return trials[place].fields
 
-    def _draw(self, stage: str, method: Method, chosen: Fields, images: int, seed: int, folder: Path) -> Drawn:
-        """A set, and before it what it is made from."""
-        prepared, seconds = self._prepared(method, seed)
-        config = synthesis_config(self.config, method, chosen=chosen, images=images, seed=seed, prepared=prepared)
-        with self.stages.stage(stage):
-            synthesize(config, folder / "shards", progress=self.bars, load=load_source_models)
-        made = read_set(folder / "shards")
-        seconds["sampling"] = self.stages.seconds(stage)
-        return Drawn(made=(made,), images=made.images, classes=made.classes, seconds=seconds)
-
-    def _prepared(self, method: Method, seed: int) -> tuple[Fields, dict[str, float]]:
-        """What sets of this seed are made from, once for all of them, and its seconds, which each of them counts."""
-        if method.prepare is None:
-            return {}, {}
-        stage = f"{method.name} seed {seed}: prepare"
-        request = Request(
-            study=self.config,
-            folder=self._folder("prepared", method.name, seed),
-            seed=seed,
-            config=partial(synthesis_config, self.config, method, chosen={}),
-            bars=self.bars,
-        )
-        with self.stages.stage(stage):
-            fields = method.prepare.make(request)
-        return fields, {"preparation": self.stages.seconds(stage)}
-
     def _set(self, method: Method, seed: int) -> Drawn:
         """The method's set of the table of equal images."""
         stage, folder = f"{method.name} seed {seed}: synthesize", self._folder("sets", method.name, seed)
-        return self._draw(stage, method, self._chosen(method), self.config.images, seed, folder)
+        return self.draws.draw(stage, method, self._chosen(method), self.config.images, seed, folder)
 
     def _more(self, method: Method, seed: int, images: int, where: str, most: int) -> Drawn:
         """The first ``images`` images: of the method's set, and where these are not enough of one that has ``most`` in
         all with it."""
         own = self._set(method, seed)
-        if images <= len(own.images):
-            part = {name: value * images / len(own.images) for name, value in own.seconds.items()}
-            return replace(own, images=own.images[:images], classes=own.classes[:images], seconds=part)
-        stage, folder = f"{method.name} seed {seed}, {where}: synthesize", self._folder("more", method.name, seed)
-        further = most - self.config.images
-        added = self._draw(
-            stage, method, self._chosen(method), further, seed + MORE_SEED, folder / where.replace(" ", "-")
-        )
-        taken = images - len(own.images)
-        return Drawn(
-            made=own.made + added.made,
-            images=torch.cat([own.images, added.images[:taken]]),
-            classes=torch.cat([own.classes, added.classes[:taken]]),
-            seconds={
-                name: spent + added.seconds[name] * taken / len(added.images) for name, spent in own.seconds.items()
-            },
+        if images <= own.count:
+            return own.first(images)
+        stage = f"{method.name} seed {seed}, {where}: synthesize"
+        folder = self._folder("more", method.name, seed) / where.replace(" ", "-")
+        chosen, further = self._chosen(method), most - self.config.images
+        return own.with_more(
+            self.draws.draw(stage, method, chosen, further, seed + MORE_SEED, folder).first(images - own.count)
         )
 
     def _student(self, stage: str, folder: Path, images: Tensor, classes: Tensor, seed: int, own: Fields) -> Path:
@@ -309,26 +283,32 @@ class Experiment:
 
     def _row(
         self, table: str, method: str, seed: int, where: str, drawn: Drawn | None, own: Fields | None = None
-    ) -> dict[str, Any]:
+    ) -> Row:
         """Trains, measures and keeps a row. ``drawn`` None: real images."""
         stage = f"{method} seed {seed}{where}"
         folder = self.out / "students" / table.replace(" ", "-") / method / (f"seed-{seed}" + where.replace(", ", "-"))
-        images, classes = self._real_images(seed) if drawn is None else (drawn.images, drawn.classes)
-        student = self._student(f"{stage}: distil", folder, images, classes, seed, own or {})
-        identity = content_hash([self.weights, [made.identity for made in drawn.made] if drawn else seed, len(images)])
+        count = self.config.images if drawn is None else drawn.count
+        identity = content_hash([self._made_with, drawn.identity if drawn else seed, count])
+        kept = folder / "figures.json"
+        found = self.stages.kept(kept, identity)
+        if found is None:
+            images, classes = self._real_images(seed) if drawn is None else drawn.images()
+            student = self._student(f"{stage}: distil", folder, images, classes, seed, own or {})
 
-        def measure() -> dict[str, Any]:
-            found = {"student_accuracy": measure_accuracy(load_teacher(str(student), self.device), self.test, stage)}
-            if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
-                found |= self.gallery.ceiling if drawn is None else self.gallery.figures(images, classes)
-            return found
+            def measure() -> dict[str, Any]:
+                network = load_teacher(str(student), self.device)
+                figures: dict[str, Any] = {"student_accuracy": measure_accuracy(network, self.test, stage)}
+                if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
+                    figures |= self.gallery.ceiling if drawn is None else self.gallery.figures(images, classes)
+                return figures
 
-        found = self.stages.once(f"{stage}: measure", folder / "figures.json", identity, measure)
+            found = self.stages.once(f"{stage}: measure", kept, identity, measure)
         row = {
             "recipe": method,
             "seed": seed,
             "table": table,
-            "images": len(images),
+            "images": count,
+            **({"machine": drawn.machine} if drawn else {}),
             "seconds": {
                 **(drawn.seconds if drawn else {}),
                 "training": self.stages.seconds(f"{stage}: distil"),
@@ -336,7 +316,6 @@ class Experiment:
             },
             **found,
         }
-        self.found.rows.append(row)
         self._told(f"{stage}: measure", f"student {100 * row['student_accuracy']:.2f} % on the real test set")
         return row
 
@@ -346,80 +325,102 @@ class Experiment:
         rows = balanced_rows(labels, self.config.images, seed)
         return images[rows], labels[rows]
 
-    def _real(self, seed: int) -> None:
-        self._row(EQUAL_IMAGES, REAL, seed, "", None)
+    def _real(self, method: Method, seed: int) -> Row:
         if seed == 0:
-            self.found.curves[REAL] = self._curve(REAL, None)
+            self._show(method.name, None)
+        return self._row(EQUAL_IMAGES, method.name, seed, "", None)
 
-    def _curve(self, name: str, drawn: Drawn | None) -> list[dict[str, float]]:
-        """Over k, kept with the set it is of."""
-        identity = content_hash([self.weights, drawn.made[0].identity if drawn else None])
+    def _show(self, name: str, drawn: Drawn | None) -> None:
+        """What the report shows of seed 0: precision and recall over k, samples, energies."""
+        identity = content_hash([self._made_with, drawn.identity if drawn else None])
 
-        def measure() -> dict[str, Any]:
-            shown = (None, None) if drawn is None else (drawn.images, drawn.classes)
-            return {"points": self.gallery.curve(*shown)}
+        def look() -> dict[str, Any]:
+            if drawn is None:
+                images, classes = self.test.images, self.test.labels
+                return {"points": self.gallery.curve(None), "samples": samples(images, classes), "energies": []}
+            images, classes = drawn.images()
+            energies = [round(energy, 4) for one in drawn.read() for energy in one.energies.tolist()]
+            points = self.gallery.curve(images, classes)
+            return {"points": points, "samples": samples(images, classes), "energies": energies}
 
-        path = self.out / "curves" / f"{name}.json"
-        points: list[dict[str, float]] = self.stages.once(f"{name}: curve", path, identity, measure)["points"]
-        return points
+        shown = self.stages.once(f"{name}: show", self.out / "shown" / f"{name}.json", identity, look)
+        self.found.curves[name] = shown["points"]
+        self.found.shown[name] = shown
 
-    def _equal_images(self, method: Method, seed: int) -> None:
+    def _equal_images(self, method: Method, seed: int) -> Row:
         drawn = self._set(method, seed)
-        self._row(EQUAL_IMAGES, method.name, seed, "", drawn)
         if seed == 0:
-            self.found.curves[method.name] = self._curve(method.name, drawn)
+            self._show(method.name, drawn)
+        return self._row(EQUAL_IMAGES, method.name, seed, "", drawn)
 
-    def _own_loss(self, method: Method, seed: int) -> None:
-        self._row(OWN_LOSS, method.name, seed, ", own loss", self._set(method, seed), method.own)
+    def _own_loss(self, method: Method, seed: int) -> Row:
+        return self._row(OWN_LOSS, method.name, seed, ", own loss", self._set(method, seed), method.own)
 
     def _equal_compute(self) -> None:
         """Cheaper methods get as many more images as PRISM's sampling seconds buy."""
-        path = self.out / "compute.json"
         if self.config.more == 1 or PRISM not in {m.name for m in self._main} or PRISM in self.found.failures:
             return
-        if path.exists():
-            self.found.compute = json.loads(path.read_text())
-        else:
-            # Fixed once: a resumed study must not count otherwise because its clock did.
-            self.found.compute = {"seconds_per_image": self._costs(), "more": self.config.more}
-            write_json(path, self.found.compute)
-        costs = self.found.compute["seconds_per_image"]
-        for seed in range(self.config.seeds):
-            for method in self._main:
-                if method.name == PRISM or method.name not in costs:
-                    continue
-                images = affordable(self.config.images, costs[PRISM] / costs[method.name], self.config.more)
-                if images == self.config.images:
-                    self.expected.leave_out(f"{method.name} seed {seed}, equal compute")
-                else:
-                    self._guarded(method, self._richer, method, seed, images)
+        path = self.out / "compute.json"
+        with locked(self._locks / "compute.lock"):
+            if not path.exists():
+                # Fixed once: a resumed study must not count otherwise because its clock did.
+                write_json(path, {**self._costs(), "more": self.config.more})
+        self.found.compute = json.loads(path.read_text())
+        ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
+        dear = []
+        for method in self._main:
+            if method.name == PRISM or method.name not in ratios:
+                continue
+            images = affordable(self.config.images, 1 / ratios[method.name], self.config.more)
+            if images == self.config.images:
+                self.expected.leave_out(*(f"{method.name} seed {s}, equal compute" for s in range(self.config.seeds)))
+            else:
+                dear.append((method, images))
+        self._tabulate(
+            [
+                (f"{EQUAL_COMPUTE} {images}", method, seed, partial(self._richer, images=images))
+                for seed in range(self.config.seeds)
+                for method, images in dear
+            ]
+        )
 
-    def _richer(self, method: Method, seed: int, images: int) -> None:
-        where = "equal compute"
-        self._row(EQUAL_COMPUTE, method.name, seed, f", {where}", self._more(method, seed, images, where, images))
+    def _richer(self, method: Method, seed: int, images: int) -> Row:
+        where = EQUAL_COMPUTE
+        return self._row(
+            EQUAL_COMPUTE, method.name, seed, f", {where}", self._more(method, seed, images, where, images)
+        )
 
-    def _costs(self) -> dict[str, float]:
-        """Median over the seeds of the seconds that an image took, pilot, rejected draws and preparation included."""
-        costs: dict[str, list[float]] = {}
+    def _costs(self) -> dict[str, Any]:
+        """Seconds of an image, pilot, rejected draws and preparation included: the median over the seeds, and that of
+        the ratios to PRISM's of the same seed, since seeds may have been drawn on different machines."""
+        costs: dict[str, dict[int, float]] = {}
         for row in self.found.rows:
             if row["table"] == EQUAL_IMAGES and row["recipe"] != REAL:
                 spent = sum(row["seconds"].get(part, 0.0) for part in ("sampling", "preparation"))
-                costs.setdefault(row["recipe"], []).append(spent / row["images"])
-        return {name: round(statistics.median(values), 6) for name, values in costs.items()}
+                costs.setdefault(row["recipe"], {})[row["seed"]] = spent / row["images"]
+        return {
+            "seconds_per_image": {name: round(statistics.median(own.values()), 6) for name, own in costs.items()},
+            "of_an_image_of_prism": {
+                name: round(statistics.median(own[seed] / costs[PRISM][seed] for seed in own), 6)
+                for name, own in costs.items()
+            },
+        }
 
     def _by_count(self) -> None:
-        for seed in range(self.config.seeds):
-            for method in self._main:
-                if method.name not in COUNTED:
-                    continue
-                for count in COUNTS:
-                    if count == self.config.images:
-                        continue
-                    self._guarded(method, self._counted, method, seed, count)
+        self._tabulate(
+            [
+                (f"{BY_COUNT} {count}", method, seed, partial(self._counted, count=count))
+                for seed in range(self.config.seeds)
+                for method in self._main
+                if method.name in COUNTED
+                for count in COUNTS
+                if count != self.config.images
+            ]
+        )
 
-    def _counted(self, method: Method, seed: int, count: int) -> None:
+    def _counted(self, method: Method, seed: int, count: int) -> Row:
         drawn = self._more(method, seed, count, "more images", max(COUNTS))
-        self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
+        return self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
 
 
 def _identity(method: Method) -> str:

@@ -1,4 +1,7 @@
-"""What a demo or study has done so far and how long it took, kept in its folder so that a resumed run adds to it."""
+"""What a demo or study has done so far and how long it took, kept in its folder so that a resumed run adds to it.
+
+Runs that share a folder add to one file: each writes its own stages under a lock, and reads those of the others.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from prism_fast.config import canonical, make_own_folder
 from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
+from prism_fast.study.sharing import locked
 
 _STAGES = "stages.json"
 
@@ -45,7 +49,7 @@ class Stages:
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         self._path, self._clock = out / _STAGES, clock
-        self._done: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._read: tuple[int, dict[str, dict[str, Any]]] = (0, {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -60,18 +64,35 @@ class Stages:
             finished = True
         finally:
             seconds = round(before["seconds"] + self._clock() - begin, 3)
-            self._done[name] = {"seconds": seconds, "finished": finished}
-            write_json(self._path, self._done)
+            with locked(self._path.with_suffix(".lock")):
+                write_json(self._path, {**self._done, name: {"seconds": seconds, "finished": finished}})
+
+    @property
+    def _done(self) -> dict[str, dict[str, Any]]:
+        """The stages of all runs, read again where the file is another one."""
+        try:
+            written = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        if written != self._read[0]:
+            self._read = written, json.loads(self._path.read_text())
+        return self._read[1]
+
+    @staticmethod
+    def kept(path: Path, identity: str) -> dict[str, Any] | None:
+        """The figures in ``path`` where they are of this identity."""
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        return dict(found["figures"]) if found.get("identity") == identity else None
 
     def once(self, name: str, path: Path, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Figures from ``path`` where they are of this identity, else measured in a stage and kept there."""
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text())
-            if kept.get("identity") == identity:
-                return dict(kept["figures"])
-        with self.stage(name):
-            figures = measure()
-            write_json(path, {"identity": identity, "figures": figures})
+        figures = self.kept(path, identity)
+        if figures is None:
+            with self.stage(name):
+                figures = measure()
+                write_json(path, {"identity": identity, "figures": figures})
         return figures
 
     def finished(self, name: str) -> bool:

@@ -83,8 +83,8 @@ def energy_chart(study: Experiment) -> str:
         ]
     )
     shown = [(REAL, REAL, real)]
-    done = {row["recipe"] for row in study.found.rows if row["seed"] == 0 and row["table"] == EQUAL_IMAGES}
-    shown += [(name, name, study.set_of(name, 0).energies) for name in (PLAIN, PRISM) if name in done]
+    drawn = [name for name in (PLAIN, PRISM) if name in study.found.shown]
+    shown += [(n, n, torch.tensor(study.found.shown[n]["energies"], dtype=torch.float64)) for n in drawn]
     return ridges(shown, "energy E")
 
 

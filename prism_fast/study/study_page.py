@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,7 +16,6 @@ from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
-from prism_fast.study.study_samples import grid
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
 from prism_fast.study.text import duration, percent
 
@@ -222,14 +220,9 @@ def _samples(study: Experiment, figures: Figures) -> str:
     """Of every method the first images of each class, of seed 0."""
     parts = []
     for name in in_table(figures, EQUAL_IMAGES):
-        if not any(row["seed"] == 0 for row in of(figures["rows"], EQUAL_IMAGES, name)):
+        if name not in study.found.shown:
             continue
-        if name == REAL:
-            images, classes = study.test.images, study.test.labels
-        else:
-            made = study.set_of(name, 0)
-            images, classes = made.images, made.classes
-        data = base64.b64encode(grid(images, classes)).decode()
+        data = study.found.shown[name]["samples"]
         parts.append(
             f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
             f'<img alt="samples of {escape(name, quote=True)}" src="data:image/png;base64,{data}"></figure>'

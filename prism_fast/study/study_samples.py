@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 from torch import Tensor
 
 from prism_fast.study.samples import paired_rows
@@ -9,8 +11,8 @@ from prism_fast.study.samples import paired_rows
 ROWS = 2
 
 
-def grid(images: Tensor, classes: Tensor) -> bytes:
-    """PNG of the first two images of each class, of images uint8 [N,3,H,W] and classes int64 [N].
+def samples(images: Tensor, classes: Tensor) -> str:
+    """PNG, in base64, of the first two images of each class, of images uint8 [N,3,H,W] and classes int64 [N].
 
     Classes that have fewer are left out.
     """
@@ -18,4 +20,4 @@ def grid(images: Tensor, classes: Tensor) -> bytes:
         rows[:ROWS].tolist() for index in classes.unique() if len(rows := (classes == index).nonzero()[:, 0]) > 1
     ]
     above, below = ([images[column[line]] for column in columns] for line in range(ROWS))
-    return paired_rows(above, below)
+    return base64.b64encode(paired_rows(above, below)).decode()

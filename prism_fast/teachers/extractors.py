@@ -12,6 +12,7 @@ from torch import Tensor
 from prism_fast.config import cache_dir, resolve_device
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import find_checkpoint, fingerprint, in_short, load_errors
+from prism_fast.teachers.eager import EagerTeacher
 from prism_fast.teachers.load import load_teacher
 
 INCEPTION = "inception"
@@ -50,7 +51,11 @@ def load_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     kind, _, folder = name.partition("@")
     if kind == INCEPTION:
         return Inception(Path(folder) if folder else cache_dir() / INCEPTION, device)
-    return load_teacher(name, device)
+    teacher = load_teacher(name, device)
+    # Of the same numbers but for rounding, and a CPU has EfficientNet-Lite0's features in half the time.
+    if isinstance(teacher, EagerTeacher):
+        teacher.model.to(memory_format=torch.channels_last)
+    return teacher
 
 
 class Inception:

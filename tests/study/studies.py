@@ -77,14 +77,19 @@ def without_seconds(value: Any) -> Any:
     return [without_seconds(item) for item in value] if isinstance(value, list) else value
 
 
-def killed_when(networks: Path, out: Path, sign: str, *methods: str) -> None:
-    """Kills the study as soon as a file of this name is there."""
-    with subprocess.Popen(
+def started(networks: Path, out: Path, *methods: str) -> subprocess.Popen[bytes]:
+    """The study in a process of its own."""
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.study.studies", str(networks), str(out), *methods],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    )
+
+
+def killed_when(networks: Path, out: Path, sign: str, *methods: str) -> None:
+    """Kills the study as soon as a file of this name is there."""
+    with started(networks, out, *methods) as process:
         deadline = time.monotonic() + 240
         while not (out / sign).exists():
             assert process.poll() is None and time.monotonic() < deadline, "it ended, or never came so far"

@@ -28,6 +28,7 @@ from tests.study.studies import (
     IMAGES,
     killed_when,
     prepared_methods,
+    started,
     three_methods,
     tiny_study,
     without_seconds,
@@ -161,6 +162,29 @@ def test_a_finished_study_makes_nothing_again(finished: Finished, monkeypatch: p
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")} == before
 
 
+def test_the_records_are_enough_to_go_on(
+    finished: Finished, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without shards and students, in another folder; a set that has to be looked at again is drawn again."""
+    config, figures, _ = finished
+    out = tmp_path / "out"
+    kept = ("study.json", "stages.json", "references.json", "set.json", "look.json", "figures.json")
+    for path in Path(config.out).rglob("*"):
+        if (path.name in kept and "student" not in path.parts) or path.parent.name == "shown":
+            (out / path.relative_to(config.out)).parent.mkdir(parents=True, exist_ok=True)
+            (out / path.relative_to(config.out)).write_bytes(path.read_bytes())
+    moved = replace(config, out=str(out))
+    with monkeypatch.context() as patch:
+        patch.setattr("prism_fast.study.draws.synthesize", None)
+        patch.setattr(experiment, "distill_images", None)
+        again = run_study(moved, lambda _: None, silent, three_methods())
+    assert again == figures
+    (out / "shown" / "plain.json").unlink()
+    assert not list(out.rglob("*.tar"))
+    assert without_seconds(run_study(moved, lambda _: None, silent, three_methods())) == without_seconds(figures)
+    assert {path.parts[-4] for path in out.rglob("*.tar")} == {"plain"}
+
+
 @pytest.mark.parametrize("changes", [{"passes": 2}, {"seeds": 3}, {"trial_images": 30}, {"second": "judge"}])
 def test_another_setting_is_refused_and_touches_nothing(
     finished: Finished, networks: Path, changes: dict[str, Any]
@@ -208,7 +232,9 @@ def test_preparation_own_loss_and_equal_compute(
         name="made", about="made from something", recipe="plain", prepare=Preparation(make=prepare),
         own={"temperature": 10.0},
     )  # fmt: skip
-    monkeypatch.setattr(Experiment, "_costs", lambda _: {"plain": 0.1, "made": 0.11, "prism": 0.16})
+    ratios = {"plain": 0.1 / 0.16, "made": 0.11 / 0.16, "prism": 1.0}
+    costs = {"seconds_per_image": {"plain": 0.1, "made": 0.11, "prism": 0.16}, "of_an_image_of_prism": ratios}
+    monkeypatch.setattr(Experiment, "_costs", lambda _: costs)
     config = tiny_study(networks, tmp_path / "out", more=2.0)
     figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
     info = json.loads(Path(config.out, "sets/made/seed-0/shards/_info.json").read_text())["made_from"]
@@ -268,3 +294,14 @@ def test_a_killed_study_goes_on_to_the_same_results(finished: Finished, networks
     config = tiny_study(networks, out)
     again = run_study(config, lambda _: None, silent, three_methods())
     assert without_seconds(again) == without_seconds(figures)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work(finished: Finished, networks: Path, tmp_path: Path) -> None:
+    _, figures, _ = finished
+    out = tmp_path / "out"
+    runs = [started(networks, out) for _ in range(2)]
+    assert [run.wait(timeout=240) for run in runs] == [0, 0]
+    assert without_seconds(json.loads((out / RESULTS).read_text())) == without_seconds(figures)
+    stages = json.loads((out / "stages.json").read_text())
+    assert all(stage["finished"] for stage in stages.values())
