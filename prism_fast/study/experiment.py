@@ -24,13 +24,13 @@ from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.expected import Expected
 from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
-from prism_fast.study.measure import Reference, measure_accuracy
+from prism_fast.study.measure import Reference, measure_accuracy, measure_shifted
 from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite
 from prism_fast.study.real import balanced_rows, real_images
 from prism_fast.study.sharing import locked, share
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.study.student_config import student_config
-from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.study.study_config import CLASSES, SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import samples
 from prism_fast.study.trials import Trial, choose
 from prism_fast.teachers.load import load_teacher
@@ -300,6 +300,8 @@ class Experiment:
                 figures: dict[str, Any] = {"student_accuracy": measure_accuracy(network, self.test, stage)}
                 if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
                     figures |= self.gallery.ceiling if drawn is None else self.gallery.figures(images, classes)
+                if table == EQUAL_IMAGES:
+                    figures |= measure_shifted(network, self.test, min(SHIFTED_IMAGES, self.config.images))
                 return figures
 
             found = self.stages.once(f"{stage}: measure", kept, identity, measure)

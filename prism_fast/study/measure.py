@@ -12,11 +12,15 @@ from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS, NEIGHBOURS, PRDC, prdc
+from prism_fast.metrics.robustness import verdicts
+from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.study.real import balanced_rows, most_balanced
 from prism_fast.teachers.base import Teacher
 
 BATCH = 250
+SHIFT_SEED = 0
+"""Decides which images are shifted, and what is random in it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,29 @@ def measure_accuracy(
     """Share of the reference's images whose largest logit is their label."""
     shown = _counted(reference.images, label, progress)
     return round(accuracy(classifier, shown, reference.labels, BATCH).value, 6)
+
+
+def measure_shifted(classifier: Teacher, reference: Reference, count: int) -> dict[str, Any]:
+    """Accuracy on shifted images of the reference, mean of all shifts' severities, and of each shift's.
+
+    Args:
+        classifier: whose.
+        reference: real images.
+        count: of them are shifted, the same ones for every classifier and as many of each class, 35 times each.
+    """
+    rows = balanced_rows(reference.labels, count, SHIFT_SEED).sort().values
+    found = verdicts(
+        {"": classifier},
+        reference.images[rows].split(BATCH),
+        reference.labels[rows],
+        rows=rows,
+        shifts=tuple(SHIFTS),
+        seed=SHIFT_SEED,
+    )[""]
+    return {
+        "shifted_accuracy": round(float(found.score().mean()), 6),
+        "shifts": {kind: round(float(found.score(kind).mean()), 6) for kind in SHIFTS},
+    }
 
 
 def measure_agreement(

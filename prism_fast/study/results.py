@@ -65,6 +65,23 @@ def accuracy(row: Row) -> float:
     return float(row["student_accuracy"])
 
 
+def shifted_accuracy(row: Row) -> float | None:
+    """Of the student on shifted real images; None where the row has none."""
+    return row.get("shifted_accuracy")
+
+
+def shift_comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """PRISM minus every other method, and every method minus real images, on shifted real images."""
+    names = recipes(rows, EQUAL_IMAGES)
+    pairs = [(PRISM, name) for name in names if name != PRISM and PRISM in names]
+    pairs += [(name, REAL) for name in names if name not in (PRISM, REAL) and REAL in names]
+    return [
+        {"table": EQUAL_IMAGES, "first": first, "second": second, "figure": "shifted_accuracy", **change}
+        for first, second in pairs
+        if (change := difference(of(rows, EQUAL_IMAGES, first), of(rows, EQUAL_IMAGES, second), shifted_accuracy))
+    ]
+
+
 def compared(rows: Sequence[Row], table: str, costs: Mapping[str, float]) -> list[str]:
     """The methods of a table, in the order of the study.
 
@@ -157,6 +174,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "compared_images": study.gallery.counts(),
         "rows": rows,
         "comparisons": differences,
+        "shift_comparisons": shift_comparisons(rows),
         "claims": claims(rows, differences, headline),
         "gap_closed": gap(rows),
         "references": found.references,

@@ -10,12 +10,14 @@ from typing import Any
 from prism_fast.config import replacing
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
+from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.study import page
 from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
 from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
+from prism_fast.study.study_config import SHIFTED_IMAGES
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
 from prism_fast.study.text import duration, percent
 
@@ -58,6 +60,12 @@ def page_html(study: Experiment, figures: Figures) -> str:
         *_further_tables(figures, methods),
         "<h2>Images against real ones</h2>",
         *_overlaps(figures),
+        *_section("Students on shifted real images", _shifts(figures)),
+        _note(
+            f"{min(SHIFTED_IMAGES, config.images):,} real test images under seven shifts of five severities each, the "
+            "same for every student: mean and standard deviation over the seeds, and the mean of each shift. Differences "
+            "are of the same seeds, with Student's 95 % interval, in points."
+        ),
         "<h2>Precision and recall</h2>",
         _chart(curve_chart(figures)),
         _note(
@@ -214,6 +222,22 @@ def _overlaps(figures: Figures) -> list[str]:
         )
     )
     return parts
+
+
+def _shifts(figures: Figures) -> str:
+    """The students of equal images on shifted real images."""
+    changes = {(c["first"], c["second"]): c for c in figures["shift_comparisons"]}
+    rows = []
+    for name in in_table(figures, EQUAL_IMAGES):
+        own = [row for row in of(figures["rows"], EQUAL_IMAGES, name) if "shifts" in row]
+        if not own:
+            continue
+        means = [percent(mean_and_spread([row["shifts"][kind] for row in own])[0]) for kind in SHIFTS]
+        over_real = "" if name == REAL else interval(changes.get((name, REAL)))
+        under_prism = "" if name == PRISM else interval(changes.get((PRISM, name)))
+        shown = with_spread([row["shifted_accuracy"] for row in own])
+        rows.append(([escape(name), shown, over_real, under_prism, *means], name == PRISM))
+    return page.table(["", "mean", "this − real", "PRISM − this", *SHIFTS], rows) if rows else ""
 
 
 def _samples(study: Experiment, figures: Figures) -> str:

@@ -73,8 +73,14 @@ def test_a_row_for_every_recipe_and_seed(finished: Finished) -> None:
         assert len(found) == len(row["figures"]) == 2 * 6
         assert {f["count"] for f in row["figures"]} == {IMAGES} and {f["reference"] for f in row["figures"]} == {"test"}
         headline = {f["metric"]: f["value"] for f in row["figures"] if f["extractor"] == config.judge}
+        by_shift = row["shifts"]
+        assert len(by_shift) == 7 and row["shifted_accuracy"] == pytest.approx(sum(by_shift.values()) / 7, abs=1e-5)
         assert all(row[name] == headline[name] for name in ("precision", "recall", "density", "coverage"))
     assert config.teacher not in {f["extractor"] for row in rows for f in row["figures"]}
+    pairs = {(c["first"], c["second"]) for c in figures["shift_comparisons"]}
+    assert pairs == {("prism", n) for n in ("real", "plain", "plain-reject")} | {
+        (n, "real") for n in ("plain", "plain-reject")
+    }
     assert figures["quotable"] and not figures["failures"] and set(figures["curves"]) == {"real", *NAMES}
     assert [point["k"] for point in figures["curves"]["prism"]] == list(range(1, 11))
 

@@ -63,7 +63,8 @@ def test_the_energy_falls_and_the_pipeline_stays(world: World, seed: int) -> Non
     pipe = load_pipeline(str(world.pipeline))
     before = pipeline_fingerprint(pipe)
     tokens = LearnedTokens(embeddings={"<class-4>": first_vectors(pipe, "coat", 2)}, metadata={})
-    config = _config(world, seed=seed, steps=30, batch=4, denoising_steps=1, vectors=2, learning_rate=0.5)
+    # Networks that know nothing hardly tell words apart: longer steps of Adam wander off what little slope there is.
+    config = _config(world, seed=seed, steps=30, batch=4, denoising_steps=1, vectors=2, learning_rate=0.1)
     own = with_tokens(pipe, tokens)
     learner = Learner(own, load_teacher(str(world.teacher)), config)
     told: list[float] = []
