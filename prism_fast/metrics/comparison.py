@@ -143,34 +143,46 @@ def overlap_figures(
     ]
 
 
-def distance_figures(generated: Tensor, real: Tensor, settings: Settings, of: str) -> list[Figure]:
+def distance_figures(
+    generated: Tensor, real: Tensor, settings: Settings, of: str, class_name: str | None = None
+) -> list[Figure]:
     """Fréchet and kernel distance of features [N,D] to as many of real images.
 
-    The intervals are those of another draw of generated images (Fréchet) or of both sets (kernel).
+    The intervals are those of another draw of generated images (Fréchet) or of both sets (kernel). Of a class there is
+    no Fréchet distance where N <= D: a covariance of fewer images than features says more of N than of the images.
 
     Raises:
         UserError: sets of unequal size, or of different extractors.
     """
     _check_equal(generated, real)
     generated, real = generated.to(settings.device), real.to(settings.device)
-    fixed = moments(real)
-    frechet = frechet_distance(fixed, moments(generated))
-    kernel = kernel_distance(generated, real, seed=settings.seed)
-    intervals: list[Interval | None] = [None, None]
+    drawn = others = None
     if settings.resamples and settings.set_resamples > 1:
         drawn = drawn_counts(len(generated), settings.set_resamples, settings.seed)
         others = drawn_counts(len(real), settings.set_resamples, settings.seed + 1)
-        near = FrechetTo(fixed)
-        resampled = torch.tensor([near.distance(moments(generated, counts)) for counts in drawn])
-        intervals = [
-            distance_interval(frechet, resampled),
-            distance_interval(kernel.value, weighted_distances(generated, real, (drawn, others))),
-        ]
-    shared = partial(Figure, of=of, extractor=settings.extractor, k=None, count=len(real), reference=settings.reference)
-    return [
-        shared(metric=FRECHET, value=frechet, interval=intervals[0]),
-        shared(metric=KERNEL, value=kernel.value, interval=intervals[1], subset_size=kernel.subset_size),
-    ]
+    shared = partial(
+        Figure,
+        of=of,
+        extractor=settings.extractor,
+        k=None,
+        count=len(real),
+        reference=settings.reference,
+        class_name=class_name,
+    )
+    found = []
+    if class_name is None or len(real) > real.shape[1]:
+        fixed = moments(real)
+        frechet, interval = frechet_distance(fixed, moments(generated)), None
+        if drawn is not None:
+            near = FrechetTo(fixed)
+            resampled = torch.tensor([near.distance(moments(generated, counts)) for counts in drawn])
+            interval = distance_interval(frechet, resampled)
+        found.append(shared(metric=FRECHET, value=frechet, interval=interval))
+    kernel, interval = kernel_distance(generated, real, seed=settings.seed), None
+    if drawn is not None and others is not None:
+        interval = distance_interval(kernel.value, weighted_distances(generated, real, (drawn, others)))
+    found.append(shared(metric=KERNEL, value=kernel.value, interval=interval, subset_size=kernel.subset_size))
+    return found
 
 
 def _check_equal(generated: Tensor, real: Tensor) -> None:

@@ -248,7 +248,7 @@ def _agreements(
 
 
 def _by_class(looked: Looked, settings: Settings, names: tuple[str, ...]) -> list[Figure]:
-    """Precision to coverage within each class that has enough images, in the judge's features."""
+    """All but agreements within each class that has enough images, in the judge's features."""
     classes, parts = looked.matched.classes, looked.features(settings.extractor)
     if classes is None:
         return []
@@ -257,7 +257,8 @@ def _by_class(looked: Looked, settings: Settings, names: tuple[str, ...]) -> lis
         figure
         for index in large
         for of in (GENERATED, CEILING)
-        for figure in overlap_figures(
+        for figures in (overlap_figures, distance_figures)
+        for figure in figures(
             parts[of][classes == index], parts[REFERENCE][classes == index], settings, of, names[index]
         )
     ]

@@ -26,6 +26,7 @@ CLASSES = 12
 
 _AGREEMENTS = ("teacher_agreement", "judge_agreement")
 _TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
+_WITHIN = {**{metric: metric for metric in PRDC}, **_TITLES}
 Row = Mapping[str, Any]
 
 
@@ -146,22 +147,22 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
         agreed = [_pick(own, GENERATED, metric) for metric in _AGREEMENTS]
         cells = [escape(name), *("–" if row is None else percent(row["value"]) for row in agreed)]
         count = None
-        for metric in PRDC:
+        for metric in _WITHIN:
             made, real = (_pick(own, of, metric) for of in (GENERATED, CEILING))
             if made is None or real is None:
                 cells.append("–")
                 continue
-            count = made["count"]
-            cells.append(f"{made['value']:.2f}<small>real {real['value']:.2f}</small>")
+            count, times = made["count"], 1000 if metric == KERNEL else 1
+            cells.append(f"{times * made['value']:.2f}<small>real {times * real['value']:.2f}</small>")
         cells[0] += "" if count is None else f"<small>N = {count:,}</small>"
         lines.append((cells, False))
     if not lines:
         return []
     note = (
         f'<p class="note">Within each class, in features of {escape(found.figures["headline"])}; below, what other '
-        "real images of the class get. A dash: too few images.</p>"
+        "real images of the class get. A dash: too few images, for the Fréchet distance no more than features.</p>"
     )
-    return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *PRDC], lines) + note]
+    return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *_WITHIN.values()], lines) + note]
 
 
 def _copies(found: Comparison) -> str:

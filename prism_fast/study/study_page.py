@@ -63,8 +63,8 @@ def page_html(study: Experiment, figures: Figures) -> str:
         *_section("Students on shifted real images", _shifts(figures)),
         _note(
             f"{min(SHIFTED_IMAGES, config.images):,} real test images under seven shifts of five severities each, the "
-            "same for every student: mean and standard deviation over the seeds, and the mean of each shift. Differences "
-            "are of the same seeds, with Student's 95 % interval, in points."
+            "same for every student: mean and standard deviation over the seeds, and the mean of each shift. "
+            "Differences are of the same seeds, with Student's 95 % interval, in points."
         ),
         "<h2>Precision and recall</h2>",
         _chart(curve_chart(figures)),

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
+from prism_fast.metrics.comparison import Settings, distance_figures
 from prism_fast.metrics.features import observe
 from prism_fast.metrics.frechet import frechet_distance, moments
+from prism_fast.metrics.kernel_distance import kernel_distance
 from prism_fast.metrics.prdc import PRDC, prdc
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import silent
@@ -81,8 +83,8 @@ def test_any_folder_is_compared_with_any_real_one(world: World, folders: tuple[P
         if "agreement" not in row["metric"]:
             assert str(folders[1]) in row["name"] and (row["k"] is None or f"k = {row['k']}" in row["name"])
     assert {row["count"] for row in whole if "agreement" not in row["metric"]} == {20}  # equal N, in the ceiling too
-    by_class = {row["class_name"] for row in rows if row["metric"] == "recall"}
-    assert len(by_class - {None}) == 2
+    for metric in ("recall", "kernel_distance"):
+        assert len({row["class_name"] for row in rows if row["metric"] == metric} - {None}) == 2
     copies = figures["copies"]
     assert (copies["same_pixels_as_another"], copies["same_pixels_as_real"], copies["real_images"]) == (1, 1, 60)
     assert copies["nearest"][0]["distance"] == pytest.approx(0, abs=1e-6)
@@ -109,6 +111,20 @@ def test_the_figures_are_those_of_the_images_compared(world: World, folders: tup
             assert rows[name]["interval"] is None
         distance = frechet_distance(moments(real), moments(others))
         assert rows["frechet_distance"]["value"] == pytest.approx(distance, rel=1e-4)
+
+
+def test_distances_within_a_class(seed: int) -> None:
+    """The same as of two sets of their own; the Fréchet distance only of more images than features."""
+    generator = torch.Generator().manual_seed(seed)
+    made, real = (torch.randn(30, 6, generator=generator) + shift for shift in (0.5, 0))
+    shared = Settings(extractor="judge", reference="test", resamples=0)
+    for count, metrics in ((30, ["frechet_distance", "kernel_distance"]), (6, ["kernel_distance"])):
+        found = distance_figures(made[:count], real[:count], shared, GENERATED, "coat")
+        assert [figure.metric for figure in found] == metrics
+        assert found[-1].value == pytest.approx(kernel_distance(made[:count], real[:count]).value, rel=1e-9)
+        assert all(figure.class_name == "coat" and "class coat" in figure.name for figure in found)
+    whole = distance_figures(made[:6], real[:6], shared, GENERATED)
+    assert [figure.metric for figure in whole] == ["frechet_distance", "kernel_distance"]
 
 
 def test_images_without_classes_are_compared_as_a_whole(world: World, tmp_path: Path, seed: int) -> None:
