@@ -22,6 +22,8 @@ from prism_fast.teachers.load import load_teacher
 from prism_fast.tokens.config import TokensConfig
 from prism_fast.tokens.run import learn_tokens
 
+QUICK_PER_CLASS = 2
+"""Inverted images of each class in a quick study: of ten, the inversion alone would take most of its time."""
 _SHARED = ("pipeline", "teacher", "seed", "device")
 """Fields that the study decides."""
 
@@ -69,6 +71,8 @@ def inverted_images(settings: InversionConfig) -> Preparation:
     def make(request: Request) -> Fields:
         study, folder = request.study, request.folder / "images"
         config = replace(settings, teacher=study.teacher, seed=request.seed, device=study.device)
+        if study.quick:
+            config = replace(config, per_class=min(QUICK_PER_CLASS, config.per_class))
         invert(config, folder, request.bars)
         return {"sampler": {"image_to_image": {"source": str(folder)}}}
 

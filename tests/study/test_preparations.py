@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
+from prism_fast.inversion.config import InversionConfig
 from prism_fast.progress import Bar, NoBar, silent
+from prism_fast.study import preparations
 from prism_fast.study.experiment import EQUAL_IMAGES, TRIAL_SEED
+from prism_fast.study.preparations import QUICK_PER_CLASS, Request, inverted_images
 from prism_fast.study.study import run_study
+from prism_fast.study.study_config import StudyConfig
+from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import Interrupted
 from tests.study.studies import IMAGES, killed_when, prepared_methods, tiny_study, without_seconds
 
@@ -99,3 +104,16 @@ def test_a_study_killed_in_a_preparation_goes_on_to_the_same_results(
     assert not (tmp_path / "killed" / "results.json").exists()
     again, whole = (study(networks, tmp_path / folder, name) for folder in ("killed", "whole"))
     assert without_seconds(again) == without_seconds(whole)
+
+
+@pytest.mark.parametrize(("quick", "per_class"), [(False, 10), (True, QUICK_PER_CLASS)])
+def test_a_quick_study_inverts_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool, per_class: int
+) -> None:
+    asked: list[InversionConfig] = []
+    monkeypatch.setattr(preparations, "invert", lambda config, *_: asked.append(config))
+    request = Request(
+        study=StudyConfig(quick=quick), folder=tmp_path, seed=3, config=SynthesisConfig, bars=silent
+    )  # fmt: skip
+    inverted_images(InversionConfig(per_class=10, steps=7)).make(request)
+    assert [(each.per_class, each.steps, each.seed) for each in asked] == [(per_class, 7, 3)]
