@@ -117,7 +117,7 @@ MAIN = (
     Method(
         name=PRISM,
         about="engineered prompts and energy guidance",
-        grid=_grid(("sampler.guidance.scale", (0.15, 0.3, 0.45)), ("sampler.cfg_scale", (2.0, 3.0))),
+        grid=_grid(("sampler.guidance.scale", (0.15, 0.3)), ("sampler.cfg_scale", (1.0, 1.5, 2.0))),
     ),
 )
 """In the order of the tables. One whose recipe is not there is named and left out."""

@@ -101,13 +101,13 @@ def test_who_follows_takes_the_chosen_values() -> None:
         config_of("oracle").sampler,
     )
     assert prism.guidance is not None and random.guidance is not None
-    assert (random.guidance.scale, random.cfg_scale) == (prism.guidance.scale, prism.cfg_scale) == (0.45, 3.0)
+    assert (random.guidance.scale, random.cfg_scale) == (prism.guidance.scale, prism.cfg_scale) == (0.3, 2.0)
     assert random.guidance.direction == "random"
     assert (oracle.cfg_scale, oracle.steps) == (5.0, 20)
     dpe = config_of("dpe").sampler
-    assert dpe.guidance is None and dpe.cfg_scale == 3.0
+    assert dpe.guidance is None and dpe.cfg_scale == 2.0
     scales = {name: config_of(name).sampler.guidance.scale for name in ("scale-away", "scale-half", "scale-double")}
-    assert scales == pytest.approx({"scale-away": -0.45, "scale-half": 0.225, "scale-double": 0.9})
+    assert scales == pytest.approx({"scale-away": -0.3, "scale-half": 0.15, "scale-double": 0.6})
 
 
 def test_ablations_differ_from_prism_in_one_thing() -> None:
