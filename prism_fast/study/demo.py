@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study import text
 from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
+from prism_fast.study.commit import commit
 from prism_fast.study.measure import (
     Reference,
     distribution_settings,
@@ -273,23 +273,5 @@ class _Demo:
         metrics["config"] = canonical(self.config)
         metrics["environment"] = self.environment
         metrics["peak_memory_bytes"] = peak_memory_bytes()
-        metrics["commit"] = _commit()
+        metrics["commit"] = commit()
         return metrics
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this runs from, with ``+`` where it has changes; None outside a checkout."""
-    folder = Path(__file__).parent
-    described = _git(folder, "rev-parse", "HEAD")
-    if described is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return described + ("+" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -25,10 +25,10 @@ from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.expected import Expected
 from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
 from prism_fast.study.measure import Reference, measure_accuracy, measure_shifted
-from prism_fast.study.methods import COUNTED, COUNTS, MAIN, PRISM, Method, suite
+from prism_fast.study.methods import COUNTED, MAIN, PRISM, Method, counts, suite
 from prism_fast.study.real import balanced_rows, real_images
 from prism_fast.study.sharing import locked, share
-from prism_fast.study.stages import Stages, check_settings
+from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import CLASSES, SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import samples
@@ -44,7 +44,9 @@ MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
 LEAST_MORE = 0.05
 """Share of further images below which a method has no row of its own at equal compute."""
-_PLACES = ("out", "device")
+_COMPUTE = "compute.json"
+_FREE = ("out", "device", "suite", "more")
+"""Settings that may change within a study: where it is made, and how many tables it has."""
 _MACHINE = ("device_name", "threads")
 """Of the environment, what may change within a study."""
 _FAILURES = (UserError, ValueError, RuntimeError, MemoryError)
@@ -113,12 +115,14 @@ class Experiment:
         }
         self.environment = environment(self.device, "float32")
         self._real_images(0)  # more than the split has are refused before anything is made
-        settings = {k: v for k, v in canonical(config).items() if k not in _PLACES}
+        self._kept_costs()
+        settings = {k: v for k, v in canonical(config).items() if k not in _FREE}
         settings |= {"methods": {method.name: _identity(method) for method in self.methods}, "weights": self.weights}
-        check_settings(self.out, settings, "study")
+        check_settings(self.out, settings, "study", growing="methods")
         save_yaml(config, self.out / "config.yaml")
         self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
-        self.stages = Stages(self.out)
+        self.clock = clock_for(self.device.type)
+        self.stages = Stages(self.out, CLOCKS[self.clock])
         # A set is one machine's, to the last bit; a study is carried on elsewhere, by whole sets and students.
         self._made_with = {
             "weights": self.weights,
@@ -186,10 +190,10 @@ class Experiment:
             cheap = [m for m in self._main if m.name != PRISM]
             names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in cheap for p in parts]
         if self.config.suite == "fashion-full":
-            counts = [count for count in COUNTS if count != self.config.images]
+            others = [count for count in counts(self.config.images) if count != self.config.images]
             for name in COUNTED:
                 names += [f"{name} seed {s}, more images: synthesize" for s in seeds]
-                names += [f"{name} seed {s}, {n} images: {p}" for s in seeds for n in counts for p in parts[1:]]
+                names += [f"{name} seed {s}, {n} images: {p}" for s in seeds for n in others for p in parts[1:]]
         return names
 
     def _folder(self, kind: str, name: str, seed: int) -> Path:
@@ -243,12 +247,14 @@ class Experiment:
                 return {"agreement": agreement, "diversity": round(diversity, 6)}
 
             seen = self.stages.once(f"{stage}: look", folder / "look.json", drawn.identity, look)
-            trials.append(Trial(fields=fields, images=drawn.count, seconds=sum(drawn.seconds.values()), **seen))
+            spent = {"seconds": drawn.seconds["sampling"], "preparation_seconds": drawn.seconds.get("preparation", 0.0)}
+            trials.append(Trial(fields=fields, images=drawn.count, **spent, **seen))
             told = f"diversity {seen['diversity']:.3f}, second teacher {100 * seen['agreement']:.1f} %"
             self._told(f"{stage}: try", told)
         return trials, choose(trials)
 
-    def _chosen(self, method: Method) -> Fields:
+    def chosen(self, method: Method) -> Fields:
+        """Fields of the chosen trial: its own, or of the method that it follows."""
         name = method.follows or method.name
         if name not in self.found.trials:
             return {}
@@ -258,7 +264,7 @@ class Experiment:
     def _set(self, method: Method, seed: int) -> Drawn:
         """The method's set of the table of equal images."""
         stage, folder = f"{method.name} seed {seed}: synthesize", self._folder("sets", method.name, seed)
-        return self.draws.draw(stage, method, self._chosen(method), self.config.images, seed, folder)
+        return self.draws.draw(stage, method, self.chosen(method), self.config.images, seed, folder)
 
     def _more(self, method: Method, seed: int, images: int, where: str, most: int) -> Drawn:
         """The first ``images`` images: of the method's set, and where these are not enough of one that has ``most`` in
@@ -268,7 +274,7 @@ class Experiment:
             return own.first(images)
         stage = f"{method.name} seed {seed}, {where}: synthesize"
         folder = self._folder("more", method.name, seed) / where.replace(" ", "-")
-        chosen, further = self._chosen(method), most - self.config.images
+        chosen, further = self.chosen(method), most - self.config.images
         return own.with_more(
             self.draws.draw(stage, method, chosen, further, seed + MORE_SEED, folder).first(images - own.count)
         )
@@ -362,12 +368,11 @@ class Experiment:
         """Cheaper methods get as many more images as PRISM's sampling seconds buy."""
         if self.config.more == 1 or PRISM not in {m.name for m in self._main} or PRISM in self.found.failures:
             return
-        path = self.out / "compute.json"
         with locked(self._locks / "compute.lock"):
-            if not path.exists():
+            if not (self.out / _COMPUTE).exists():
                 # Fixed once: a resumed study must not count otherwise because its clock did.
-                write_json(path, {**self._costs(), "more": self.config.more})
-        self.found.compute = json.loads(path.read_text())
+                write_json(self.out / _COMPUTE, {**self._costs(), "more": self.config.more})
+        self.found.compute = self._kept_costs()
         ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
         dear = []
         for method in self._main:
@@ -392,6 +397,23 @@ class Experiment:
             EQUAL_COMPUTE, method.name, seed, f", {where}", self._more(method, seed, images, where, images)
         )
 
+    def _kept_costs(self) -> dict[str, Any]:
+        """What the table of equal compute was begun with; nothing where it was not.
+
+        Raises:
+            UserError: it gives cheap methods another number of images than this run asks for.
+        """
+        path = self.out / _COMPUTE
+        if self.config.more == 1 or not (path.exists() and (self.out / "study.json").exists()):
+            return {}
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found.get("more") != self.config.more:
+            raise UserError(
+                f"{self.out} has a table of equal compute with --more {found.get('more')}, not {self.config.more}: "
+                "give that, --more 1 to leave the table out, or another --out"
+            )
+        return found
+
     def _costs(self) -> dict[str, Any]:
         """Seconds of an image, pilot, rejected draws and preparation included: the median over the seeds, and that of
         the ratios to PRISM's of the same seed, since seeds may have been drawn on different machines."""
@@ -415,13 +437,13 @@ class Experiment:
                 for seed in range(self.config.seeds)
                 for method in self._main
                 if method.name in COUNTED
-                for count in COUNTS
+                for count in counts(self.config.images)
                 if count != self.config.images
             ]
         )
 
     def _counted(self, method: Method, seed: int, count: int) -> Row:
-        drawn = self._more(method, seed, count, "more images", max(COUNTS))
+        drawn = self._more(method, seed, count, "more images", max(counts(self.config.images)))
         return self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
 
 

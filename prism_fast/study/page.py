@@ -103,17 +103,37 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """.strip()
 
 
+PALETTE = (
+    ("#9b424d", "#f59aa1"), ("#3e945c", "#65b27d"), ("#4e3e89", "#d0c5ff"), ("#8f5300", "#e6aa67"),
+    ("#0094a2", "#2cb2bf"), ("#772d5f", "#ffb4e5"), ("#5b6c00", "#aec26f"), ("#5081c7", "#72a0e2"),
+    ("#812e19", "#ffb7a0"), ("#00785c", "#62ceb0"), ("#966ab5", "#b38bd2"), ("#684600", "#efcd79"),
+    ("#007096", "#5ec6ec"), ("#ba5f7a", "#d78098"), ("#225c13", "#aae39e"), ("#545aa6", "#a6b1fd"),
+    ("#b66b31", "#d38b59"), ("#00605f", "#6de8e4"), ("#884783", "#e09dd9"), ("#88851b", "#a5a34c"),
+)  # fmt: skip
+"""On light and on dark paper: hues a golden angle apart, in three lightnesses."""
+
+
+def arm_rules(names: Sequence[str]) -> str:
+    """CSS: names without a colour in :data:`STYLE` get that of their place in :data:`PALETTE`, and dotted lines."""
+    others = [name for name in names if f".arm-{name} " not in STYLE]
+    colours = [(name, *PALETTE[place % len(PALETTE)]) for place, name in enumerate(others)]
+    light = [f".arm-{name} {{ --c: {colour}; }}" for name, colour, _ in colours]
+    dark = [f".arm-{name} {{ --c: {colour}; }}" for name, _, colour in colours]
+    dots = [f"svg .arm-{name}.line {{ stroke-dasharray: 2 2; }}" for name in others]
+    return "\n".join([*light, "@media (prefers-color-scheme: dark) {", *dark, "}", *dots] if others else [])
+
+
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The page may load nothing, from nowhere."""
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole document; ``body`` is HTML."""
+def page(title: str, body: Sequence[str], style: str = "") -> str:
+    """A whole document; ``body`` is HTML, ``style`` CSS beyond :data:`STYLE`."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body).replace(" %", "\u00a0%")  # a number and its sign stay on one line
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -23,7 +23,10 @@ from prism_fast.tokens.config import TokensConfig
 from prism_fast.tokens.run import learn_tokens
 
 QUICK_PER_CLASS = 2
-"""Inverted images of each class in a quick study: of ten, the inversion alone would take most of its time."""
+"""Images of each class that a quick study inverts, and that its first students learn from: of as many as the study has,
+these alone would take most of its time."""
+QUICK_STEPS = 15
+"""In a quick study, of learned words and of first students, for the same reason."""
 _SHARED = ("pipeline", "teacher", "seed", "device")
 """Fields that the study decides."""
 
@@ -92,6 +95,8 @@ def learned_words(settings: TokensConfig) -> Preparation:
         config = replace(
             settings, pipeline=study.pipeline, teacher=study.teacher, seed=request.seed, device=study.device
         )
+        if study.quick:
+            config = replace(config, steps=min(QUICK_STEPS, config.steps))
         learn_tokens(config, path, request.bars)
         return {"sampler": {"tokens": str(path)}}
 
@@ -110,11 +115,12 @@ def first_student(per_class: int, steps: int) -> Preparation:
     def make(request: Request) -> Fields:
         study, seed = request.study, seed_of(request.seed, "first student")
         shards = request.folder / "shards"
-        config = request.config(images=per_class * CLASSES, seed=seed, prepared=alone)
+        each, most = (min(QUICK_PER_CLASS, per_class), min(QUICK_STEPS, steps)) if study.quick else (per_class, steps)
+        config = request.config(images=each * CLASSES, seed=seed, prepared=alone)
         synthesize(config, shards, progress=request.bars)
         made = read_set(shards)
         training = student_config(
-            study, "images without a student", request.folder / "student", seed, min(steps, study.student_steps)
+            study, "images without a student", request.folder / "student", seed, min(most, study.student_steps)
         )
         teacher = load_teacher(study.teacher, resolve_device(study.device))
         report = distill_images(training, made.images, made.classes, teacher, progress=request.bars)

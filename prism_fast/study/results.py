@@ -8,15 +8,19 @@ from statistics import fmean, stdev
 from typing import Any
 
 from prism_fast.config import canonical
+from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.statistics import CONFIDENCE, holm, paired_difference
+from prism_fast.study.commit import commit
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment, Found
-from prism_fast.study.methods import PLAIN, PRISM, RIVALS
+from prism_fast.study.methods import PLAIN, PRISM, RIVALS, synthesis_config
 
 TABLES = (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT)
 GAP = 0.5
 """Share of the gap to the real ceiling that PRISM is to close."""
 ALPHA = 1 - CONFIDENCE
+CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
+"""What moving images anywhere does, and what moving them along the energy does beyond it."""
 Row = Mapping[str, Any]
 
 
@@ -115,6 +119,44 @@ def comparisons(rows: Sequence[Row], costs: Mapping[str, float]) -> list[dict[st
     return found
 
 
+def controls(rows: Sequence[Row], cfg_scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The random direction minus ``plain``, and where it is there guidance alone minus the random direction.
+
+    Args:
+        rows: of the study.
+        cfg_scales: at which each method is drawn: all but ``plain`` take the one chosen for PRISM.
+    """
+    return [
+        {
+            "table": EQUAL_IMAGES,
+            "first": first,
+            "second": second,
+            "figure": "student_accuracy",
+            "cfg_scales": [cfg_scales[first], cfg_scales[second]],
+            **change,
+        }
+        for first, second in CONTROLS
+        if (change := difference(of(rows, EQUAL_IMAGES, first), of(rows, EQUAL_IMAGES, second), accuracy))
+    ]
+
+
+def _cfg_scales(study: Experiment) -> dict[str, float]:
+    """Of the methods that :func:`controls` compares."""
+    config, wanted = study.config, {name for pair in CONTROLS for name in pair}
+    return {
+        m.name: synthesis_config(config, m, chosen=study.chosen(m), images=config.images, seed=0).sampler.cfg_scale
+        for m in study.methods
+        if m.name in wanted
+    }
+
+
+def _feature_widths(study: Experiment) -> dict[str, int]:
+    """How many numbers the features of an image are, by extractor."""
+    networks = {study.config.judge: study.eyes.judge, study.config.extractor: study.eyes.extractor}
+    image = study.test.images[:1]
+    return {name: features(network, image, 1).shape[1] for name, network in networks.items()}
+
+
 def claims(rows: Sequence[Row], found: Sequence[Row], headline: str) -> list[dict[str, Any]]:
     """What the protocol says must be reached, with what was measured; ``holds`` None where it was not measured."""
     lines = []
@@ -172,8 +214,10 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         **({"note": "a quick run: not quotable"} if config.quick else {}),
         "headline": headline,
         "compared_images": study.gallery.counts(),
+        "feature_widths": _feature_widths(study),
         "rows": rows,
         "comparisons": differences,
+        "control": controls(rows, _cfg_scales(study)),
         "shift_comparisons": shift_comparisons(rows),
         "claims": claims(rows, differences, headline),
         "gap_closed": gap(rows),
@@ -188,9 +232,11 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "left_out": list(found.missing),
         "stages_seconds": study.stages.table(),
         "seconds": study.stages.total,
+        "clock": study.clock,
         "config": {name: value for name, value in canonical(config).items() if name != "out"},
         "weights": study.weights,
         "environment": study.environment,
+        "commit": commit(),
     }
 
 

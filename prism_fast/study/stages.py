@@ -18,25 +18,45 @@ from prism_fast.errors import UserError
 from prism_fast.study.sharing import locked
 
 _STAGES = "stages.json"
+CLOCKS: dict[str, Callable[[], float]] = {"CPU time": time.process_time, "wall clock": time.perf_counter}
+"""What seconds can be: those that all threads of this process computed, or those that passed."""
 
 
-def check_settings(out: Path, settings: dict[str, Any], what: str = "demo") -> None:
+def clock_for(device: str) -> str:
+    """Which of :data:`CLOCKS` costs are compared by: on the CPU, what else its cores are doing must not count."""
+    return "CPU time" if device == "cpu" else "wall clock"
+
+
+def check_settings(out: Path, settings: dict[str, Any], what: str = "demo", growing: str | None = None) -> None:
     """Makes ``out`` the folder of a demo, or of another kind of run, with these settings.
+
+    Args:
+        out: the folder.
+        settings: what must be as it was.
+        what: kind of run.
+        growing: a setting that is a table: what both have of it must agree, and the folder has all of it from now on.
 
     Raises:
         UserError: it is the folder of another one or of something else; nothing in it is touched.
     """
     path = out / f"{what}.json"
     wanted = canonical(settings)
-    if path.exists():
-        found = json.loads(path.read_text())
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
-        if changed:
-            told = ", ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in changed)
-            raise UserError(f"{out} holds a {what} of other settings ({told}): give another --out")
+    if not path.exists():
+        make_own_folder(out, f"a {what}")
+        write_json(path, wanted)
         return
-    make_own_folder(out, f"a {what}")
-    write_json(path, wanted)
+    found = json.loads(path.read_text())
+    known: dict[str, Any] = found.get(growing, {}) if growing else {}
+    more: dict[str, Any] = wanted.pop(growing) if growing else {}
+    pairs = [(name, found.get(name), value) for name, value in wanted.items()]
+    pairs += [(name, known[name], value) for name, value in more.items() if name in known]
+    told = ", ".join(f"{name} {there} there, {now} now" for name, there, now in pairs if there != now)
+    if told:
+        raise UserError(f"{out} holds a {what} of other settings ({told}): give another --out")
+    if growing and more.keys() - known.keys():
+        with locked(path.with_suffix(".lock")):  # another run may have added some
+            known = json.loads(path.read_text()).get(growing, {})
+            write_json(path, {**wanted, growing: {**known, **more}})
 
 
 class Stages:

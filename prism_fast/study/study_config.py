@@ -12,9 +12,9 @@ PASSES, VIEWS, TEMPERATURE = 30, 10, 4.0
 """Of every student of the main table (docs/study/protocol.md)."""
 CLASSES = 10
 MIN_IMAGES = 2 * CLASSES
+"""As many as nearest neighbours, the Vendi score of each class and a balanced reference need."""
 SHIFTED_IMAGES = 1000
 """Real test images whose shifted versions the students of equal images see."""
-"""As many as nearest neighbours, the Vendi score of each class and a balanced reference need."""
 
 QUICK: dict[str, Any] = {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 50}
 """What ``--quick`` makes smaller, where it is not given: not the number of trials, which decides who wins."""

@@ -17,8 +17,9 @@ from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
-from prism_fast.study.study_config import SHIFTED_IMAGES
+from prism_fast.study.study_config import CLASSES, SHIFTED_IMAGES
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
+from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
 
 _DISTANCES = (FRECHET, KERNEL)
@@ -57,6 +58,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
             "The difference is that of the same seeds, with Student's 95 % interval, in points; Holm's p-values are of "
             "the rivals that PRISM has to beat, over all of them."
         ),
+        *_section("Control: a random direction", _controls(figures)),
         *_further_tables(figures, methods),
         "<h2>Images against real ones</h2>",
         *_overlaps(figures),
@@ -80,7 +82,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
         "<h2>Samples</h2>",
         _samples(study, figures),
         "<h2>Trials</h2>",
-        _trials(figures),
+        trials_table(figures["trials"]),
         _note(
             "Chosen, in bold, is the most diverse trial among those whose agreement by the second teacher is at least "
             "0.95 of the best one's of the method. No real image is looked at."
@@ -88,7 +90,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
         "<h2>Settings</h2>",
         _settings(figures),
     ]
-    return page.page(f"prism_fast study: {title}", body)
+    return page.page(f"prism_fast study: {title}", body, page.arm_rules([REAL, *methods]))
 
 
 def _note(text: str) -> str:
@@ -173,6 +175,20 @@ def _students(figures: Figures, table: str, methods: Mapping[str, Method]) -> st
     return page.table(["", "images", "sampling", "student", "PRISM − this, points", "p (Holm)"], rows)
 
 
+def _controls(figures: Figures) -> str:
+    """What a random direction does, and what the energy's does beyond it."""
+    if not figures["control"]:
+        return ""
+    rows = []
+    for line in figures["control"]:
+        scales = [f"{scale:g}" for scale in line["cfg_scales"]]
+        rows.append(([f"{line['first']} − {line['second']}", *scales, interval(line)], False))
+    return page.table(["", "CFG of the first", "of the second", "difference, points"], rows) + _note(
+        "Students at equal images, paired as above. random-direction and eda have the CFG that was chosen for PRISM, "
+        "plain has its own: where these differ, the difference is not of the direction alone."
+    )
+
+
 def _further_tables(figures: Figures, methods: Mapping[str, Method]) -> list[str]:
     parts = []
     notes = {
@@ -191,7 +207,8 @@ def _overlaps(figures: Figures) -> list[str]:
     parts = []
     names = in_table(figures, EQUAL_IMAGES)
     for extractor, count in figures["compared_images"].items():
-        headline = extractor == figures["headline"]
+        headline, width = extractor == figures["headline"], figures["feature_widths"][extractor]
+        few = count <= width  # a covariance of fewer images than features says more of N than of the images
         head = ["", *(f"{who} agrees" for who in CLASSIFIERS * headline)]
         head += ["precision", "recall", "density", "coverage", "Fréchet distance", "kernel distance × 1000"]
         rows = []
@@ -203,7 +220,7 @@ def _overlaps(figures: Figures) -> list[str]:
             ]
             for metric in (*PRDC, *_DISTANCES):
                 values = [v for row in own if (v := figure(row, metric, extractor)) is not None]
-                if not values:
+                if not values or (metric == FRECHET and few):
                     cells.append("–")
                     continue
                 mean = mean_and_spread(values)[0]
@@ -213,6 +230,7 @@ def _overlaps(figures: Figures) -> list[str]:
         parts += [
             f"<h3>Features of {escape(Path(extractor).name)} ({role}), N = {count:,}</h3>",
             page.table(head, rows),
+            *([_note(f"No Fréchet distance: {width:,} features, too many for N. results.json has it.")] * few),
         ]
     parts.append(
         _note(
@@ -251,32 +269,12 @@ def _samples(study: Experiment, figures: Figures) -> str:
             f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
             f'<img alt="samples of {escape(name, quote=True)}" src="data:image/png;base64,{data}"></figure>'
         )
+    names = study.eyes.teacher.label_names or tuple(map(str, range(CLASSES)))
     note = _note(
-        "A column is a class, and a place in it one row of the plan: the same seed of the noise in every method."
+        f"A column is a class, from left to right: {escape(', '.join(names))}. A place in it is one row of the plan: "
+        "the same seed of the noise in every method."
     )
     return f'<div class="classes">{"".join(parts)}</div>{note}'
-
-
-def _trials(figures: Figures) -> str:
-    rows = []
-    for name, trials in figures["trials"].items():
-        for trial in trials:
-            told = ", ".join(f"{key} {value}" for key, value in _leaves(trial["fields"]))
-            cells = [escape(name), escape(told), percent(trial["agreement"]), f"{trial['diversity']:.3f}"]
-            rows.append(([*cells, duration(trial["seconds"])], bool(trial["chosen"])))
-    return page.table(["", "setting", "second teacher agrees", "diversity (Vendi)", "sampling"], rows)
-
-
-def _leaves(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names without their groups, and values: numbers, or lists of some."""
-    found: list[tuple[str, str]] = []
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value)
-        else:
-            numbers = value if isinstance(value, Sequence) else [value]
-            found.append((name, " ".join(f"{number:g}" for number in numbers)))
-    return found
 
 
 def _settings(figures: Figures) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prism_fast.metrics.prdc import NEIGHBOURS
 from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS
 from prism_fast.study.methods import PRISM
 from prism_fast.study.results import accuracy, compared, figure, mean_and_spread, of
@@ -38,11 +39,21 @@ def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> st
         names = in_table(figures, table)
         if names:
             lines += ["", f"{table}:", *aligned(_table(figures, table, names))]
+    lines += ["", overlap_caption(figures)]
     lines += ["", *(f"  {VERDICTS[claim['holds']]:<13}{claim['claim']}" for claim in figures["claims"])]
     if not figures["quotable"]:
         lines += ["", f"These figures are {NOT_QUOTABLE}."]
     lines += ["", f"{duration(figures['seconds'])} in all. Figures: {results}", f"Report: {report}"]
     return "\n".join(lines)
+
+
+def overlap_caption(figures: Mapping[str, Any]) -> str:
+    """What the columns ``precision`` and ``recall`` depend on."""
+    extractor, count = Path(figures["headline"]).name, figures["compared_images"][figures["headline"]]
+    return (
+        f"Precision and recall: features of {extractor}, k = {NEIGHBOURS}, N = {count} images of each method against "
+        "as many real test images."
+    )
 
 
 def in_table(figures: Mapping[str, Any], table: str) -> list[str]:

@@ -58,7 +58,12 @@ def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, f
         )
     if config.full:
         rows.append(["real images (ceiling)", *["–"] * 4, percent(metrics["real_data_student_accuracy"])])
+    of = metrics["distribution"]["settings"]
     lines = ["", *aligned(rows), ""]
+    lines.append(
+        f"Precision and recall: features of {Path(of['extractor']).name}, k = {of['k_precision_recall']}, "
+        f"{of['generated_images']} generated against {of['real_images']} real images ({of['reference']})."
+    )
     students = metrics["student_accuracy"]
     lines.append(f"PRISM over plain: {points(students['prism'] - students['plain'])} of student accuracy.")
     if config.full:

@@ -20,7 +20,8 @@ class Trial:
         images: that were drawn.
         agreement: share of them that the second teacher takes for the class asked for.
         diversity: mean over the classes of the Vendi score of their features.
-        seconds: that they took.
+        seconds: that sampling them took.
+        preparation_seconds: that what all trials of the method are drawn from took, once.
     """
 
     fields: Fields
@@ -28,6 +29,7 @@ class Trial:
     agreement: float
     diversity: float
     seconds: float
+    preparation_seconds: float = 0.0
 
 
 def choose(trials: Sequence[Trial]) -> int:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,20 @@ from prism_fast.inversion.config import InversionConfig
 from prism_fast.progress import Bar, NoBar, silent
 from prism_fast.study import preparations
 from prism_fast.study.experiment import EQUAL_IMAGES, TRIAL_SEED
-from prism_fast.study.preparations import QUICK_PER_CLASS, Request, inverted_images
+from prism_fast.study.preparations import (
+    QUICK_PER_CLASS,
+    QUICK_STEPS,
+    Request,
+    first_student,
+    inverted_images,
+    learned_words,
+)
 from prism_fast.study.study import run_study
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.interruption import Interrupted
-from tests.study.studies import IMAGES, killed_when, prepared_methods, tiny_study, without_seconds
+from prism_fast.tokens.config import TokensConfig
+from tests.study.studies import IMAGES, copy_records, killed_when, prepared_methods, tiny_study, without_seconds
 
 
 def study(networks: Path, out: Path, name: str, bars: Any = silent) -> dict[str, Any]:
@@ -68,13 +77,30 @@ def test_inverted_images_are_made_once_for_a_seed_and_an_interrupted_study_goes_
     shared = stages[f"dda-sdedit seed {TRIAL_SEED}: prepare"]["seconds"]
     for place, trial in enumerate(figures["trials"]["dda-sdedit"]):
         drawn = stages[f"dda-sdedit trial {place}: try"]["seconds"]
-        assert trial["seconds"] == pytest.approx(shared + drawn)
+        assert (trial["seconds"], trial["preparation_seconds"]) == pytest.approx((drawn, shared))
         info = made_from(out / "trials" / "dda-sdedit" / str(place))
         assert info["sampler"]["image_to_image"]["strengths"] == [(0.3, 0.8)[place]]
     text = (out / "report.html").read_text()
-    assert "strengths 0.3" in text and "strengths 0.8" in text
+    assert "strengths 0.3" in text and "strengths 0.8" in text and text.count("before all of them") == 1
     sources = {made_from(out / "sets" / "dda-sdedit" / f"seed-{seed}")["sources"] for seed in (0, 1)}
     assert len(sources) == 2
+    check_going_on_from_records(networks, out, tmp_path / "moved", figures)
+
+
+def check_going_on_from_records(networks: Path, out: Path, moved: Path, figures: dict[str, Any]) -> None:
+    """Nothing is made before a set that need not be looked at, and what it is drawn from is made again before one that
+    has to be."""
+    copy_records(out, moved)
+    assert not (moved / "prepared").exists()
+    assert study(networks, moved, "dda-sdedit") == figures
+    assert not (moved / "prepared").exists() and not list(moved.rglob("*.tar"))
+    (moved / "shown" / "dda-sdedit.json").unlink()
+    again = study(networks, moved, "dda-sdedit")
+    assert without_seconds(again) == without_seconds(figures)
+    assert [path.name for path in (moved / "prepared" / "dda-sdedit").iterdir()] == ["seed-0"]
+    assert [row["seconds"]["preparation"] for row in again["rows"] if row["recipe"] != "real"] == [
+        row["seconds"]["preparation"] for row in figures["rows"] if row["recipe"] != "real"
+    ]
 
 
 @pytest.mark.slow
@@ -117,3 +143,28 @@ def test_a_quick_study_inverts_fewer_images(
     )  # fmt: skip
     inverted_images(InversionConfig(per_class=10, steps=7)).make(request)
     assert [(each.per_class, each.steps, each.seed) for each in asked] == [(per_class, 7, 3)]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(preparations, "learn_tokens", lambda config, *_: asked.update(words=config.steps))
+    monkeypatch.setattr(preparations, "synthesize", lambda *_, **__: None)
+    monkeypatch.setattr(preparations, "read_set", lambda _: SimpleNamespace(images=None, classes=None))
+    monkeypatch.setattr(preparations, "load_teacher", lambda *_: None)
+
+    def distil(config: Any, *_: object, **__: object) -> Any:
+        asked["steps"] = config.steps
+        return SimpleNamespace(student="x")
+
+    monkeypatch.setattr(preparations, "distill_images", distil)
+    request = Request(
+        study=StudyConfig(quick=quick), folder=tmp_path, seed=3, bars=silent,
+        config=lambda images, **_: asked.update(images=images),  # type: ignore[arg-type]
+    )  # fmt: skip
+    learned_words(TokensConfig(steps=60)).make(request)
+    first_student(per_class=20, steps=300).make(request)
+    few = {"words": QUICK_STEPS, "images": 10 * QUICK_PER_CLASS, "steps": QUICK_STEPS}
+    assert asked == (few if quick else {"words": 60, "images": 200, "steps": 300})

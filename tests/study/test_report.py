@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from prism_fast.study.arms import DemoConfig
-from prism_fast.study.measure import Reference
+from prism_fast.study.measure import Reference, distribution_settings
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.plots import Mark, Series, line_chart, ridges, scatter_chart, ticks
 from prism_fast.study.reading import conclusions
@@ -185,11 +185,15 @@ def test_the_gap_is_told(closed: float | None, said: str) -> None:
 def test_the_summary_lines_up() -> None:
     metrics = metrics_of(0.7, 0.812, 0.8) | {"seconds": 75.2}
     metrics |= {name: {"plain": 0.5, "prism": 0.75} for name in ("teacher_agreement", "judge_agreement")}
-    metrics["distribution"] = {"arms": {arm: {"precision": 0.5, "recall": 0.25} for arm in ("plain", "prism")}}
+    metrics["distribution"] = {
+        "settings": distribution_settings("judge", "test", 20, 30),
+        "arms": {arm: {"precision": 0.5, "recall": 0.25} for arm in ("plain", "prism")},
+    }
     lines = demo_summary(metrics, DemoConfig(), Path("r.html"), Path("m.json")).splitlines()
     table = [line for line in lines if re.match(r"plain|PRISM  ", line)]
     assert len({len(line) for line in table}) == 1 and table[1].endswith("81.2 %")
     assert "PRISM over plain: +11.2 points" in "\n".join(lines) and "1 min 15 s" in "\n".join(lines)
+    assert "Precision and recall: features of judge, k = 3, 20 generated against 30 real images (test)." in lines
 
 
 def test_numbers_in_words() -> None:

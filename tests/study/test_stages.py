@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from prism_fast.errors import UserError
-from prism_fast.study.stages import Stages, check_settings
+from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for
 
 
 class Clock:
@@ -58,3 +60,28 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         check_settings(tmp_path / "config.yaml" / "demo", {"images": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "another's"
+
+
+def test_on_the_cpu_what_others_compute_meanwhile_does_not_count(tmp_path: Path) -> None:
+    assert CLOCKS[clock_for("cuda")] is time.perf_counter
+    stages = Stages(tmp_path, CLOCKS[clock_for("cpu")])
+    with stages.stage("waits"):
+        time.sleep(0.3)
+    with stages.stage("works"):
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+    assert stages.seconds("waits") < 0.1 <= stages.seconds("works")
+
+
+def test_a_growing_table_is_checked_where_both_have_it_and_kept_whole(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    for methods in ({"a": 1, "b": 2}, {"b": 2, "c": 3}, {"a": 1}):
+        check_settings(out, {"images": 3, "methods": methods}, "study", growing="methods")
+    assert json.loads((out / "study.json").read_text()) == {"images": 3, "methods": {"a": 1, "b": 2, "c": 3}}
+    before = (out / "study.json").read_bytes()
+    with pytest.raises(UserError, match=r"\(c 3 there, 4 now\): give another --out"):
+        check_settings(out, {"images": 3, "methods": {"c": 4, "d": 5}}, "study", growing="methods")
+    with pytest.raises(UserError, match="images 3 there, 4 now"):
+        check_settings(out, {"images": 4, "methods": {"d": 5}}, "study", growing="methods")
+    assert (out / "study.json").read_bytes() == before

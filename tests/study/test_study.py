@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html import unescape
@@ -19,13 +20,16 @@ from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.study import experiment
+from prism_fast.study.commit import commit
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
 from prism_fast.study.methods import TRIALS, Method, suite
 from prism_fast.study.preparations import Preparation, Request
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
+from prism_fast.study.study_page import _overlaps
 from tests.study.studies import (
     IMAGES,
+    copy_records,
     killed_when,
     prepared_methods,
     started,
@@ -129,7 +133,7 @@ def test_students_differ_in_images_alone(finished: Finished) -> None:
 
 
 def test_the_report_is_whole_and_loads_nothing(finished: Finished) -> None:
-    config, figures, _ = finished
+    config, figures, said = finished
     text = Path(config.out, REPORT).read_text()
     opened: list[str] = []
 
@@ -143,6 +147,24 @@ def test_the_report_is_whole_and_loads_nothing(finished: Finished) -> None:
     assert opened.count("img") == len(NAMES) + 1 and opened.count("svg") >= 2
     assert all(claim["claim"] in unescape(text).replace("\u00a0", " ") for claim in figures["claims"])
     assert "not quotable" not in text.lower()
+    assert "from left to right: class 0, class 1, class 2" in text
+    assert "features of judge, k = 3, N = 20 images" in said[-1]
+
+
+def test_the_report_shows_no_frechet_distance_of_no_more_images_than_features(finished: Finished) -> None:
+    config, figures, _ = finished
+    widths = figures["feature_widths"]
+    assert list(widths) == list(figures["compared_images"]) and max(widths.values()) < IMAGES
+    assert "No Fréchet" not in Path(config.out, REPORT).read_text()
+    shown = "".join(_overlaps(figures))
+    wide = "".join(_overlaps({**figures, "feature_widths": {**widths, config.extractor: IMAGES}}))
+    assert wide.count("No Fréchet distance: 20 features") == 1
+    assert wide.count("<td>–</td>") - shown.count("<td>–</td>") == len(NAMES) + 1
+
+
+def test_results_say_what_made_them_and_what_seconds_are(finished: Finished) -> None:
+    _, figures, _ = finished
+    assert figures["clock"] == "CPU time" and figures["commit"] == commit() and figures["control"] == []
 
 
 def test_a_quick_run_says_so_everywhere(networks: Path, tmp_path: Path) -> None:
@@ -174,11 +196,7 @@ def test_the_records_are_enough_to_go_on(
     """Without shards and students, in another folder; a set that has to be looked at again is drawn again."""
     config, figures, _ = finished
     out = tmp_path / "out"
-    kept = ("study.json", "stages.json", "references.json", "set.json", "look.json", "figures.json")
-    for path in Path(config.out).rglob("*"):
-        if (path.name in kept and "student" not in path.parts) or path.parent.name == "shown":
-            (out / path.relative_to(config.out)).parent.mkdir(parents=True, exist_ok=True)
-            (out / path.relative_to(config.out)).write_bytes(path.read_bytes())
+    copy_records(Path(config.out), out)
     moved = replace(config, out=str(out))
     with monkeypatch.context() as patch:
         patch.setattr("prism_fast.study.draws.synthesize", None)
@@ -189,6 +207,37 @@ def test_the_records_are_enough_to_go_on(
     assert not list(out.rglob("*.tar"))
     assert without_seconds(run_study(moved, lambda _: None, silent, three_methods())) == without_seconds(figures)
     assert {path.parts[-4] for path in out.rglob("*.tar")} == {"plain"}
+
+
+def test_a_finished_suite_goes_on_as_the_larger_one(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder whose ``study.json`` has the suite too, as it had at first."""
+    config, figures, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(config.out, out)
+    settings = json.loads((out / "study.json").read_text())
+    assert not {"suite", "more"} & settings.keys()
+    (out / "study.json").write_text(json.dumps({**settings, "suite": "fashion", "more": 2.0}))
+    trained: list[str] = []
+    distil = experiment.distill_images
+    monkeypatch.setattr(experiment, "counts", lambda _: (IMAGES,))
+    monkeypatch.setattr(
+        experiment, "distill_images", lambda c, *rest, **more: trained.append(c.data) or distil(c, *rest, **more)
+    )
+    (eda,) = (method for method in suite("fashion-full")[0] if method.name == "eda")
+    larger = replace(config, suite="fashion-full", out=str(out))
+    again = run_study(larger, lambda _: None, silent, (*three_methods(), eda))
+    assert trained == ["images of eda seed 0", "images of eda seed 1"]
+    assert [row for row in again["rows"] if row["recipe"] != "eda"] == figures["rows"]
+    assert again["trials"] == figures["trials"]
+    kept = json.loads((out / "study.json").read_text())
+    assert kept["methods"].keys() == {*NAMES, "eda"} and "suite" not in kept
+    # and the smaller one still does
+    assert run_study(replace(config, out=str(out)), lambda _: None, silent, three_methods())["rows"] == figures["rows"]
+    other = replace(three_methods()[0], fields={"sampler": {"cfg_scale": 2.0}})
+    with pytest.raises(UserError, match=r"of other settings \(plain \w+ there"):
+        run_study(larger, lambda _: None, silent, (other,))
 
 
 @pytest.mark.parametrize("changes", [{"passes": 2}, {"seeds": 3}, {"trial_images": 30}, {"second": "judge"}])
@@ -243,6 +292,9 @@ def test_preparation_own_loss_and_equal_compute(
     monkeypatch.setattr(Experiment, "_costs", lambda _: costs)
     config = tiny_study(networks, tmp_path / "out", more=2.0)
     figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
+    with pytest.raises(UserError, match=r"equal compute with --more 2\.0, not 3\.0: give that"):
+        Experiment(replace(config, more=3.0), print, silent, (plain,))
+    assert Experiment(replace(config, more=1.0), print, silent, (plain,)).out == Path(config.out)
     info = json.loads(Path(config.out, "sets/made/seed-0/shards/_info.json").read_text())["made_from"]
     assert info["sampler"]["cfg_scale"] == 2.5 and {request.seed for request in asked} >= {0, 1}
     assert all("preparation" in row["seconds"] for row in figures["rows"] if row["recipe"] == "made")
@@ -269,7 +321,7 @@ def test_the_command_refuses_what_cannot_be_with_status_2(tmp_path: Path, capsys
 def test_the_full_suite_runs_every_ablation_and_number_of_images(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "COUNTS", (10, IMAGES, 40))
+    monkeypatch.setattr(experiment, "counts", lambda _: (10, IMAGES, 40))
     config = tiny_study(networks, tmp_path / "out", suite="fashion-full")
     there, missing = suite("fashion-full")
     prepared = prepared_methods(TRIALS)
