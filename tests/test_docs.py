@@ -128,6 +128,21 @@ def test_the_readme_shows_every_command() -> None:
     assert shown >= set(cli.COMMANDS) - {"demo"}  # the demo is `make demo`
 
 
+def test_files_of_settings_are_understood(tmp_path: Path) -> None:
+    """Those that name a recipe of ``synthesize``."""
+    import torch
+
+    from prism_fast.distill.drawn import drawn_config
+
+    blocks = [(path, body) for path in DOCS for language, body in _FENCED.findall(text_of(path)) if language == "yaml"]
+    named = [(path, body) for path, body in blocks if body.startswith("recipe:")]
+    assert {path.stem for path, _ in named} >= {"papers", "diffdfkd"}
+    for path, body in named:
+        (tmp_path / "settings.yaml").write_text(body)
+        config = drawn_config(str(tmp_path / "settings.yaml"), torch.device("cpu"))
+        assert f"recipe: {config.recipe}\n" in body, path
+
+
 def test_a_wrong_flag_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="steeps"):
         parse_only("prism-fast synthesize --sampler.steeps 3 --out x", monkeypatch)
@@ -163,8 +178,10 @@ def test_options_and_defaults_are_the_codes() -> None:
     from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
     from prism_fast.sampling.image_to_image_config import ImageToImageConfig
     from prism_fast.study.evaluate_config import EvaluateConfig
+    from prism_fast.study.study_config import StudyConfig
     from prism_fast.synthesis.filter_config import FilterConfig
     from prism_fast.synthesis.mix_config import MixConfig
+    from prism_fast.tokens.config import TokensConfig
     from prism_fast.zoo.world import WorldConfig
 
     tables = [
@@ -176,6 +193,8 @@ def test_options_and_defaults_are_the_codes() -> None:
         ("methods/dda", "Inversion", InversionConfig),
         ("loading", "Options", LoaderConfig),
         ("evaluation", "Options", EvaluateConfig),
+        ("study/README", "Options", StudyConfig),
+        ("tokens", "How a word is learned", TokensConfig),
         ("distill", "While the images are made", ReplayConfig),
     ]
     for page, heading, kind in tables:

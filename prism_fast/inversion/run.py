@@ -45,8 +45,8 @@ class InversionReport:
 def invert(config: InversionConfig, out: str | Path, progress: ProgressFactory = show_progress) -> InversionReport:
     """Makes the images, or those that are still missing; SIGTERM and Ctrl-C end it after the step in progress.
 
-    Row r shows class r mod K, so that a group has images of all classes. A group that is stopped begins again, and ends
-    with the same bytes.
+    Row r shows class r mod K, so that a group has images of all classes. A group that is stopped, or of which a file is
+    gone, begins again, and ends with the same bytes.
 
     Raises:
         UserError: the teacher cannot be loaded or has no batch norm, or ``out`` holds something else. Nothing was
@@ -94,6 +94,8 @@ class _Run:
     def run(self, progress: ProgressFactory) -> InversionReport:
         config, groups = self.config, self.record["groups"]
         rows = group_rows(config.per_class * self.teacher.num_classes, config.batch)
+        for number in groups.keys() - {str(number) for number, part in enumerate(rows) if self._there(part)}:
+            del groups[number]
         missing = [number for number in range(len(rows)) if str(number) not in groups]
         done = (len(rows) - len(missing)) * config.steps
         self._save(complete=not missing)
@@ -111,6 +113,12 @@ class _Run:
             made=sum(len(rows[number]) for number in missing),
         )
 
+    def _file(self, row: int) -> Path:
+        return self.folder / f"{row % self.teacher.num_classes:04d}" / f"{row:06d}.png"
+
+    def _there(self, rows: range) -> bool:
+        return all(self._file(row).is_file() for row in rows)
+
     def _make(self, number: int, rows: range, bar: Bar) -> None:
         begin = time.monotonic()
 
@@ -121,8 +129,8 @@ class _Run:
 
         classes = [row % self.teacher.num_classes for row in rows]
         found = invert_group(self.teacher, self.config, number, classes, tell)
-        for row, class_index, image in zip(rows, classes, found.images, strict=True):
-            with replacing(self.folder / f"{class_index:04d}" / f"{row:06d}.png") as temporary:
+        for row, image in zip(rows, found.images, strict=True):
+            with replacing(self._file(row)) as temporary:
                 temporary.write_bytes(encode_image(image.permute(1, 2, 0).numpy(), "png"))
         self.record["groups"][str(number)] = {
             "images": len(rows),

@@ -17,7 +17,10 @@ from prism_fast.metrics.features import Observed, observe
 from prism_fast.metrics.memorisation import CLOSE, memorisation, repeated
 from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS
 from prism_fast.study.matched import Matched, match
+from prism_fast.study.sets import drawn_with
 from prism_fast.study.sources import Source, in_batches
+from prism_fast.synthesis.place import local_folder
+from prism_fast.teachers.ensemble import fingerprints
 from prism_fast.teachers.extractors import Extractor, load_extractor
 from prism_fast.teachers.load import load_teacher
 
@@ -53,29 +56,40 @@ def load_networks(config: EvaluateConfig, device: torch.device) -> Networks:
     """Teacher, judge and extractors.
 
     Raises:
-        UserError: one cannot be loaded, or features would be the teacher's.
+        UserError: one cannot be loaded, or features would be those of the teacher, or of the one that a set of shards
+            was drawn with, or of a member of either.
     """
     teacher, judge = load_teacher(config.teacher, device), load_teacher(config.judge, device)
-    if teacher.fingerprint == judge.fingerprint:
+    guides = dict.fromkeys(drawn_with(local_folder(config.target), teacher), "the one that the images were drawn with")
+    guides |= dict.fromkeys(fingerprints(teacher), "the teacher")
+
+    def guide(network: Extractor) -> str | None:
+        """What of the guides' is in a network."""
+        return next((guides[each] for each in sorted(fingerprints(network)) if each in guides), None)
+
+    if (found := guide(judge)) is not None:
         raise UserError(
-            f"teacher and judge are one network ({config.judge}): guidance moves the teacher's own features, so give "
-            "another --judge"
+            f"the judge, {config.judge}, is {found}, or has a network in common with it: guidance moves its features, "
+            "so give another --judge"
         )
     extractors: dict[str, Extractor] = {config.judge: judge}
     for name in extractor_names(config.extractors):
         try:
-            found = load_extractor(name, device)
+            extractor = load_extractor(name, device)
         except UserError as error:
             if config.extractors != "auto":
                 raise
             _log.info("no second extractor beside the judge: %s", error)
             continue
-        if found.fingerprint == teacher.fingerprint:
+        if (found := guide(extractor)) is not None:
             if config.extractors != "auto":
-                raise UserError(f"extractor {name} is the teacher, and guidance moves its features: give another one")
-            _log.info("no second extractor beside the judge: %s is the teacher; give --extractors", name)
+                raise UserError(
+                    f"extractor {name} is {found}, or has a network in common with it: guidance moves its features, so "
+                    "leave it out of --extractors"
+                )
+            _log.info("no second extractor beside the judge: %s is %s; give --extractors", name, found)
             continue
-        extractors[name] = found
+        extractors[name] = extractor
     return Networks(classifiers={"teacher": teacher, "judge": judge}, extractors=extractors, judge=config.judge)
 
 

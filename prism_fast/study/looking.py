@@ -20,6 +20,7 @@ from prism_fast.study.measure import BATCH, Reference, measure_agreement
 from prism_fast.study.real import balanced_rows
 from prism_fast.study.study_config import CLASSES, StudyConfig
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.ensemble import fingerprints
 from prism_fast.teachers.extractors import Extractor, load_extractor
 from prism_fast.teachers.load import load_teacher
 
@@ -51,7 +52,7 @@ class Eyes:
         """The networks that a study names.
 
         Raises:
-            UserError: one cannot be loaded, knows other classes, or is one of the others.
+            UserError: one cannot be loaded, knows other classes, or shares a network with another.
         """
         device = resolve_device(config.device)
         names = {"teacher": config.teacher, "judge": config.judge, "second": config.second}
@@ -59,11 +60,12 @@ class Eyes:
         extractor = load_extractor(config.extractor, device)
         seen: dict[str, str] = {}
         for who, network in (*classifiers.items(), ("extractor", extractor)):
-            other = seen.setdefault(network.fingerprint, who)
-            if other != who:
-                raise UserError(
-                    f"{other} and {who} are one network; what measures must not guide or choose: give another"
-                )
+            for other in (seen.setdefault(each, who) for each in sorted(fingerprints(network))):
+                if other != who:
+                    raise UserError(
+                        f"{other} and {who} are one network, or have one in common; what measures must not guide or "
+                        "choose: give another"
+                    )
         for who, classifier in classifiers.items():
             if classifier.num_classes != CLASSES:
                 raise UserError(

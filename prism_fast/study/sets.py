@@ -1,17 +1,24 @@
-"""A shard set in memory, with what is known of each image."""
+"""A shard set in memory, with what is known of each image, and whom a set was drawn with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from prism_fast.data import manifest
 from prism_fast.data.shards import ShardSet
-from prism_fast.synthesis.shards import INFO_FILE
+from prism_fast.errors import UserError
+from prism_fast.recipes.fields import read_fields
+from prism_fast.synthesis.shards import CONFIG_FILE, INFO_FILE
+from prism_fast.teachers.ensemble import ensemble_names
+
+if TYPE_CHECKING:
+    from prism_fast.teachers.base import Teacher
 
 COLUMNS = ("index", "seed", "class_index", "prompt", "energy", "teacher_top1")
 
@@ -61,6 +68,30 @@ class LabelledSet:
 def is_set(folder: Path) -> bool:
     """Whether a folder holds shards."""
     return (folder / INFO_FILE).is_file()
+
+
+def drawn_with(folder: Path, teacher: Teacher) -> frozenset[str]:
+    """Fingerprints of the teacher that a set of shards says it was drawn with; empty where nothing says so.
+
+    Args:
+        folder: of the set, or any other.
+        teacher: one whose members are known.
+
+    Raises:
+        UserError: the set was drawn with an ensemble that is not ``teacher``: nothing says who its members are.
+    """
+    made_from = manifest.read_set(folder).info.get("made_from") if is_set(folder) else None
+    said = made_from.get("teacher") if isinstance(made_from, dict) else None
+    if not isinstance(said, str) or said == teacher.fingerprint:
+        return frozenset()
+    path = folder / CONFIG_FILE
+    name = read_fields(path).get("teacher") if path.is_file() else None
+    if isinstance(name, str) and ensemble_names(name)[0] is not None:
+        raise UserError(
+            f"{folder} was drawn with the ensemble {name}; features may be of none of its members, and who they are is "
+            f"known of --teacher alone: give --teacher {name}"
+        )
+    return frozenset({said})
 
 
 def read_set(folder: Path) -> LabelledSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from prism_fast.errors import UserError
 from prism_fast.teachers.base import Energy, Teacher
 from prism_fast.teachers.taps import outputs_for
 from prism_fast.wide import wide
+
+if TYPE_CHECKING:
+    from prism_fast.teachers.extractors import Extractor
 
 
 class EnsembleTeacher:
@@ -91,6 +94,12 @@ class EnsembleTeacher:
         if len(term.terms) != len(self.members):
             raise UserError(f"an energy of {len(term.terms)} members, the ensemble has {len(self.members)}")
         return term
+
+
+def fingerprints(network: Extractor) -> frozenset[str]:
+    """That of a teacher or extractor and, of an ensemble, those of its members: two that share one share a network."""
+    members = network.members if isinstance(network, EnsembleTeacher) else ()
+    return frozenset({network.fingerprint}).union(*map(fingerprints, members))
 
 
 def ensemble_names(name: str) -> tuple[Mode | None, list[str]]:

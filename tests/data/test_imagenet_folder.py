@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pkgutil
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from prism_fast.data.imagenet_folder import LAYOUTS, ImageNetFolder, Layout, centre_crop, check_order
+from prism_fast.data.imagenet_folder import LAYOUTS, ImageNetFolder, centre_crop, check_order
 from prism_fast.errors import UserError
 from prism_fast.prompts.imagenet import imagenet_1k
 from prism_fast.prompts.wordnet import imagenet_info
@@ -18,11 +20,17 @@ from tests.imagenet import labelled_files
 
 SIZE = (224, 224)
 WNIDS = list(imagenet_info("imagenet-1k"))
+IN_R = ("n01443537", "n01484850", "n01494475")
+"""ImageNet-R's first classes: 1, 2 and 4 of ImageNet's."""
 
 
-def lay_out(folder: Path, called: Callable[[int], str], suffix: str = ".JPEG") -> Path:
-    """The 20 images in class folders, with the notes that archives bring."""
+def lay_out(
+    folder: Path, called: Callable[[int], str], suffix: str = ".JPEG", only: Collection[int] = range(1000)
+) -> Path:
+    """The 20 images, those of the classes ``only``, in class folders, with the notes that archives bring."""
     for place, (file, label) in enumerate(labelled_files().items()):
+        if label not in only:
+            continue
         there = folder / called(label)
         there.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, there / f"{place}{suffix}")
@@ -32,6 +40,13 @@ def lay_out(folder: Path, called: Callable[[int], str], suffix: str = ".JPEG") -
 
 def wnid(label: int) -> str:
     return WNIDS[label]
+
+
+def classes_in(listed: str) -> list[int]:
+    """Those of a list of timm's: ``a`` or ``r``."""
+    data = pkgutil.get_data("timm.data", f"_info/imagenet_{listed}_synsets.txt")
+    assert data is not None
+    return [WNIDS.index(name) for name in data.decode().split()]
 
 
 def one_pixel(folder: Path, *names: str) -> Path:
@@ -47,16 +62,40 @@ def test_class_numbers_are_read_as_numbers(tmp_path: Path) -> None:
     assert found.among is None
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", ["imagenet-val", "imagenet-v2", "imagenet-sketch"])
 def test_wnids_are_classes_in_every_layout(kind: str, tmp_path: Path) -> None:
     found = ImageNetFolder(kind, lay_out(tmp_path, wnid), SIZE, allow_partial=True)
     labels = sorted(labelled_files().values(), key=wnid)
-    assert found.classes.tolist() == labels == sorted(labels)
+    assert found.classes.tolist() == labels == sorted(labels) and found.among is None
     assert len(found) == 20 and found.image(3).shape == (3, *SIZE) and found.image(3).dtype == torch.uint8
-    subset = kind in ("imagenet-a", "imagenet-r")
-    assert (
-        found.among is None if not subset else (found.among is not None and found.among.tolist() == sorted(set(labels)))
-    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside", "outside"),
+    [
+        ("imagenet-a", ["n01498041", "n02007558", "n12267677"], ["n01440764", "n01443537"]),  # tench, goldfish
+        ("imagenet-r", [*IN_R, "n09472597"], ["n01440764", "n01496331"]),  # tench, electric ray
+    ],
+)
+def test_the_classes_of_a_subset_are_its_own(kind: str, inside: list[str], outside: list[str], tmp_path: Path) -> None:
+    """All 200 are candidates whatever is there, and a class of ImageNet's other 800 is refused by name."""
+    found = ImageNetFolder(kind, one_pixel(tmp_path, *inside), SIZE, allow_partial=True)
+    assert found.classes.tolist() == [WNIDS.index(name) for name in inside]
+    assert found.among is not None and len(found.among) == len(found.among.unique()) == 200
+    assert set(found.classes.tolist()) < set(found.among.tolist())
+    assert not {WNIDS.index(name) for name in outside} & set(found.among.tolist())
+    one_pixel(tmp_path, outside[0])
+    for partial in (False, True):
+        with pytest.raises(UserError, match=f"has the folder {outside[0]}, which is no class of ImageNet-[AR]: give"):
+            ImageNetFolder(kind, tmp_path, SIZE, allow_partial=partial)
+
+
+def test_any_200_classes_are_not_a_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, "imagenet-a", replace(LAYOUTS["imagenet-a"], images=200))  # type: ignore[index]
+    listed = one_pixel(tmp_path / "a", *map(wnid, classes_in("a")))
+    assert len(ImageNetFolder("imagenet-a", listed, SIZE)) == 200
+    with pytest.raises(UserError, match="has the folder n01440764, which is no class of ImageNet-A"):
+        ImageNetFolder("imagenet-a", one_pixel(tmp_path / "other", *WNIDS[:200]), SIZE)
 
 
 def test_the_order_of_classes_is_timms() -> None:
@@ -82,24 +121,27 @@ def test_classes_in_another_order_are_refused() -> None:
     [
         (
             "imagenet-val",
-            r"images of 3 classes, ImageNet's validation set of 1000 \(n01440764, n01443537, n01484850, …\)",
+            r"images of 3 classes, ImageNet's validation set of 1000, and lacks n01440764, n01491361, n01496331, …:",
         ),
-        ("imagenet-r", "images of 3 classes, ImageNet-R of 200: unpack it again, or .* --allow-partial"),
+        (
+            "imagenet-r",
+            "images of 3 classes, ImageNet-R of 200, and lacks n01498041, .*: unpack it again, or .* --allow-partial",
+        ),
     ],
 )
 def test_what_lacks_classes_is_refused(kind: str, message: str, tmp_path: Path) -> None:
-    one_pixel(tmp_path, *WNIDS[3:6])
+    one_pixel(tmp_path, *IN_R)
     with pytest.raises(UserError, match=message):
         ImageNetFolder(kind, tmp_path, SIZE)
 
 
 def test_what_lacks_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "imagenet-r", Layout(title="ImageNet-R", classes=3, images=4))  # type: ignore[arg-type]
-    one_pixel(tmp_path, *WNIDS[3:6])
-    with pytest.raises(UserError, match="has 3 images, ImageNet-R has 4: unpack it again"):
+    monkeypatch.setitem(LAYOUTS, "imagenet-r", replace(LAYOUTS["imagenet-r"], images=201))  # type: ignore[index]
+    one_pixel(tmp_path, *map(wnid, classes_in("r")))
+    with pytest.raises(UserError, match="has 200 images, ImageNet-R has 201: unpack it again"):
         ImageNetFolder("imagenet-r", tmp_path, SIZE)
-    shutil.copy(tmp_path / WNIDS[3] / "x.png", tmp_path / WNIDS[3] / "y.png")
-    assert len(ImageNetFolder("imagenet-r", tmp_path, SIZE)) == 4
+    shutil.copy(tmp_path / IN_R[0] / "x.png", tmp_path / IN_R[0] / "y.png")
+    assert len(ImageNetFolder("imagenet-r", tmp_path, SIZE)) == 201
 
 
 @pytest.mark.parametrize(
@@ -111,7 +153,7 @@ def test_what_lacks_images_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ("imagenet-a", ["0", "1"], "has the folder 0, .* called by wnids as n01440764"),
         ("imagenet-sketch", ["n00000001"], "has the folder n00000001, which is no class"),
         ("imagenet-val", ["val"], "has the folder val, .* give the folder that holds ImageNet's validation set"),
-        ("imagenet-a", WNIDS[:201], "has 201 classes, ImageNet-A has 200"),
+        ("imagenet-a", ["n01498041", "n00000001"], "has the folder n00000001, which is no class of ImageNet-A"),
     ],
 )
 def test_folders_of_another_set_are_refused(kind: str, names: list[str], message: str, tmp_path: Path) -> None:

@@ -157,6 +157,27 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world: World, tmp_path: Path) ->
     assert classes is not None and classes.bincount().tolist() == [2] * 10
 
 
+def test_images_that_are_gone_are_made_again(world: World, tmp_path: Path) -> None:
+    """With their group, to the same bytes; the others are left as they are."""
+    config, out = _config(world), tmp_path / "out"
+    report = invert(config, out, silent)
+    before = _contents(out)
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if int(path.stem) < 13}
+    for row in (14, 19):
+        (out / f"{row % 10:04d}" / f"{row:06d}.png").unlink()
+    with pytest.raises(Interrupted):
+        invert(config, out, lambda *told: _killing(1, *told))
+    assert not json.loads((out / RECORD_FILE).read_text())["complete"]
+    again = invert(config, out, silent)
+    assert (again.made, again.images, again.agreement) == (7, 20, report.agreement)
+    after = _contents(out)
+    assert json.loads(after.pop(RECORD_FILE))["complete"] and before.pop(RECORD_FILE) and after == before
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    for path in out.rglob("*.png"):
+        path.unlink()
+    assert invert(config, out, silent).made == 20 and len(list(out.rglob("*.png"))) == 20
+
+
 def test_another_inversion_leaves_a_folder_alone(world: World, tmp_path: Path) -> None:
     config, out = _config(world, per_class=1, rotation_weight=0.0, steps=1), tmp_path / "out"
     invert(config, out, silent)

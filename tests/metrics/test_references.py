@@ -50,6 +50,43 @@ def test_precision_and_recall_are_exactly_torch_fidelitys_in_fp64(
     assert round(theirs["recall"] * real) == ours.recalled.inside.sum()
 
 
+def lattice_sets(seed: int, real: int, generated: int) -> tuple[Tensor, Tensor]:
+    """Points of small whole coordinates: many of their distances equal a radius."""
+    source = torch.Generator().manual_seed(seed)
+    first, second = (torch.randint(0, 4, (count, 4), generator=source).double() for count in (real, generated))
+    return first, second
+
+
+@pytest.mark.parametrize("method", ["product", "direct"])
+def test_where_distances_equal_radii_each_figure_is_its_references(method: str, seed: int) -> None:
+    """Precision and recall have closed balls, as torch-fidelity's, density and coverage open ones, as ``prdc``'s.
+
+    Of 128 and 64 points: the means of so many whole numbers have no rounding error, nor has anything after them.
+    """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    first, second = lattice_sets(seed, 128, 64)
+    closed = prc_features_to_metric(second, first, verbose=False)
+    opened = {k: prdc_of_authors.compute_prdc(first.numpy(), second.numpy(), nearest_k=k) for k in (3, 5)}
+    ours = prdc(first, second, method=method, block=48)
+    assert round(closed["precision"] * 64) == ours.precise.inside.sum()
+    assert round(closed["recall"] * 128) == ours.recalled.inside.sum()
+    assert (ours.density, ours.coverage) == pytest.approx((opened[5]["density"], opened[5]["coverage"]), rel=1e-12)
+    assert ours.precision + ours.recall > opened[3]["precision"] + opened[3]["recall"]  # the definitions do differ here
+
+
+@pytest.mark.parametrize("method", ["product", "direct"])
+def test_what_rounding_turns_where_distances_equal_radii_is_counted(method: str, seed: int) -> None:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    first, second = lattice_sets(seed, 150, 130)
+    theirs = prc_features_to_metric(second, first, verbose=False)
+    ours = prdc(first, second, method=method)
+    assert abs(round(theirs["precision"] * 130) - int(ours.precise.inside.sum())) <= ours.ties["precision"]
+    assert abs(round(theirs["recall"] * 150) - int(ours.recalled.inside.sum())) <= ours.ties["recall"]
+    assert ours.ties["precision"] > 0 and ours.ties["recall"] > 0
+
+
 def differing(left: Prdc, right: Prdc) -> dict[str, Tensor]:
     """By figure, the points of which two computations say something else."""
     return {

@@ -27,8 +27,11 @@ from prism_fast.study.compared import CEILING, GENERATED, load_networks
 from prism_fast.study.evaluate import evaluate
 from prism_fast.study.evaluate_config import EvaluateConfig
 from prism_fast.study.sources import FolderSource, Source, in_batches
+from prism_fast.synthesis.shards import CONFIG_FILE, INFO_FILE
 from prism_fast.teachers.load import load_teacher
+from tests.data.sets import write_set
 from tests.study.worlds import World, make_world, one_thread
+from tests.tiny import save_tiny_teacher
 
 Capture = pytest.CaptureFixture[str]
 
@@ -136,12 +139,51 @@ def test_images_without_classes_are_compared_as_a_whole(world: World, tmp_path: 
 
 
 def test_features_are_never_the_teachers(world: World, folders: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match="teacher and judge are one network"):
+    with pytest.raises(UserError, match=r"the judge, .*, is the teacher, .* so give another --judge"):
         load_networks(settings(world, *folders, judge=str(world.teacher)), torch.device("cpu"))
-    with pytest.raises(UserError, match="is the teacher, and guidance moves its features"):
+    with pytest.raises(UserError, match=r"extractor .* is the teacher, .* leave it out of --extractors"):
         load_networks(settings(world, *folders, extractors=str(world.teacher)), torch.device("cpu"))
     with pytest.raises(UserError, match="unknown teacher"):
         load_networks(settings(world, *folders, extractors="efficientnet-lite9"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mode", ["", "mean:", "worst:"])
+def test_features_are_never_those_of_a_member(world: World, folders: tuple[Path, Path], mode: str) -> None:
+    """Neither where the teacher is an ensemble nor where the judge or an extractor is one."""
+    teacher, judge = str(world.teacher), str(world.judge)
+    both = f"{mode}{teacher}+{judge}"
+    for networks in ({"teacher": both}, {"teacher": both, "judge": teacher}, {"judge": both}):
+        with pytest.raises(UserError, match=r"the judge, .* has a network in common with it: .* another --judge"):
+            load_networks(settings(world, *folders, **networks), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"has a network in common with it: .* leave it out of --extractors"):
+        load_networks(settings(world, *folders, extractors=both), torch.device("cpu"))
+
+
+def write_info(folder: Path, guide: str, name: str) -> Path:
+    """What of a set of shards says whom it was drawn with."""
+    write_set(folder, [1])
+    info = json.loads((folder / INFO_FILE).read_text())
+    (folder / INFO_FILE).write_text(json.dumps({**info, "made_from": {"teacher": guide}}))
+    (folder / CONFIG_FILE).write_text(f"teacher: {name}\n")
+    return folder
+
+
+def test_features_are_never_those_that_a_set_was_drawn_with(world: World, tmp_path: Path) -> None:
+    """Whatever teacher it is evaluated with."""
+    judge, other = str(world.judge), str(save_tiny_teacher(tmp_path / "other", seed=5))
+    made = write_info(tmp_path / "made", load_teacher(judge).fingerprint, judge)
+    with pytest.raises(UserError, match=r"the judge, .*, is the one that the images were drawn with, .* --judge"):
+        load_networks(settings(world, made, made), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"extractor .* is the one that the images were drawn with, .* --extractors"):
+        load_networks(settings(world, made, made, judge=other, extractors=judge), torch.device("cpu"))
+    assert load_networks(settings(world, made, made, judge=other), torch.device("cpu")).judge == other
+    both = f"{judge}+{other}"
+    of_both = write_info(tmp_path / "of-both", load_teacher(both).fingerprint, both)
+    with pytest.raises(UserError, match=r"drawn with the ensemble .* give --teacher"):
+        load_networks(settings(world, of_both, made), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"the judge, .*, is the teacher, or has a network in common"):
+        load_networks(settings(world, of_both, made, teacher=both), torch.device("cpu"))
+    assert load_networks(settings(world, of_both, made, teacher=both, judge=str(world.teacher)), torch.device("cpu"))
 
 
 def test_the_second_extractor_is_left_out_where_it_cannot_be_had(
@@ -185,6 +227,25 @@ def test_a_samplers_images_are_looked_at_without_a_file(world: World, monkeypatc
     assert len(seen) == len(set(seen.digests)) == 8
     assert torch.allclose(seen.features["judge"], judge.features(kept.float() / 255).float(), atol=1e-5)
     assert seen.predictions["judge"].shape == (8,)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same_figures(world: World, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and distances on CUDA: what a CPU finds, but for rounding; verdicts that it may turn are counted."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for name, place, count in (("made", seed, 40), ("real", seed + 1, 100)):
+        save_images(tmp_path / name, pixels(place, count), [str(number % 2) for number in range(count)])
+    found = {
+        device: evaluate(settings(world, tmp_path / "made", tmp_path / "real", device=device, resamples=0), silent)
+        for device in ("cpu", "cuda")
+    }
+    rows, others = (found[device].figures["figures"] for device in ("cpu", "cuda"))
+    assert [row["name"] for row in rows] == [row["name"] for row in others]
+    for row, other in zip(rows, others, strict=True):
+        if row["metric"] in PRDC:  # one verdict that rounding of the features turned is a share of 1 / N
+            assert other["value"] == pytest.approx(row["value"], abs=(1.5 + other["ties"]) / row["count"]), row["name"]
+        else:
+            assert other["value"] == pytest.approx(row["value"], rel=1e-3, abs=1e-4), row["name"]
 
 
 def test_the_command_measures_folders_and_a_classifier_on_one(
