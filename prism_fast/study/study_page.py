@@ -245,7 +245,7 @@ def _overlaps(figures: Figures) -> list[str]:
 def _shifts(figures: Figures) -> str:
     """The students of equal images on shifted real images."""
     changes = {(c["first"], c["second"]): c for c in figures["shift_comparisons"]}
-    rows = []
+    rows, by_shift = [], []
     for name in in_table(figures, EQUAL_IMAGES):
         own = [row for row in of(figures["rows"], EQUAL_IMAGES, name) if "shifts" in row]
         if not own:
@@ -254,8 +254,12 @@ def _shifts(figures: Figures) -> str:
         over_real = "" if name == REAL else interval(changes.get((name, REAL)))
         under_prism = "" if name == PRISM else interval(changes.get((PRISM, name)))
         shown = with_spread([row["shifted_accuracy"] for row in own])
-        rows.append(([escape(name), shown, over_real, under_prism, *means], name == PRISM))
-    return page.table(["", "mean", "this − real", "PRISM − this", *SHIFTS], rows) if rows else ""
+        rows.append(([escape(name), shown, over_real, under_prism], name == PRISM))
+        by_shift.append(([escape(name), *means], name == PRISM))
+    if not rows:
+        return ""
+    whole = page.table(["", "mean of all shifts", "this − real, points", "PRISM − this, points"], rows)
+    return whole + page.table(["", *SHIFTS], by_shift)
 
 
 def _samples(study: Experiment, figures: Figures) -> str:
