@@ -244,7 +244,7 @@ def synthesis_config(
     values = dict(chosen)
     if "sampler" in values:
         values["sampler"] = _scaled(_unguided(values["sampler"], guided), method.scale)
-    layers += [("chosen", values), ("prepared", dict(prepared or {})), ("study", {"recipe": method.name})]
+    layers += [("chosen", values), ("prepared", dict(prepared or {})), ("study", {"recipe": method.made_of})]
     fields = default_fields(SynthesisConfig)
     for source, above in layers:
         fields = lay_over(SynthesisConfig, fields, above, source)

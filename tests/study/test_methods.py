@@ -60,7 +60,9 @@ def test_a_suite_names_what_it_leaves_out() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_makes_a_set_of_the_studys_sizes(name: str) -> None:
     config = config_of(name, seed=3)
-    assert (config.recipe, config.images, config.seed, config.sampler.compute_batch) == (name, 100, 3, 8)
+    recipe = METHODS[name].made_of
+    assert recipe in recipe_names()  # what config.yaml says can be asked for again
+    assert (config.recipe, config.images, config.seed, config.sampler.compute_batch) == (recipe, 100, 3, 8)
     assert (config.sampler.reuse_features == 1) == METHODS[name].exact
     guided = ("prism", "eda", "random-direction", "ddis", "diffdfkd")
     assert (config.sampler.guidance is not None) == (METHODS[name].made_of in guided)
