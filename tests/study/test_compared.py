@@ -229,25 +229,6 @@ def test_a_samplers_images_are_looked_at_without_a_file(world: World, monkeypatc
     assert seen.predictions["judge"].shape == (8,)
 
 
-@pytest.mark.gpu
-def test_a_gpu_finds_the_same_figures(world: World, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and distances on CUDA: what a CPU finds, but for rounding; verdicts that it may turn are counted."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    for name, place, count in (("made", seed, 40), ("real", seed + 1, 100)):
-        save_images(tmp_path / name, pixels(place, count), [str(number % 2) for number in range(count)])
-    found = {
-        device: evaluate(settings(world, tmp_path / "made", tmp_path / "real", device=device, resamples=0), silent)
-        for device in ("cpu", "cuda")
-    }
-    rows, others = (found[device].figures["figures"] for device in ("cpu", "cuda"))
-    assert [row["name"] for row in rows] == [row["name"] for row in others]
-    for row, other in zip(rows, others, strict=True):
-        if row["metric"] in PRDC:  # one verdict that rounding of the features turned is a share of 1 / N
-            assert other["value"] == pytest.approx(row["value"], abs=(1.5 + other["ties"]) / row["count"]), row["name"]
-        else:
-            assert other["value"] == pytest.approx(row["value"], rel=1e-3, abs=1e-4), row["name"]
-
-
 def test_the_command_measures_folders_and_a_classifier_on_one(
     world: World, folders: tuple[Path, Path], tmp_path: Path, capsys: Capture
 ) -> None:
