@@ -66,8 +66,8 @@ class Found:
     Attributes:
         rows: one a recipe, seed and table.
         trials: by method, with the place of the chosen one.
-        curves: of precision and recall over k, by method; of the first seed.
-        shown: by method, for the report: samples (a PNG in base64), energies of generated images; of the first seed.
+        shown: by method, of the first seed: ``points``, precision and recall over k; ``samples``, a PNG in base64; and
+            ``energies`` of generated images.
         failures: what went wrong, by method.
         missing: methods whose recipes are not there.
         references: accuracies of the three classifiers on real test images.
@@ -76,7 +76,6 @@ class Found:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     trials: dict[str, tuple[list[Trial], int]] = field(default_factory=dict)
-    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
@@ -163,10 +162,7 @@ class Experiment:
         made = share(
             self._locks,
             [
-                (
-                    f"{method.name} seed {seed}, {table}",
-                    partial(self._guarded, method, make, method, seed),
-                )
+                (f"{method.name} seed {seed}, {table}", partial(self._guarded, method, make, method, seed))
                 for table, method, seed, make in pieces
             ],
         )
@@ -351,9 +347,8 @@ class Experiment:
             points = self.gallery.curve(images, classes)
             return {"points": points, "samples": samples(images, classes), "energies": energies}
 
-        shown = self.stages.once(f"{name}: show", self.out / "shown" / f"{name}.json", identity, look)
-        self.found.curves[name] = shown["points"]
-        self.found.shown[name] = shown
+        path = self.out / "shown" / f"{name}.json"
+        self.found.shown[name] = self.stages.once(f"{name}: show", path, identity, look)
 
     def _equal_images(self, method: Method, seed: int) -> Row:
         drawn = self._set(method, seed)
@@ -374,7 +369,7 @@ class Experiment:
                 write_json(self.out / _COMPUTE, {**self._costs(), "more": self.config.more})
         self.found.compute = self._kept_costs()
         ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
-        dear = []
+        cheap = []
         for method in self._main:
             if method.name == PRISM or method.name not in ratios:
                 continue
@@ -382,20 +377,18 @@ class Experiment:
             if images == self.config.images:
                 self.expected.leave_out(*(f"{method.name} seed {s}, equal compute" for s in range(self.config.seeds)))
             else:
-                dear.append((method, images))
+                cheap.append((method, images))
         self._tabulate(
             [
                 (f"{EQUAL_COMPUTE} {images}", method, seed, partial(self._richer, images=images))
                 for seed in range(self.config.seeds)
-                for method, images in dear
+                for method, images in cheap
             ]
         )
 
     def _richer(self, method: Method, seed: int, images: int) -> Row:
-        where = EQUAL_COMPUTE
-        return self._row(
-            EQUAL_COMPUTE, method.name, seed, f", {where}", self._more(method, seed, images, where, images)
-        )
+        drawn = self._more(method, seed, images, EQUAL_COMPUTE, images)
+        return self._row(EQUAL_COMPUTE, method.name, seed, f", {EQUAL_COMPUTE}", drawn)
 
     def _kept_costs(self) -> dict[str, Any]:
         """What the table of equal compute was begun with; nothing where it was not.

@@ -83,9 +83,7 @@ class Eyes:
 
     def trial(self, images: Tensor, classes: Tensor) -> tuple[float, float]:
         """Agreement of the second teacher, and diversity, of images uint8 [N,3,H,W]."""
-        return measure_agreement(self.second, images, classes), class_diversity(
-            _features(self.extractor, images), classes
-        )
+        return measure_agreement(self.second, images, classes), class_diversity(_seen(self.extractor, images), classes)
 
 
 class Gallery:
@@ -115,6 +113,10 @@ class Gallery:
         """N of each extractor."""
         return {name: len(matched) for name, matched in self._matched.items()}
 
+    def widths(self) -> dict[str, int]:
+        """How many numbers the features of an image are, of each extractor."""
+        return {name: _seen(network, self._test.images[:1]).shape[1] for name, network in self._networks.items()}
+
     def figures(self, images: Tensor, classes: Tensor) -> dict[str, Any]:
         """Agreements, and of N images figures in both features."""
         found = self._eyes.agreements(images, classes)
@@ -122,7 +124,7 @@ class Gallery:
             figure
             for name, matched in self._matched.items()
             for figure in self._against(
-                name, _features(self._networks[name], images[self._rows(classes, len(matched))]), "generated"
+                name, _seen(self._networks[name], images[self._rows(classes, len(matched))]), "generated"
             )
         ]
         return found
@@ -143,7 +145,7 @@ class Gallery:
         reference, other = self._features(self.headline)
         if images is not None and classes is not None:
             rows = self._rows(classes, len(self._matched[self.headline]))
-            other = _features(self._networks[self.headline], images[rows])
+            other = _seen(self._networks[self.headline], images[rows])
         found = []
         for k in CURVE:
             overlap = prdc(reference.to(self._device), other, neighbours=k)
@@ -159,8 +161,8 @@ class Gallery:
         if name not in self._real:
             matched, network = self._matched[name], self._networks[name]
             self._real[name] = (
-                _features(network, self._test.images[matched.reference]),
-                _features(network, self._test.images[matched.ceiling]),
+                _seen(network, self._test.images[matched.reference]),
+                _seen(network, self._test.images[matched.ceiling]),
             )
         return self._real[name]
 
@@ -184,7 +186,7 @@ def _row(figure: Figure) -> dict[str, Any]:
     }
 
 
-def _features(network: Extractor, images: Tensor) -> Tensor:
+def _seen(network: Extractor, images: Tensor) -> Tensor:
     """Features in batches that suit network and device."""
     side = max(getattr(network, "input_size", (0, 0)))
     cached = side >= 128 and getattr(network, "device", torch.device("cpu")).type == "cpu"

@@ -8,11 +8,19 @@ from statistics import fmean, stdev
 from typing import Any
 
 from prism_fast.config import canonical
-from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.statistics import CONFIDENCE, holm, paired_difference
 from prism_fast.study.commit import commit
-from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment, Found
+from prism_fast.study.experiment import (
+    BY_COUNT,
+    CEILING,
+    EQUAL_COMPUTE,
+    EQUAL_IMAGES,
+    OWN_LOSS,
+    REAL,
+    Experiment,
+    Found,
+)
 from prism_fast.study.methods import PLAIN, PRISM, RIVALS, synthesis_config
 
 TABLES = (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT)
@@ -150,13 +158,6 @@ def _cfg_scales(study: Experiment) -> dict[str, float]:
     }
 
 
-def _feature_widths(study: Experiment) -> dict[str, int]:
-    """How many numbers the features of an image are, by extractor."""
-    networks = {study.config.judge: study.eyes.judge, study.config.extractor: study.eyes.extractor}
-    image = study.test.images[:1]
-    return {name: features(network, image, 1).shape[1] for name, network in networks.items()}
-
-
 def claims(rows: Sequence[Row], found: Sequence[Row], headline: str) -> list[dict[str, Any]]:
     """What the protocol says must be reached, with what was measured; ``holds`` None where it was not measured."""
     lines = []
@@ -214,7 +215,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         **({"note": "a quick run: not quotable"} if config.quick else {}),
         "headline": headline,
         "compared_images": study.gallery.counts(),
-        "feature_widths": _feature_widths(study),
+        "feature_widths": study.gallery.widths(),
         "rows": rows,
         "comparisons": differences,
         "control": controls(rows, _cfg_scales(study)),
@@ -226,7 +227,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
             name: [{**canonical(trial), "chosen": place == chosen} for place, trial in enumerate(trials)]
             for name, (trials, chosen) in found.trials.items()
         },
-        "curves": found.curves,
+        "curves": {m.name: found.shown[m.name]["points"] for m in (CEILING, *study.methods) if m.name in found.shown},
         "compute": found.compute,
         "failures": found.failures,
         "left_out": list(found.missing),

@@ -69,7 +69,7 @@ class Stages:
 
     def __init__(self, out: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         self._path, self._clock = out / _STAGES, clock
-        self._read: tuple[int, dict[str, dict[str, Any]]] = (0, {})
+        self._read: tuple[tuple[int, int], dict[str, dict[str, Any]]] = ((0, 0), {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -91,9 +91,10 @@ class Stages:
     def _done(self) -> dict[str, dict[str, Any]]:
         """The stages of all runs, read again where the file is another one."""
         try:
-            written = self._path.stat().st_mtime_ns
+            there = self._path.stat()
         except FileNotFoundError:
             return {}
+        written = there.st_mtime_ns, there.st_ino  # each writing is a new file, and clocks tick coarsely
         if written != self._read[0]:
             self._read = written, json.loads(self._path.read_text())
         return self._read[1]

@@ -62,12 +62,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
         *_further_tables(figures, methods),
         "<h2>Images against real ones</h2>",
         *_overlaps(figures),
-        *_section("Students on shifted real images", _shifts(figures)),
-        _note(
-            f"{min(SHIFTED_IMAGES, config.images):,} real test images under seven shifts of five severities each, the "
-            "same for every student: mean and standard deviation over the seeds, and the mean of each shift. "
-            "Differences are of the same seeds, with Student's 95 % interval, in points."
-        ),
+        *_section("Students on shifted real images", _shifts(figures, min(SHIFTED_IMAGES, config.images))),
         "<h2>Precision and recall</h2>",
         _chart(curve_chart(figures)),
         _note(
@@ -242,7 +237,7 @@ def _overlaps(figures: Figures) -> list[str]:
     return parts
 
 
-def _shifts(figures: Figures) -> str:
+def _shifts(figures: Figures, count: int) -> str:
     """The students of equal images on shifted real images."""
     changes = {(c["first"], c["second"]): c for c in figures["shift_comparisons"]}
     rows, by_shift = [], []
@@ -259,7 +254,12 @@ def _shifts(figures: Figures) -> str:
     if not rows:
         return ""
     whole = page.table(["", "mean of all shifts", "this − real, points", "PRISM − this, points"], rows)
-    return whole + page.table(["", *SHIFTS], by_shift)
+    note = _note(
+        f"{count:,} real test images under seven shifts of five severities each, the same for every student: mean and "
+        "standard deviation over the seeds, and the mean of each shift. Differences are of the same seeds, with "
+        "Student's 95 % interval, in points."
+    )
+    return whole + page.table(["", *SHIFTS], by_shift) + note
 
 
 def _samples(study: Experiment, figures: Figures) -> str:

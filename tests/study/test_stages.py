@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -85,3 +86,17 @@ def test_a_growing_table_is_checked_where_both_have_it_and_kept_whole(tmp_path: 
     with pytest.raises(UserError, match="images 3 there, 4 now"):
         check_settings(out, {"images": 4, "methods": {"d": 5}}, "study", growing="methods")
     assert (out / "study.json").read_bytes() == before
+
+
+def test_what_another_run_wrote_in_the_same_tick_is_kept(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "stages.json"
+    one, other = Stages(tmp_path, clock), Stages(tmp_path, clock)
+    with one.stage("a"):
+        pass
+    time_of_a = path.stat().st_mtime_ns
+    with other.stage("b"):
+        pass
+    os.utime(path, ns=(time_of_a, time_of_a))
+    with one.stage("c"):
+        pass
+    assert set(Stages(tmp_path, clock).table()) == {"a", "b", "c"}
