@@ -93,6 +93,7 @@ def test_what_another_run_wrote_in_the_same_tick_is_kept(tmp_path: Path) -> None
     one, other = Stages(tmp_path, clock), Stages(tmp_path, clock)
     with one.stage("a"):
         pass
+    assert one.finished("a")  # read
     time_of_a = path.stat().st_mtime_ns
     with other.stage("b"):
         pass
