@@ -1,4 +1,4 @@
-"""ImageNet's validation set and the test sets that go with it, as their authors' archives unpack.
+"""ImageNet's training and validation sets and the test sets that go with them, as their authors' archives unpack.
 
 A folder for each class, called by its wnid; ImageNet-V2's are called by class numbers, which are read as numbers:
 sorted as words, 10 comes before 2. ImageNet-A and -R hold 200 of the 1,000 classes; which ones, timm's lists say.
@@ -50,6 +50,7 @@ class Layout:
 
 
 LAYOUTS: Mapping[str, Layout] = {
+    "imagenet-train": Layout(title="ImageNet's training set", classes=CLASSES, images=1_281_167),
     "imagenet-val": Layout(title="ImageNet's validation set", classes=CLASSES, images=50_000, numbered=True),
     "imagenet-v2": Layout(title="ImageNet-V2", classes=CLASSES, images=10_000, numbered=True),
     "imagenet-a": Layout(title="ImageNet-A", classes=200, images=7_500, listed="imagenet_a_synsets.txt"),

@@ -91,7 +91,7 @@ class MemoryImages:
 
 
 class LazyImages:
-    """Images of a map-style data set of (uint8 image [3,H,W], class index, logits fp16 [K]), decoded batch by batch."""
+    """A map-style data set of (image uint8 [3,H,W], class index, logits fp16 [K] or None), decoded batch by batch."""
 
     def __init__(
         self, dataset: Any, num_classes: int, class_names: Sequence[str] | None = None, fingerprint: str = ""
@@ -114,7 +114,8 @@ class LazyImages:
         labels = torch.tensor([int(label) for _, label, _ in samples], dtype=torch.int64)
         _check_labels(labels, self.num_classes)
         images = torch.stack([torch.as_tensor(image) for image, _, _ in samples])
-        return Batch(images, labels, torch.stack([torch.as_tensor(logits) for _, _, logits in samples]))
+        stored = [torch.as_tensor(logits) for _, _, logits in samples if logits is not None]
+        return Batch(images, labels, torch.stack(stored) if stored else None)
 
 
 def open_images(

@@ -24,8 +24,9 @@ from prism_fast.pipeline.load import load_pipeline
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.study.gates import made_from, plan_of, sample_rows
-from prism_fast.study.measure import Reference, measure_agreement, measure_distribution
+from prism_fast.study.measure import measure_agreement, measure_distribution
 from prism_fast.study.real import real_images
+from prism_fast.study.sources import MemorySource, Source
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -54,7 +55,7 @@ def config_of(arm: str, images: int, seed: int, batch: int) -> SynthesisConfig:
 
 
 def measure(
-    pipe: Any, judge: Teacher, reference: Reference, counts: Sequence[int], seeds: Sequence[int], batch: int
+    pipe: Any, judge: Teacher, reference: Source, counts: Sequence[int], seeds: Sequence[int], batch: int
 ) -> Iterator[dict[str, Any]]:
     """One row a seed, an arm and a number of images: of the largest number, the first ones."""
     for seed in seeds:
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     pipe, judge = load_pipeline("fashion"), load_teacher(JUDGE)
-    reference = Reference("test", *real_images("test"))
+    reference = MemorySource("test", *real_images("test"))
     table = []
     for row in measure(pipe, judge, reference, options.images, options.seeds, options.batch):
         print("  ".join(f"{key} {value}" for key, value in row.items() if key != "settings"), flush=True)

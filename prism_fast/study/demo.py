@@ -19,7 +19,6 @@ from prism_fast.study import text
 from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
 from prism_fast.study.commit import commit
 from prism_fast.study.measure import (
-    Reference,
     distribution_settings,
     gap_closed,
     measure_accuracy,
@@ -30,6 +29,7 @@ from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.real import balanced_rows, most_balanced, real_images
 from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
+from prism_fast.study.sources import MemorySource, labels_of
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
@@ -125,7 +125,7 @@ class _Demo:
         self.stages = Stages(out)
         self.environment = environment(resolve_device(config.device), "float32")
         with self.stages.stage("real test images"):
-            self.test = Reference("test", *real_images("test"))
+            self.test = MemorySource("test", *real_images("test"))
 
     def run(self) -> Outcome:
         config = self.config
@@ -263,7 +263,7 @@ class _Demo:
             ceiling = figures[CEILING]["student_accuracy"]
             metrics["real_data_student_accuracy"] = ceiling
             metrics["gap_closed"] = gap_closed(students["plain"], students["prism"], ceiling)
-        real = most_balanced(self.test.labels, count)
+        real = most_balanced(labels_of(self.test), count)
         metrics["distribution"] = {
             "settings": distribution_settings(self.config.judge, self.test.name, count, real),
             "arms": {arm: {k: v for k, v in figures[arm]["distribution"].items() if k != "settings"} for arm in arms},

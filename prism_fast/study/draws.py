@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prism_fast.config import canonical, content_hash
 from prism_fast.data.sources import load_source_models
@@ -19,7 +18,7 @@ from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
 from prism_fast.study.methods import Method, synthesis_config
 from prism_fast.study.preparations import Request
-from prism_fast.study.sets import LabelledSet, read_set
+from prism_fast.study.sources import Chosen, ShardSource, Source
 from prism_fast.study.stages import Stages
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.job import synthesize
@@ -43,13 +42,16 @@ class Drawn:
     count: int
     machine: str
     seconds: dict[str, float]
-    read: Callable[[], tuple[LabelledSet, ...]]
+    read: Callable[[], tuple[ShardSource, ...]]
 
-    def images(self) -> tuple[Tensor, Tensor]:
-        """Images uint8 [N,3,H,W] and classes int64 [N]."""
-        sets = self.read()
-        every, classes = torch.cat([one.images for one in sets]), torch.cat([one.classes for one in sets])
-        return every[: self.count], classes[: self.count]
+    def images(self) -> Source:
+        """The images, with their classes; each is decoded when it is asked for."""
+        return Chosen(self.read(), torch.arange(self.count))
+
+    def energies(self) -> list[float]:
+        """The teacher's energy of each image, as it was stored."""
+        every = [energy for one in self.read() for energy in one.energies]
+        return every[: self.count]
 
     def first(self, count: int) -> Drawn:
         """The first of these images."""
@@ -110,9 +112,9 @@ class Draws:
         settings = content_hash([self._made_with, made_of, before])
         record = folder / _RECORD
         kept = json.loads(record.read_text()) if record.exists() else {}
-        made: list[LabelledSet] = []
+        made: list[ShardSource] = []
 
-        def read() -> tuple[LabelledSet, ...]:
+        def read() -> tuple[ShardSource, ...]:
             if not made:
                 prepared = self._prepared(method, seed)
                 config = synthesis_config(
@@ -120,12 +122,12 @@ class Draws:
                 )
                 with self._stages.stage(stage):
                     synthesize(config, folder / "shards", progress=self._bars, load=load_source_models)
-                made.append(read_set(folder / "shards"))
+                made.append(ShardSource(folder / "shards"))
             return tuple(made)
 
         if kept.get("settings") != settings:
             (one,) = read()
-            kept = {"settings": settings, "identity": one.identity, "images": len(one), "machine": self._machine}
+            kept = {"settings": settings, "identity": one.set.fingerprint, "images": len(one), "machine": self._machine}
             write_json(record, kept)
         seconds = {"sampling": self._stages.seconds(stage)}
         if method.prepare is not None:

@@ -18,8 +18,8 @@ class EvaluateConfig:
         teacher: for images: whose agreement with the classes is measured; its features are never used.
         judge: for images: the independent classifier whose agreement and features are used.
         reference: real images: ``test`` or a split ``T``, ``G``, ``J``, ``V`` of Fashion-MNIST (V is for tuning), a
-            folder of images, a shard set, or ``imagenet-val``, ``imagenet-v2``, ``imagenet-a``, ``imagenet-r`` or
-            ``imagenet-sketch`` with ``@FOLDER`` behind it, the folder as their archives unpack.
+            folder of images, a shard set, or ``imagenet-train``, ``imagenet-val``, ``imagenet-v2``, ``imagenet-a``,
+            ``imagenet-r`` or ``imagenet-sketch`` with ``@FOLDER`` behind it, the folder as their archives unpack.
         allow_partial: whether such a folder of ImageNet's may lack classes or images.
         shifts: of a classifier: also measure it on shifted versions of the real images.
         beside: of a classifier: others, with commas between them, that see the same images; differences have intervals.

@@ -11,26 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.report import DistillReport, write_json
-from prism_fast.distill.trainer import distill_images
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.expected import Expected
+from prism_fast.study.learning import learn
 from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
-from prism_fast.study.measure import Reference, measure_accuracy, measure_shifted
-from prism_fast.study.methods import COUNTED, MAIN, PRISM, Method, counts, suite
-from prism_fast.study.real import balanced_rows, real_images
+from prism_fast.study.measure import measure_accuracy, measure_shifted
+from prism_fast.study.methods import COUNTED, MAIN, PRISM, RIVALS, Method, counts, suite
+from prism_fast.study.real import balanced_rows
 from prism_fast.study.sharing import locked, share
+from prism_fast.study.sources import Chosen, Source, labels_of, open_source
 from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for
 from prism_fast.study.student_config import student_config
-from prism_fast.study.study_config import CLASSES, SHIFTED_IMAGES, StudyConfig
+from prism_fast.study.study_config import MIN_PER_CLASS, NO_IMAGES, SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import samples
 from prism_fast.study.trials import Trial, choose
 from prism_fast.teachers.load import load_teacher
@@ -45,8 +44,10 @@ MORE_SEED = 100_000
 LEAST_MORE = 0.05
 """Share of further images below which a method has no row of its own at equal compute."""
 _COMPUTE = "compute.json"
-_FREE = ("out", "device", "suite", "more")
+_FREE = ("out", "device", "suite", "more", "allow_partial")
 """Settings that may change within a study: where it is made, and how many tables it has."""
+_LATER = ("vocabulary", "reference", "real", "dtype", "format")
+"""Settings that came later, which a study begun before does not have: left out where they are the default's."""
 _MACHINE = ("device_name", "threads")
 """Of the environment, what may change within a study."""
 _FAILURES = (UserError, ValueError, RuntimeError, MemoryError)
@@ -106,20 +107,27 @@ class Experiment:
         self.out = Path(config.out)
         self.device = resolve_device(config.device)
         self.eyes = Eyes.load(config)
-        self.test = Reference("test", *real_images("test"))
+        self.classes = self.eyes.num_classes
+        self._check_sizes()
+        self.test = self._open(config.reference, "reference")
+        self.real = None if config.real == NO_IMAGES else self._open(config.real, "real")
         self.gallery = Gallery(config, self.eyes, self.test)
         self.weights = {
             "pipeline": pipeline_fingerprint(load_pipeline(config.pipeline, self.device)),
             **self.eyes.fingerprints(),
         }
         self.environment = environment(self.device, "float32")
-        self._real_images(0)  # more than the split has are refused before anything is made
+        if self.real is not None:
+            self._real_images(self.real, 0)  # more than there are are refused before anything is made
         self._kept_costs()
+        usual = canonical(StudyConfig())
         settings = {k: v for k, v in canonical(config).items() if k not in _FREE}
+        settings = {k: v for k, v in settings.items() if k not in _LATER or v != usual[k]}
         settings |= {"methods": {method.name: _identity(method) for method in self.methods}, "weights": self.weights}
         check_settings(self.out, settings, "study", growing="methods")
         save_yaml(config, self.out / "config.yaml")
         self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
+        self._cheaper = [method for method in self._main if method.name in RIVALS]
         self.clock = clock_for(self.device.type)
         self.stages = Stages(self.out, CLOCKS[self.clock])
         # A set is one machine's, to the last bit; a study is carried on elsewhere, by whole sets and students.
@@ -144,13 +152,11 @@ class Experiment:
         tuned = [method for method in self.methods if method.grid]
         tried = share(self._locks, [(f"{m.name} trials", partial(self._guarded, m, self._tune, m)) for m in tuned])
         found.trials = {method.name: trials for method, trials in zip(tuned, tried, strict=True) if trials is not None}
-        self._tabulate(
-            [
-                (EQUAL_IMAGES, method, seed, self._real if method is CEILING else self._equal_images)
-                for seed in seeds
-                for method in (CEILING, *self.methods)
-            ]
-        )
+        if self.real is None:
+            self.say(f"  {REAL}: left out, no real images are given for it (--real)")
+        ceiling = () if self.real is None else ((EQUAL_IMAGES, CEILING, partial(self._ceiling, self.real)),)
+        drawn = tuple((EQUAL_IMAGES, method, self._equal_images) for method in self.methods)
+        self._tabulate([(table, method, seed, make) for seed in seeds for table, method, make in (*ceiling, *drawn)])
         self._tabulate([(OWN_LOSS, m, seed, self._own_loss) for seed in seeds for m in self.methods if m.own])
         self._equal_compute()
         if self.config.suite == "fashion-full":
@@ -178,19 +184,46 @@ class Experiment:
             names += [f"{method.name} trial {n}: {part}" for n in range(len(method.grid)) for part in ("try", "look")]
             names += [f"{method.name} seed {TRIAL_SEED}: prepare"] if method.prepare else []
         parts = ("synthesize", "distil", "measure")
-        names += [f"{REAL} seed {seed}: {part}" for seed in seeds for part in parts[1:]]
+        if self.real is not None:
+            names += [f"{REAL} seed {seed}: {part}" for seed in seeds for part in parts[1:]]
         names += [f"{m.name} seed {seed}: {part}" for seed in seeds for m in self.methods for part in parts]
         names += [f"{m.name} seed {seed}: prepare" for seed in seeds for m in self.methods if m.prepare]
         names += [f"{m.name} seed {s}, own loss: {p}" for s in seeds for m in self.methods if m.own for p in parts[1:]]
         if self.config.more > 1:
-            cheap = [m for m in self._main if m.name != PRISM]
-            names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in cheap for p in parts]
+            names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in self._cheaper for p in parts]
         if self.config.suite == "fashion-full":
-            others = [count for count in counts(self.config.images) if count != self.config.images]
+            others = [n for n in counts(self.config.images, self.classes) if n != self.config.images]
             for name in COUNTED:
                 names += [f"{name} seed {s}, more images: synthesize" for s in seeds]
                 names += [f"{name} seed {s}, {n} images: {p}" for s in seeds for n in others for p in parts[1:]]
         return names
+
+    def _check_sizes(self) -> None:
+        least = MIN_PER_CLASS * self.classes
+        for name in ("images", "trial_images", "extractor_images"):
+            given = getattr(self.config, name)
+            if given < least:
+                raise UserError(
+                    f"--{name} {given}: {self.classes} classes need {MIN_PER_CLASS} images each, give at least {least}"
+                )
+
+    def _open(self, name: str, option: str) -> Source:
+        """Real images, with their classes."""
+        teacher = self.eyes.teacher
+        source = open_source(
+            name,
+            self.classes,
+            teacher.label_names,
+            input_size=teacher.input_size,
+            allow_partial=self.config.allow_partial,
+        )
+        labels_of(source)
+        if source.among is not None:
+            raise UserError(
+                f"--{option} {name} holds some of the {self.classes} classes alone: give images of all of them here, "
+                "and measure students on that set by prism-fast evaluate"
+            )
+        return source
 
     def _folder(self, kind: str, name: str, seed: int) -> Path:
         return self.out / kind / name / f"seed-{seed}"
@@ -239,7 +272,7 @@ class Experiment:
             drawn = self.draws.draw(f"{stage}: try", method, fields, self.config.trial_images, TRIAL_SEED, folder)
 
             def look(drawn: Drawn = drawn) -> dict[str, Any]:
-                agreement, diversity = self.eyes.trial(*drawn.images())
+                agreement, diversity = self.eyes.trial(drawn.images())
                 return {"agreement": agreement, "diversity": round(diversity, 6)}
 
             seen = self.stages.once(f"{stage}: look", folder / "look.json", drawn.identity, look)
@@ -275,33 +308,34 @@ class Experiment:
             self.draws.draw(stage, method, chosen, further, seed + MORE_SEED, folder).first(images - own.count)
         )
 
-    def _student(self, stage: str, folder: Path, images: Tensor, classes: Tensor, seed: int, own: Fields) -> Path:
-        """Trains a student: images, classes and, in its own table, the loss differ; all else is the study's."""
+    def _student(self, stage: str, folder: Path, images: Source, identity: str, seed: int, own: Fields) -> Path:
+        """Trains a student: images and, in its own table, the loss differ; all else is the study's."""
         shared = student_config(self.config, f"images of {stage.partition(':')[0]}", folder / "student", seed)
         config = build(DistillConfig, lay_over(DistillConfig, canonical(shared), own, "own loss"))
         with self.stages.stage(stage):
-            report: DistillReport = distill_images(config, images, classes, self.eyes.teacher, progress=self.bars)
+            report: DistillReport = learn(config, images, identity, self.eyes.teacher, self.bars)
         return report.student
 
     def _row(
-        self, table: str, method: str, seed: int, where: str, drawn: Drawn | None, own: Fields | None = None
+        self, table: str, method: str, seed: int, where: str, drawn: Drawn | Source, own: Fields | None = None
     ) -> Row:
-        """Trains, measures and keeps a row. ``drawn`` None: real images."""
+        """Trains, measures and keeps a row, of a drawn set or of real images."""
         stage = f"{method} seed {seed}{where}"
         folder = self.out / "students" / table.replace(" ", "-") / method / (f"seed-{seed}" + where.replace(", ", "-"))
-        count = self.config.images if drawn is None else drawn.count
-        identity = content_hash([self._made_with, drawn.identity if drawn else seed, count])
+        made = drawn if isinstance(drawn, Drawn) else None
+        count = self.config.images if made is None else made.count
+        identity = content_hash([self._made_with, made.identity if made else seed, count])
         kept = folder / "figures.json"
         found = self.stages.kept(kept, identity)
         if found is None:
-            images, classes = self._real_images(seed) if drawn is None else drawn.images()
-            student = self._student(f"{stage}: distil", folder, images, classes, seed, own or {})
+            images = drawn.images() if isinstance(drawn, Drawn) else drawn
+            student = self._student(f"{stage}: distil", folder, images, identity, seed, own or {})
 
             def measure() -> dict[str, Any]:
                 network = load_teacher(str(student), self.device)
                 figures: dict[str, Any] = {"student_accuracy": measure_accuracy(network, self.test, stage)}
                 if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
-                    figures |= self.gallery.ceiling if drawn is None else self.gallery.figures(images, classes)
+                    figures |= self.gallery.ceiling if made is None else self.gallery.figures(images)
                 if table == EQUAL_IMAGES:
                     figures |= measure_shifted(network, self.test, min(SHIFTED_IMAGES, self.config.images))
                 return figures
@@ -312,9 +346,9 @@ class Experiment:
             "seed": seed,
             "table": table,
             "images": count,
-            **({"machine": drawn.machine} if drawn else {}),
+            **({"machine": made.machine} if made else {}),
             "seconds": {
-                **(drawn.seconds if drawn else {}),
+                **(made.seconds if made else {}),
                 "training": self.stages.seconds(f"{stage}: distil"),
                 "measuring": self.stages.seconds(f"{stage}: measure"),
             },
@@ -323,16 +357,14 @@ class Experiment:
         self._told(f"{stage}: measure", f"student {100 * row['student_accuracy']:.2f} % on the real test set")
         return row
 
-    def _real_images(self, seed: int) -> tuple[Tensor, Tensor]:
-        """As many real images of the teacher's split as a set has."""
-        images, labels = real_images("T")
-        rows = balanced_rows(labels, self.config.images, seed)
-        return images[rows], labels[rows]
+    def _real_images(self, real: Source, seed: int) -> Source:
+        """As many real images of the teacher's kind as a set has."""
+        return Chosen([real], balanced_rows(labels_of(real), self.config.images, seed))
 
-    def _real(self, method: Method, seed: int) -> Row:
+    def _ceiling(self, real: Source, method: Method, seed: int) -> Row:
         if seed == 0:
             self._show(method.name, None)
-        return self._row(EQUAL_IMAGES, method.name, seed, "", None)
+        return self._row(EQUAL_IMAGES, method.name, seed, "", self._real_images(real, seed))
 
     def _show(self, name: str, drawn: Drawn | None) -> None:
         """What the report shows of seed 0: precision and recall over k, samples, energies."""
@@ -340,12 +372,9 @@ class Experiment:
 
         def look() -> dict[str, Any]:
             if drawn is None:
-                images, classes = self.test.images, self.test.labels
-                return {"points": self.gallery.curve(None), "samples": samples(images, classes), "energies": []}
-            images, classes = drawn.images()
-            energies = [round(energy, 4) for one in drawn.read() for energy in one.energies.tolist()]
-            points = self.gallery.curve(images, classes)
-            return {"points": points, "samples": samples(images, classes), "energies": energies}
+                return {"points": self.gallery.curve(None), "samples": samples(self.test), "energies": []}
+            images, energies = drawn.images(), [round(energy, 4) for energy in drawn.energies()]
+            return {"points": self.gallery.curve(images), "samples": samples(images), "energies": energies}
 
         path = self.out / "shown" / f"{name}.json"
         self.found.shown[name] = self.stages.once(f"{name}: show", path, identity, look)
@@ -370,10 +399,10 @@ class Experiment:
         self.found.compute = self._kept_costs()
         ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
         cheap = []
-        for method in self._main:
-            if method.name == PRISM or method.name not in ratios:
+        for method in self._cheaper:
+            if method.name not in ratios:
                 continue
-            images = affordable(self.config.images, 1 / ratios[method.name], self.config.more)
+            images = affordable(self.config.images, 1 / ratios[method.name], self.config.more, self.classes)
             if images == self.config.images:
                 self.expected.leave_out(*(f"{method.name} seed {s}, equal compute" for s in range(self.config.seeds)))
             else:
@@ -430,13 +459,13 @@ class Experiment:
                 for seed in range(self.config.seeds)
                 for method in self._main
                 if method.name in COUNTED
-                for count in counts(self.config.images)
+                for count in counts(self.config.images, self.classes)
                 if count != self.config.images
             ]
         )
 
     def _counted(self, method: Method, seed: int, count: int) -> Row:
-        drawn = self._more(method, seed, count, "more images", max(counts(self.config.images)))
+        drawn = self._more(method, seed, count, "more images", max(counts(self.config.images, self.classes)))
         return self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
 
 
@@ -446,10 +475,10 @@ def _identity(method: Method) -> str:
     return content_hash(made if method.prepare is None else [*made, method.prepare.made_of])
 
 
-def affordable(images: int, ratio: float, most: float) -> int:
+def affordable(images: int, ratio: float, most: float, classes: int) -> int:
     """Images that a method gets whose image costs 1/``ratio`` of PRISM's: whole rounds of the classes.
 
     Less than a twentieth more is nothing more: clocks differ by that.
     """
     wanted = int(images * min(max(ratio, 1.0), most))
-    return wanted - wanted % CLASSES if wanted >= (1 + LEAST_MORE) * images else images
+    return wanted - wanted % classes if wanted >= (1 + LEAST_MORE) * images else images

@@ -28,8 +28,9 @@ from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import progress
 from prism_fast.study.arms import CEILING, DemoConfig, distill_config
 from prism_fast.study.gates import balanced, made_from, reconstruct
-from prism_fast.study.measure import Reference, measure_accuracy
+from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import real_images
+from prism_fast.study.sources import MemorySource, Source
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 from prism_fast.zoo import world
@@ -69,7 +70,7 @@ def perfect(source: Garments, arm: str, count: int, seed: int) -> tuple[Tensor, 
     return pixels[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(classes)
 
 
-def student_accuracy(images: Tensor, classes: Tensor, teacher: Teacher, reference: Reference) -> float:
+def student_accuracy(images: Tensor, classes: Tensor, teacher: Teacher, reference: Source) -> float:
     """Of a student distilled on these images as the demo does it."""
     with TemporaryDirectory() as folder:
         config = dataclasses.replace(
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
     pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
-    reference = Reference("V", *real_images("V"))
+    reference = MemorySource("V", *real_images("V"))
     compared = features(judge, balanced(*load_split("V"), COMPARED))
     source = Garments(world.WorldConfig())
     arms: dict[str, Any] = {}

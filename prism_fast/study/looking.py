@@ -11,14 +11,17 @@ from torch import Tensor
 
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
+from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.comparison import Figure, Settings, distance_figures, overlap_figures
-from prism_fast.metrics.features import features
+from prism_fast.metrics.features import Observed, features, observe
 from prism_fast.metrics.prdc import prdc
 from prism_fast.metrics.vendi import class_diversity
+from prism_fast.prompts.vocabulary import load_vocabulary
 from prism_fast.study.matched import Matched, match
-from prism_fast.study.measure import BATCH, Reference, measure_agreement
+from prism_fast.study.measure import BATCH
 from prism_fast.study.real import balanced_rows
-from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.study.sources import Source, in_batches, labels_of
+from prism_fast.study.study_config import StudyConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.ensemble import fingerprints
 from prism_fast.teachers.extractors import Extractor, load_extractor
@@ -66,24 +69,34 @@ class Eyes:
                         f"{other} and {who} are one network, or have one in common; what measures must not guide or "
                         "choose: give another"
                     )
+        classes = len(load_vocabulary(config.vocabulary))
         for who, classifier in classifiers.items():
-            if classifier.num_classes != CLASSES:
+            if classifier.num_classes != classes:
                 raise UserError(
-                    f"the {who} knows {classifier.num_classes} classes, the study's world has {CLASSES}: give another"
+                    f"the {who} knows {classifier.num_classes} classes, the vocabulary {config.vocabulary} has "
+                    f"{classes}: give another"
                 )
         return cls(**classifiers, extractor=extractor)
+
+    @property
+    def classifiers(self) -> dict[str, Teacher]:
+        """By role."""
+        return {who: getattr(self, who) for who in CLASSIFIERS}
+
+    @property
+    def num_classes(self) -> int:
+        """K, of all three classifiers."""
+        return self.teacher.num_classes
 
     def fingerprints(self) -> dict[str, str]:
         """Of the weights, by role."""
         return {who: getattr(self, who).fingerprint for who in (*CLASSIFIERS, "extractor")}
 
-    def agreements(self, images: Tensor, classes: Tensor) -> dict[str, Any]:
-        """Of all three classifiers, of images uint8 [N,3,H,W]."""
-        return {f"{who}_agreement": measure_agreement(getattr(self, who), images, classes) for who in CLASSIFIERS}
-
-    def trial(self, images: Tensor, classes: Tensor) -> tuple[float, float]:
-        """Agreement of the second teacher, and diversity, of images uint8 [N,3,H,W]."""
-        return measure_agreement(self.second, images, classes), class_diversity(_seen(self.extractor, images), classes)
+    def trial(self, shown: Source) -> tuple[float, float]:
+        """Agreement of the second teacher, and diversity, of labelled images."""
+        classes, rows = labels_of(shown), torch.arange(len(shown))
+        found = agreement(self.second, in_batches(shown, rows, batch=BATCH), classes, BATCH)
+        return round(found.value, 6), class_diversity(_seen(self.extractor, shown, rows), classes)
 
 
 class Gallery:
@@ -95,7 +108,7 @@ class Gallery:
         test: real images.
     """
 
-    def __init__(self, config: StudyConfig, eyes: Eyes, test: Reference) -> None:
+    def __init__(self, config: StudyConfig, eyes: Eyes, test: Source) -> None:
         self._eyes, self._test, self._device = eyes, test, resolve_device(config.device)
         self._settings: dict[str, Settings] = {}
         self._matched: dict[str, Matched] = {}
@@ -103,8 +116,8 @@ class Gallery:
         self._networks: dict[str, Extractor] = {config.judge: eyes.judge, config.extractor: eyes.extractor}
         self.headline = config.judge
         for name, limit in ((config.judge, config.images), (config.extractor, config.extractor_images)):
-            asked = torch.arange(min(limit, config.images)) % CLASSES
-            self._matched[name] = match(asked, test.labels, None, REFERENCE_SEED, minimum=len(CURVE) + 1)
+            asked = torch.arange(min(limit, config.images)) % eyes.num_classes
+            self._matched[name] = match(asked, labels_of(test), None, REFERENCE_SEED, minimum=len(CURVE) + 1)
             self._settings[name] = Settings(
                 extractor=name, reference=test.name, resamples=0, seed=REFERENCE_SEED, device=self._device
             )
@@ -115,42 +128,47 @@ class Gallery:
 
     def widths(self) -> dict[str, int]:
         """How many numbers the features of an image are, of each extractor."""
-        return {name: _seen(network, self._test.images[:1]).shape[1] for name, network in self._networks.items()}
+        first = torch.arange(1)
+        return {name: _seen(network, self._test, first).shape[1] for name, network in self._networks.items()}
 
-    def figures(self, images: Tensor, classes: Tensor) -> dict[str, Any]:
-        """Agreements, and of N images figures in both features."""
-        found = self._eyes.agreements(images, classes)
-        found["figures"] = [
-            figure
-            for name, matched in self._matched.items()
-            for figure in self._against(
-                name, _seen(self._networks[name], images[self._rows(classes, len(matched))]), "generated"
-            )
-        ]
+    def figures(self, shown: Source) -> dict[str, Any]:
+        """Agreements of labelled images, and of N of them figures in both features."""
+        classes, every = labels_of(shown), torch.arange(len(shown))
+        seen = self._observed(shown, every)
+        found: dict[str, Any] = _agreements(seen, classes)
+        found["figures"] = []
+        for name, matched in self._matched.items():
+            rows = self._rows(classes, len(matched))
+            near = seen.features[name][rows] if name in seen.features else _seen(self._networks[name], shown, rows)
+            found["figures"] += self._against(name, near, "generated")
         return found
 
     @cached_property
     def ceiling(self) -> dict[str, Any]:
         """The same of real images in the generated ones' place: one answer for every seed."""
         rows = self._matched[self.headline].ceiling
-        images, labels = self._test.images[rows], self._test.labels[rows]
-        found = self._eyes.agreements(images, labels)
+        found: dict[str, Any] = _agreements(self._observed(self._test, rows), labels_of(self._test)[rows])
         found["figures"] = [
             figure for name in self._matched for figure in self._against(name, self._features(name)[1], "real")
         ]
         return found
 
-    def curve(self, images: Tensor | None, classes: Tensor | None = None) -> list[dict[str, float]]:
+    def curve(self, shown: Source | None) -> list[dict[str, float]]:
         """Precision and recall in the judge's features for every k; of other real images where none are given."""
         reference, other = self._features(self.headline)
-        if images is not None and classes is not None:
-            rows = self._rows(classes, len(self._matched[self.headline]))
-            other = _seen(self._networks[self.headline], images[rows])
+        if shown is not None:
+            rows = self._rows(labels_of(shown), len(self._matched[self.headline]))
+            other = _seen(self._networks[self.headline], shown, rows)
         found = []
         for k in CURVE:
             overlap = prdc(reference.to(self._device), other, neighbours=k)
             found.append({"k": k, "precision": round(overlap.precision, 6), "recall": round(overlap.recall, 6)})
         return found
+
+    def _observed(self, shown: Source, rows: Tensor) -> Observed:
+        """What the three classifiers say, and the judge's features: every image is decoded once for all of them."""
+        judge = {self.headline: self._networks[self.headline]}
+        return observe(in_batches(shown, rows, batch=BATCH), judge, self._eyes.classifiers)
 
     def _rows(self, classes: Tensor, count: int) -> Tensor:
         """N rows of a set, as many of each class: the first ones, so that all sets of a seed show the same rows."""
@@ -161,8 +179,8 @@ class Gallery:
         if name not in self._real:
             matched, network = self._matched[name], self._networks[name]
             self._real[name] = (
-                _seen(network, self._test.images[matched.reference]),
-                _seen(network, self._test.images[matched.ceiling]),
+                _seen(network, self._test, matched.reference),
+                _seen(network, self._test, matched.ceiling),
             )
         return self._real[name]
 
@@ -186,8 +204,16 @@ def _row(figure: Figure) -> dict[str, Any]:
     }
 
 
-def _seen(network: Extractor, images: Tensor) -> Tensor:
-    """Features in batches that suit network and device."""
+def _agreements(seen: Observed, classes: Tensor) -> dict[str, float]:
+    """Shares of images that each classifier takes for the class asked for, int64 [N]."""
+    return {
+        f"{who}_agreement": round(float((said == classes).double().mean()), 6) for who, said in seen.predictions.items()
+    }
+
+
+def _seen(network: Extractor, shown: Source, rows: Tensor) -> Tensor:
+    """Features of rows int64 [N], in batches that suit network and device."""
     side = max(getattr(network, "input_size", (0, 0)))
     cached = side >= 128 and getattr(network, "device", torch.device("cpu")).type == "cpu"
-    return features(network, images, _CACHED if cached else BATCH)
+    batch = _CACHED if cached else BATCH
+    return features(network, in_batches(shown, rows, batch=batch), batch)

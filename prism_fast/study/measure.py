@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prism_fast.metrics.accuracy import accuracy
@@ -16,26 +16,12 @@ from prism_fast.metrics.robustness import verdicts
 from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.study.real import balanced_rows, most_balanced
+from prism_fast.study.sources import Source, in_batches, labels_of
 from prism_fast.teachers.base import Teacher
 
 BATCH = 250
 SHIFT_SEED = 0
 """Decides which images are shifted, and what is random in it."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real images that sets are compared with.
-
-    Attributes:
-        name: the split.
-        images: uint8 [N,3,H,W].
-        labels: int64 [N].
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor
 
 
 def _counted(images: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
@@ -46,15 +32,13 @@ def _counted(images: Tensor, label: str, progress: ProgressFactory) -> Iterator[
             bar.update(len(part))
 
 
-def measure_accuracy(
-    classifier: Teacher, reference: Reference, label: str, progress: ProgressFactory = silent
-) -> float:
+def measure_accuracy(classifier: Teacher, reference: Source, label: str, progress: ProgressFactory = silent) -> float:
     """Share of the reference's images whose largest logit is their label."""
-    shown = _counted(reference.images, label, progress)
-    return round(accuracy(classifier, shown, reference.labels, BATCH).value, 6)
+    shown = in_batches(reference, torch.arange(len(reference)), label, progress, BATCH)
+    return round(accuracy(classifier, shown, labels_of(reference), BATCH).value, 6)
 
 
-def measure_shifted(classifier: Teacher, reference: Reference, count: int) -> dict[str, Any]:
+def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[str, Any]:
     """Accuracy on shifted images of the reference, mean of all shifts' severities, and of each shift's.
 
     Args:
@@ -62,11 +46,12 @@ def measure_shifted(classifier: Teacher, reference: Reference, count: int) -> di
         reference: real images.
         count: of them are shifted, the same ones for every classifier and as many of each class, 35 times each.
     """
-    rows = balanced_rows(reference.labels, count, SHIFT_SEED).sort().values
+    labels = labels_of(reference)
+    rows = balanced_rows(labels, count, SHIFT_SEED).sort().values
     found = verdicts(
         {"": classifier},
-        reference.images[rows].split(BATCH),
-        reference.labels[rows],
+        in_batches(reference, rows, batch=BATCH),
+        labels[rows],
         rows=rows,
         shifts=tuple(SHIFTS),
         seed=SHIFT_SEED,
@@ -88,7 +73,7 @@ def measure_distribution(
     judge: Teacher,
     judge_name: str,
     images: Tensor,
-    reference: Reference,
+    reference: Source,
     seed: int = 0,
     progress: ProgressFactory = silent,
 ) -> dict[str, Any]:
@@ -100,10 +85,11 @@ def measure_distribution(
         images: uint8 [N,3,H,W].
         seed: decides which of the reference's images are taken where it has more than N.
     """
-    count = most_balanced(reference.labels, len(images))
-    rows = balanced_rows(reference.labels, count, seed)
+    labels = labels_of(reference)
+    count = most_balanced(labels, len(images))
+    rows = balanced_rows(labels, count, seed)
     found = prdc(
-        features(judge, _counted(reference.images[rows], "features of real images", progress), BATCH),
+        features(judge, in_batches(reference, rows, "features of real images", progress, BATCH), BATCH),
         features(judge, _counted(images, "features", progress), BATCH),
     )
     figures = {name: round(getattr(found, name), 6) for name in PRDC}

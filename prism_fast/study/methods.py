@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,7 @@ from prism_fast.inversion.config import InversionConfig
 from prism_fast.recipes import DISTILL, load_recipe, recipe_names
 from prism_fast.recipes.fields import Fields, build, default_fields, lay_over
 from prism_fast.study.preparations import Preparation, first_student, inverted_images, learned_words
-from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.study.study_config import FULL, StudyConfig, world_of
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.tokens.config import TokensConfig
 
@@ -190,21 +190,34 @@ COUNTED = (PLAIN, PRISM)
 _TIMES = (0.25, 0.5, 2.0, 4.0)
 
 
-def counts(images: int) -> tuple[int, ...]:
+_IMAGENET: Mapping[str, tuple[Fields, ...]] = {
+    "plain-cfg": _grid(("sampler.cfg_scale", (2.0, 4.0, 7.5)), ("sampler.steps", (20, 30))),
+    "plain-reject": _grid(("filter.attempts", (2, 4)), ("sampler.cfg_scale", (2.0, 4.0, 7.5))),
+    "dm-kd": _grid(("sampler.cfg_scale", (1.25, 1.5, 2.0)), ("sampler.steps", (10, 20))),
+    PRISM: _grid(("sampler.guidance.scale", (0.15, 0.3)), ("sampler.cfg_scale", (1.5, 3.0, 5.0))),
+}
+"""What is searched where the generator is Stable Diffusion, which is drawn at higher guidance and with more steps."""
+_FASHION_ALONE = ("oracle",)
+"""Nobody knows how often the attributes of ImageNet's images are true."""
+
+
+def counts(images: int, classes: int) -> tuple[int, ...]:
     """Numbers of images of these curves: a quarter to four times as many as in the other tables, in whole rounds of the
     classes."""
-    return tuple(sorted({max(1, int(images * times) // CLASSES) * CLASSES for times in _TIMES} | {images}))
+    return tuple(sorted({max(1, int(images * times) // classes) * classes for times in _TIMES} | {images}))
 
 
 def suite(name: str, known: Sequence[str] | None = None) -> tuple[tuple[Method, ...], tuple[str, ...]]:
     """The methods of a suite whose recipes are there, and the names of those whose are not.
 
     Args:
-        name: ``fashion`` or ``fashion-full``.
+        name: of the suite.
         known: recipes; None: the package's.
     """
     there = recipe_names() if known is None else known
-    every = MAIN + (FURTHER if name == "fashion-full" else ())
+    every = MAIN + (FURTHER if name.endswith(FULL) else ())
+    if world_of(name) == "imagenet":
+        every = tuple(replace(m, grid=_IMAGENET.get(m.name, m.grid)) for m in every if m.name not in _FASHION_ALONE)
     return tuple(m for m in every if m.made_of in there), tuple(m.name for m in every if m.made_of not in there)
 
 
@@ -229,11 +242,13 @@ def synthesis_config(
     shared: Fields = {
         "pipeline": study.pipeline,
         "teacher": study.teacher,
+        "vocabulary": study.vocabulary,
         "images": images,
         "seed": seed,
+        "format": study.format,
         "device": study.device,
         "pilot_images": study.pilot_images,
-        "sampler": {"steps": study.steps, "compute_batch": study.batch},
+        "sampler": {"steps": study.steps, "compute_batch": study.batch, "dtype": study.dtype},
     }
     recipe = load_recipe(method.made_of)
     guided = recipe["sampler"]["guidance"] is not None

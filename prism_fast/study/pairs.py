@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from prism_fast.metrics.predictions import predict
-from prism_fast.study.measure import Reference, measure_distribution
+from prism_fast.study.measure import measure_distribution
 from prism_fast.study.sets import LabelledSet
+from prism_fast.study.sources import Source
 from prism_fast.teachers.base import Teacher
 
 BATCH = 250
@@ -84,7 +85,7 @@ def _side(made: LabelledSet, rows: list[int], judge: Teacher) -> Side:
     )
 
 
-def pair_figures(pair: Pair, judge: Teacher, judge_name: str, reference: Reference, seed: int) -> dict[str, Any]:
+def pair_figures(pair: Pair, judge: Teacher, judge_name: str, reference: Source, seed: int) -> dict[str, Any]:
     """Agreement without and with guidance, the gain with its standard error over the pairs; precision and recall.
 
     Args:

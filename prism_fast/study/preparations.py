@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prism_fast.config import canonical, resolve_device
-from prism_fast.distill.trainer import distill_images
 from prism_fast.inversion.config import InversionConfig
 from prism_fast.inversion.run import invert
 from prism_fast.keyed import seed_of
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
-from prism_fast.study.sets import read_set
+from prism_fast.study.learning import learn
+from prism_fast.study.sources import ShardSource
 from prism_fast.study.student_config import student_config
-from prism_fast.study.study_config import CLASSES, StudyConfig
+from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
@@ -116,14 +116,14 @@ def first_student(per_class: int, steps: int) -> Preparation:
         study, seed = request.study, seed_of(request.seed, "first student")
         shards = request.folder / "shards"
         each, most = (min(QUICK_PER_CLASS, per_class), min(QUICK_STEPS, steps)) if study.quick else (per_class, steps)
-        config = request.config(images=each * CLASSES, seed=seed, prepared=alone)
+        teacher = load_teacher(study.teacher, resolve_device(study.device))
+        config = request.config(images=each * teacher.num_classes, seed=seed, prepared=alone)
         synthesize(config, shards, progress=request.bars)
-        made = read_set(shards)
         training = student_config(
             study, "images without a student", request.folder / "student", seed, min(most, study.student_steps)
         )
-        teacher = load_teacher(study.teacher, resolve_device(study.device))
-        report = distill_images(training, made.images, made.classes, teacher, progress=request.bars)
+        images = ShardSource(shards)
+        report = learn(training, images, images.set.fingerprint, teacher, request.bars)
         return {"sampler": {"guidance": {"student": str(report.student), "student_after": 0}}}
 
     return Preparation(make=make, made_of={"per_class": per_class, "steps": steps})

@@ -104,7 +104,7 @@ def compared(rows: Sequence[Row], table: str, costs: Mapping[str, float]) -> lis
     """
     every = recipes(rows, EQUAL_IMAGES)
     if table == EQUAL_COMPUTE:
-        return [name for name in every if name in costs]
+        return [name for name in every if name in costs and name in (PRISM, *RIVALS)]
     if table == OWN_LOSS:
         own = recipes(rows, OWN_LOSS)
         return [name for name in every if name in own or name == PRISM] if own else []

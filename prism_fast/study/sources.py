@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from prism_fast.data.image_folder import ImageFolder
 from prism_fast.data.imagenet_folder import CLASSES, LAYOUTS, ImageNetFolder, check_order
 from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
-from prism_fast.progress import ProgressFactory
+from prism_fast.progress import ProgressFactory, silent
 from prism_fast.study.real import REFERENCES, real_images
 from prism_fast.study.sets import is_set
 from prism_fast.synthesis.place import local_folder
@@ -71,6 +73,32 @@ class MemorySource:
         return self.images[row]
 
 
+class Chosen:
+    """Rows of sources, which are counted on from one to the next.
+
+    Args:
+        sources: with classes, of one vocabulary.
+        rows: int64 [N], in any order.
+    """
+
+    def __init__(self, sources: Sequence[Source], rows: Tensor) -> None:
+        self._sources, self._rows = tuple(sources), rows.tolist()
+        self._ends = list(accumulate(map(len, sources)))
+        self.name = " + ".join(source.name for source in sources)
+        self.fingerprint: str | None = None
+        self.among: Tensor | None = None
+        self.classes: Tensor | None = torch.cat([labels_of(source) for source in sources])[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, row: int) -> Tensor:
+        """uint8 [3,H,W]."""
+        at = self._rows[row]
+        place = bisect_right(self._ends, at)
+        return self._sources[place].image(at - (self._ends[place - 1] if place else 0))
+
+
 class ShardSource:
     """The images of a shard set, decoded as they are asked for."""
 
@@ -79,7 +107,7 @@ class ShardSource:
         self.name = str(folder)
         self.fingerprint: str | None = self.set.fingerprint
         self.among: Tensor | None = None
-        self.classes: Tensor | None = torch.tensor(self.set.table().column("class_index").to_pylist())
+        self.classes: Tensor | None = torch.tensor(self._column("class_index"))
 
     def __len__(self) -> int:
         return len(self.set)
@@ -87,6 +115,14 @@ class ShardSource:
     def image(self, row: int) -> Tensor:
         """uint8 [3,H,W]."""
         return self.set.sample(row)[0]
+
+    @property
+    def energies(self) -> list[float]:
+        """The labelling teacher's, of each image."""
+        return self._column("energy")
+
+    def _column(self, name: str) -> list[Any]:
+        return cast("list[Any]", self.set.table().column(name).to_pylist())
 
 
 class FolderSource:
@@ -163,6 +199,17 @@ def open_source(
     return ShardSource(folder) if is_set(folder) else FolderSource(folder, num_classes, names)
 
 
+def labels_of(source: Source) -> Tensor:
+    """Class indices int64 [N].
+
+    Raises:
+        UserError: nothing says what its images show.
+    """
+    if source.classes is None:
+        raise UserError(f"{source.name} holds images whose classes nothing says: give a folder for each class")
+    return source.classes
+
+
 def is_imagenet(name: str) -> bool:
     """Whether a name is one of ImageNet's test sets with ``@`` behind it."""
     kind, at, _ = name.partition("@")
@@ -186,13 +233,15 @@ def check_source(name: str) -> None:
         )
 
 
-def in_batches(source: Source, rows: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
+def in_batches(
+    source: Source, rows: Tensor, label: str = "", progress: ProgressFactory = silent, batch: int = BATCH
+) -> Iterator[Tensor]:
     """The images of rows int64 [N] in order, uint8 [B,3,H,W]; a batch ends where another size begins."""
     waiting: list[Tensor] = []
     with progress(len(rows), "images", label, 0) as bar:
         for row in rows.tolist():
             image = source.image(row)
-            if waiting and (len(waiting) == BATCH or image.shape != waiting[0].shape):
+            if waiting and (len(waiting) == batch or image.shape != waiting[0].shape):
                 yield torch.stack(waiting)
                 bar.update(len(waiting))
                 waiting = []

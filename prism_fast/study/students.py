@@ -24,8 +24,9 @@ from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, lay_over
 from prism_fast.study.arms import DemoConfig, distill_config, synthesis_config
 from prism_fast.study.gates import made_from
-from prism_fast.study.measure import Reference, measure_accuracy
+from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import real_images
+from prism_fast.study.sources import MemorySource, Source
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.load import load_teacher
@@ -41,7 +42,7 @@ def settings(demo: DemoConfig) -> dict[str, SynthesisConfig]:
     return {name: build(SynthesisConfig, fields) for name, fields in ((PUBLISHED, published), (FAST, fast))}
 
 
-def accuracies(demo: DemoConfig, test: Reference) -> dict[str, float]:
+def accuracies(demo: DemoConfig, test: Source) -> dict[str, float]:
     """Accuracy on the real test set of the students of both ways, and what is in between is kept in ``demo.out``."""
     found = {}
     for name, config in settings(demo).items():
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds must be 2 or more: one pair has no spread")
-    test = Reference("test", *real_images("test"))
+    test = MemorySource("test", *real_images("test"))
     pairs = []
     for seed in range(options.seeds):
         demo = DemoConfig(images=options.images, seed=seed, out=str(options.runs / f"seed-{seed}"))

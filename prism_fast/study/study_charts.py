@@ -13,11 +13,15 @@ from prism_fast.study.experiment import BY_COUNT, EQUAL_IMAGES, REAL, Experiment
 from prism_fast.study.measure import BATCH
 from prism_fast.study.methods import COUNTED, FURTHER, PLAIN, PRISM
 from prism_fast.study.plots import Series, line_chart, ridges
+from prism_fast.study.real import balanced_rows, most_balanced
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
+from prism_fast.study.sources import in_batches, labels_of
 from prism_fast.teachers.taps import outputs_for
 
 _ABLATED = {m.name: m.scale for m in FURTHER if m.chart == "scale"} | {"dpe": 0.0, PRISM: 1.0}
 """Methods that differ in the scale alone, with their part of the chosen one."""
+_HISTOGRAM = 10_000
+"""Real images whose energies are shown, at most."""
 
 
 def curve_chart(figures: Mapping[str, Any]) -> str:
@@ -75,13 +79,14 @@ def accuracy_chart(figures: Mapping[str, Any]) -> str:
 def energy_chart(study: Experiment) -> str:
     """Histograms of the teacher's energy: real images, plain ones and guided ones."""
     teacher, term = study.eyes.teacher, guidance_term(GuidanceConfig(), study.eyes.teacher)
-    images, labels = study.test.images, study.test.labels
-    real = torch.cat(
-        [
-            term.value(outputs_for(teacher, part.float() / 255, term), own).double().cpu()
-            for part, own in zip(images.split(BATCH), labels.split(BATCH), strict=True)
-        ]
-    )
+    labels = labels_of(study.test)
+    rows = balanced_rows(labels, most_balanced(labels, _HISTOGRAM), 0)
+    found, done = [], 0
+    for part in in_batches(study.test, rows, batch=BATCH):
+        own = labels[rows[done : done + len(part)]]
+        found.append(term.value(outputs_for(teacher, part.float() / 255, term), own).double().cpu())
+        done += len(part)
+    real = torch.cat(found)
     shown = [(REAL, REAL, real)]
     drawn = [name for name in (PLAIN, PRISM) if name in study.found.shown]
     shown += [(n, n, torch.tensor(study.found.shown[n]["energies"], dtype=torch.float64)) for n in drawn]

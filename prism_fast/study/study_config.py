@@ -1,23 +1,79 @@
-"""The study's settings: a suite of methods, and the sizes that all of them share."""
+"""The study's settings: a suite of methods in a world, and the sizes that all of them share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from prism_fast.config import require, require_whole
+from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 PASSES, VIEWS, TEMPERATURE = 30, 10, 4.0
 """Of every student of the main table (docs/study/protocol.md)."""
-CLASSES = 10
-MIN_IMAGES = 2 * CLASSES
+NO_IMAGES = "none"
+MIN_PER_CLASS = 2
 """As many as nearest neighbours, the Vendi score of each class and a balanced reference need."""
 SHIFTED_IMAGES = 1000
 """Real test images whose shifted versions the students of equal images see."""
 
-QUICK: dict[str, Any] = {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 50}
-"""What ``--quick`` makes smaller, where it is not given: not the number of trials, which decides who wins."""
+DTYPES = ("float32", "bfloat16", "float16")
+FULL = "-full"
+"""How the names of suites end that have every method."""
+SUITES = ("fashion", "fashion-full", "imagenet", "imagenet-full")
+
+_WORLDS: Mapping[str, Mapping[str, Any]] = {
+    "fashion": {},
+    "imagenet": {
+        "vocabulary": "imagenet-1k",
+        "pipeline": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "teacher": "resnet34.tv_in1k",
+        "judge": "convnext_tiny.fb_in1k",
+        "second": "efficientnet_b0.ra_in1k",
+        "student": "resnet18",
+        "reference": "imagenet-val@data/imagenet/val",
+        "real": "imagenet-train@data/imagenet/train",
+        "images": 100_000,
+        "trial_images": 5000,
+        "extractor_images": 10_000,
+        "pilot_images": 4,
+        "steps": 25,
+        "batch": 8,
+        "dtype": "bfloat16",
+        "format": "jpg",
+        "passes": 100,
+    },
+}
+_QUICK: Mapping[str, Mapping[str, Any]] = {
+    "fashion": {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 50},
+    "imagenet": {
+        "seeds": 2,
+        "images": 4000,
+        "trial_images": 2000,
+        "extractor_images": 2000,
+        "pilot_images": 1,
+        "passes": 20,
+    },
+}
+
+
+def world_of(suite: str) -> str:
+    """``fashion`` or ``imagenet``."""
+    return suite.removesuffix(FULL)
+
+
+def usual(suite: str, quick: bool) -> dict[str, Any]:
+    """Values of :class:`StudyConfig` that a suite has where others are not given.
+
+    ``quick`` makes it smaller, but not the number of trials, which decides who wins.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    require(suite in SUITES, "suite", suite, f"one of {', '.join(SUITES)}")
+    world = world_of(suite)
+    return {**_WORLDS[world], **(_QUICK[world] if quick else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +81,19 @@ class StudyConfig:
     """The study.
 
     Args:
-        suite: ``fashion``: the main methods; ``fashion-full``: all of them, ablations, and numbers of images.
+        suite: ``fashion``: the main methods; ``fashion-full``: all of them, ablations, and numbers of images;
+            ``imagenet``, ``imagenet-full``: the same on ImageNet.
         quick: smaller, to see that it works; marked as not quotable wherever figures are shown.
         seeds: paired seeds 0, 1, ...; at least 2: one pair has no spread.
         images: in each training set of the table of equal images.
         out: folder of the results; running the same study into it again continues.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        vocabulary: the classes: a built-in name, or a file of names.
+        reference: real images that students are tested on and sets compared with: ``test`` (Fashion-MNIST's), a folder
+            with a folder for each class, or ``imagenet-val@FOLDER``.
+        real: real images of the teacher's kind, for the ceiling: ``T`` (the teacher's own split of Fashion-MNIST), a
+            folder, or ``imagenet-train@FOLDER``; ``none`` leaves the ceiling out.
+        allow_partial: whether a folder of ImageNet's may lack classes or images.
         pipeline: text-to-image pipeline: a built-in name, a local folder or a hub id.
         teacher: guides, labels and teaches.
         judge: an independent classifier; it measures, and decides nothing.
@@ -40,18 +103,24 @@ class StudyConfig:
         student: ``fashion-student`` or a timm architecture.
         steps: denoising steps, where a method has none of its own.
         batch: images a network call while sampling.
+        dtype: of the UNet while sampling: ``float32``, ``bfloat16`` or ``float16``.
+        format: of the image files: ``png``, ``webp`` or ``jpg``.
         pilot_images: unguided images of each class from which the guidance gate learns its thresholds.
         trial_images: of each setting that is tried.
         passes: of a student over ``images``; sets of other sizes get as many steps.
         more: the table of equal compute gives a cheap method at most so many times ``images``; 1 leaves it out.
     """
 
-    suite: Literal["fashion", "fashion-full"] = "fashion"
+    suite: Literal["fashion", "fashion-full", "imagenet", "imagenet-full"] = "fashion"
     quick: bool = False
     seeds: int = 5
     images: int = 4000
     out: str = "runs/study"
     device: str = "auto"
+    vocabulary: str = "fashion"
+    reference: str = "test"
+    real: str = "T"
+    allow_partial: bool = False
     pipeline: str = "fashion"
     teacher: str = "fashion"
     judge: str = "fashion-judge"
@@ -61,18 +130,22 @@ class StudyConfig:
     student: str = "fashion-student"
     steps: int = 12
     batch: int = 64
+    dtype: str = "float32"
+    format: ImageFormat = "png"
     pilot_images: int = 16
     trial_images: int = 500
     passes: int = PASSES
     more: float = 2.0
 
     def __post_init__(self) -> None:
-        require(self.suite in ("fashion", "fashion-full"), "suite", self.suite, "fashion or fashion-full")
+        require(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
         require_whole(self, "seeds", 2, 1000)
         for name in ("images", "trial_images", "extractor_images"):
-            require_whole(self, name, MIN_IMAGES, 10**6)
+            require_whole(self, name, MIN_PER_CLASS, 10**7)
         for name in ("steps", "batch", "pilot_images", "passes"):
             require_whole(self, name, 1, 10**6)
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(self.format in IMAGE_FORMATS, "format", self.format, f"one of {', '.join(IMAGE_FORMATS)}")
         require(1 <= self.more <= 100, "more", self.more, "from 1 to 100")
 
     @property

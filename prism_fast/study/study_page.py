@@ -17,7 +17,8 @@ from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
-from prism_fast.study.study_config import CLASSES, SHIFTED_IMAGES
+from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
+from prism_fast.study.study_samples import COLUMNS
 from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
 from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
@@ -45,7 +46,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
     body = [
         f"<h1>{title}</h1>",
         f'<p class="soft">prism_fast study, suite {config.suite}: {config.seeds} seeds, {config.images:,} images of '
-        f"each method, measured on the real Fashion-MNIST test set; {duration(figures['seconds'])} of computing.</p>",
+        f"each method, measured on {escape(_reference(config))}; {duration(figures['seconds'])} of computing.</p>",
         *([] if figures["quotable"] else [f'<p class="warning">{NOT_QUOTABLE.capitalize()}.</p>']),
         *_troubles(figures),
         page.tiles(_tiles(figures)),
@@ -86,6 +87,10 @@ def page_html(study: Experiment, figures: Figures) -> str:
         _settings(figures),
     ]
     return page.page(f"prism_fast study: {title}", body, page.arm_rules([REAL, *methods]))
+
+
+def _reference(config: StudyConfig) -> str:
+    return "the real Fashion-MNIST test set" if config.reference == "test" else f"real images, {config.reference}"
 
 
 def _note(text: str) -> str:
@@ -273,7 +278,8 @@ def _samples(study: Experiment, figures: Figures) -> str:
             f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
             f'<img alt="samples of {escape(name, quote=True)}" src="data:image/png;base64,{data}"></figure>'
         )
-    names = study.eyes.teacher.label_names or tuple(map(str, range(CLASSES)))
+    known = study.eyes.teacher.label_names or tuple(map(str, range(study.classes)))
+    names = known[:COLUMNS]
     note = _note(
         f"A column is a class, from left to right: {escape(', '.join(names))}. A place in it is one row of the plan: "
         "the same seed of the noise in every method."

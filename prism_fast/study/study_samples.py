@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 
-from torch import Tensor
-
 from prism_fast.study.samples import paired_rows
+from prism_fast.study.sources import Source, labels_of
 
 ROWS = 2
+COLUMNS = 12
+"""As many classes as a page has room for."""
 
 
-def samples(images: Tensor, classes: Tensor) -> str:
-    """PNG, in base64, of the first two images of each class, of images uint8 [N,3,H,W] and classes int64 [N].
+def samples(shown: Source) -> str:
+    """PNG, in base64, of the first two images of each of the first classes.
 
     Classes that have fewer are left out.
     """
-    columns = [
-        rows[:ROWS].tolist() for index in classes.unique() if len(rows := (classes == index).nonzero()[:, 0]) > 1
-    ]
-    above, below = ([images[column[line]] for column in columns] for line in range(ROWS))
+    classes = labels_of(shown)
+    rows = [(classes == index).nonzero()[:ROWS, 0].tolist() for index in classes.unique()[:COLUMNS]]
+    columns = [column for column in rows if len(column) == ROWS]
+    above, below = ([shown.image(column[line]) for column in columns] for line in range(ROWS))
     return base64.b64encode(paired_rows(above, below)).decode()

@@ -62,7 +62,7 @@ def test_class_numbers_are_read_as_numbers(tmp_path: Path) -> None:
     assert found.among is None
 
 
-@pytest.mark.parametrize("kind", ["imagenet-val", "imagenet-v2", "imagenet-sketch"])
+@pytest.mark.parametrize("kind", ["imagenet-train", "imagenet-val", "imagenet-v2", "imagenet-sketch"])
 def test_wnids_are_classes_in_every_layout(kind: str, tmp_path: Path) -> None:
     found = ImageNetFolder(kind, lay_out(tmp_path, wnid), SIZE, allow_partial=True)
     labels = sorted(labelled_files().values(), key=wnid)

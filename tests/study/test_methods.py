@@ -24,7 +24,7 @@ from prism_fast.study.results import claims, comparisons, controls, gap, of
 from prism_fast.study.stages import Stages
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_charts import accuracy_chart, scale_charts
-from prism_fast.study.study_config import QUICK, StudyConfig
+from prism_fast.study.study_config import SUITES, StudyConfig, usual
 from prism_fast.study.trials import Trial, choose
 from prism_fast.tokens.config import TokensConfig
 
@@ -44,7 +44,6 @@ def test_every_tuned_method_has_the_same_number_of_different_trials() -> None:
     assert {"plain-cfg", "plain-reject", "dm-kd", "dda-sdedit", "prism"} == {method.name for method in tuned}
     for method in tuned:
         assert len(method.grid) == TRIALS == len({str(fields) for fields in method.grid})
-    assert "trials" not in QUICK
 
 
 def test_a_suite_names_what_it_leaves_out() -> None:
@@ -161,9 +160,9 @@ def test_papers_that_say_how_they_train_a_student_have_a_training_of_their_own()
 
 
 def test_numbers_of_images_follow_the_studys() -> None:
-    assert counts(4000) == (1000, 2000, 4000, 8000, 16000)
-    assert counts(QUICK["images"]) == (120, 250, 500, 1000, 2000)
-    assert counts(20) == (10, 20, 40, 80) and counts(25) == (10, 25, 50, 100)
+    assert counts(4000, 10) == (1000, 2000, 4000, 8000, 16000)
+    assert counts(usual("fashion", True)["images"], 10) == (120, 250, 500, 1000, 2000)
+    assert counts(20, 10) == (10, 20, 40, 80) and counts(25, 10) == (10, 25, 50, 100)
 
 
 def colour_of(html: str, name: str, scheme: str) -> str:
@@ -184,7 +183,7 @@ def contrast(one: str, other: str) -> float:
     return (max(light) + 0.05) / (min(light) + 0.05)
 
 
-@pytest.mark.parametrize("name", ["fashion", "fashion-full"])
+@pytest.mark.parametrize("name", SUITES)
 def test_every_method_has_a_colour_of_its_own_that_is_seen_on_light_and_dark(name: str) -> None:
     names = ["real", *(method.name for method in suite(name)[0])]
     html = page.page("x", [], page.arm_rules(names))
@@ -207,10 +206,10 @@ def test_the_most_diverse_trial_that_shows_what_was_asked_for() -> None:
 
 
 def test_images_that_a_budget_buys() -> None:
-    assert affordable(4000, 1.0, 2.0) == 4000 == affordable(4000, 0.5, 2.0)
-    assert affordable(4000, 1.049, 2.0) == 4000 and affordable(4000, 1.0501, 2.0) == 4200
-    assert affordable(4000, 1.5037, 2.0) == 6010  # 6014.8, in whole rounds of ten classes
-    assert affordable(4000, 3.0, 2.0) == 8000
+    assert affordable(4000, 1.0, 2.0, 10) == 4000 == affordable(4000, 0.5, 2.0, 10)
+    assert affordable(4000, 1.049, 2.0, 10) == 4000 and affordable(4000, 1.0501, 2.0, 10) == 4200
+    assert affordable(4000, 1.5037, 2.0, 10) == 6010  # 6014.8, in whole rounds of ten classes
+    assert affordable(4000, 3.0, 2.0, 10) == 8000
 
 
 def rows(table: str, **accuracies: list[float]) -> list[dict[str, Any]]:
@@ -299,7 +298,7 @@ def test_what_is_left_is_told_from_what_stages_of_a_kind_took(tmp_path: Any) -> 
 
 
 def test_bad_settings_are_refused() -> None:
-    for changes in ({"suite": "all"}, {"seeds": 1}, {"images": 5}, {"more": 0.5}, {"passes": 0}):
+    for changes in ({"suite": "all"}, {"seeds": 1}, {"images": 1}, {"more": 0.5}, {"passes": 0}):
         with pytest.raises(UserError):
             StudyConfig(**changes)  # type: ignore[arg-type]
     assert Method(name="x", about="").made_of == "x"

@@ -152,14 +152,14 @@ def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
     asked: dict[str, int] = {}
     monkeypatch.setattr(preparations, "learn_tokens", lambda config, *_: asked.update(words=config.steps))
     monkeypatch.setattr(preparations, "synthesize", lambda *_, **__: None)
-    monkeypatch.setattr(preparations, "read_set", lambda _: SimpleNamespace(images=None, classes=None))
-    monkeypatch.setattr(preparations, "load_teacher", lambda *_: None)
+    monkeypatch.setattr(preparations, "ShardSource", lambda _: SimpleNamespace(set=SimpleNamespace(fingerprint="x")))
+    monkeypatch.setattr(preparations, "load_teacher", lambda *_: SimpleNamespace(num_classes=10))
 
     def distil(config: Any, *_: object, **__: object) -> Any:
         asked["steps"] = config.steps
         return SimpleNamespace(student="x")
 
-    monkeypatch.setattr(preparations, "distill_images", distil)
+    monkeypatch.setattr(preparations, "learn", distil)
     request = Request(
         study=StudyConfig(quick=quick), folder=tmp_path, seed=3, bars=silent,
         config=lambda images, **_: asked.update(images=images),  # type: ignore[arg-type]

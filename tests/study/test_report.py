@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from prism_fast.study.arms import DemoConfig
-from prism_fast.study.measure import Reference, distribution_settings
+from prism_fast.study.measure import distribution_settings
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.plots import Mark, Series, line_chart, ridges, scatter_chart, ticks
 from prism_fast.study.reading import conclusions
 from prism_fast.study.samples import class_picture, overview
 from prism_fast.study.sets import LabelledSet
+from prism_fast.study.sources import MemorySource
 from prism_fast.study.text import demo_summary, duration, percent, points
 from tests.study.test_measure import Brightness
 
@@ -48,7 +49,7 @@ def pair() -> Pair:
 def figures_of(pair: Pair) -> dict[str, Any]:
     labels = torch.arange(40) % 10
     images = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8)
-    return pair_figures(pair, Brightness(), "b", Reference("test", images, labels), 0)  # type: ignore[arg-type]
+    return pair_figures(pair, Brightness(), "b", MemorySource("test", images, labels), 0)  # type: ignore[arg-type]
 
 
 def test_a_pair_counts_agreement_before_and_after(pair: Pair) -> None:

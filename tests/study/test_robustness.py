@@ -111,7 +111,7 @@ def test_the_report_has_a_panel_for_each_shift(
         ({"beside": "nonsense"}, "unknown teacher 'nonsense'"),
         ({"reference": "imagenet-a@"}, "'imagenet-a@' names no folder: write imagenet-a@FOLDER"),
         ({"reference": "imagenet-r@{folder}"}, "has ImageNet's 1000 classes, the classifier knows 10"),
-        ({"reference": "imagenet-q@{folder}"}, "nor one of imagenet-val, imagenet-v2"),
+        ({"reference": "imagenet-q@{folder}"}, "nor one of imagenet-train, imagenet-val, imagenet-v2"),
         ({"allow_partial": "yes"}, "--allow-partial is of ImageNet's test sets, and test is none"),
     ],
 )
