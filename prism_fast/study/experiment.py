@@ -46,7 +46,7 @@ LEAST_MORE = 0.05
 _COMPUTE = "compute.json"
 _FREE = ("out", "device", "suite", "more", "allow_partial")
 """Settings that may change within a study: where it is made, and how many tables it has."""
-_LATER = ("vocabulary", "reference", "real", "dtype", "format")
+_LATER = ("vocabulary", "reference", "real", "dtype", "decoder", "tiny", "format")
 """Settings that came later, which a study begun before does not have: left out where they are the default's."""
 _MACHINE = ("device_name", "threads")
 """Of the environment, what may change within a study."""

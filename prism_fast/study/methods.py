@@ -255,6 +255,8 @@ def synthesis_config(
     layers = [("study", shared), (f"recipe {method.made_of}", recipe)]
     if not method.exact:
         layers.append((f"recipe {FAST}", {"sampler": _unguided(load_recipe(FAST)["sampler"], guided)}))
+        through = {"sampler": {"guidance": {"decoder": study.decoder, "tiny": study.tiny}}}
+        layers += [("study", through)] if guided else []
     layers.append((f"method {method.name}", method.fields))
     values = dict(chosen)
     if "sampler" in values:

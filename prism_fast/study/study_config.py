@@ -41,6 +41,8 @@ _WORLDS: Mapping[str, Mapping[str, Any]] = {
         "steps": 25,
         "batch": 8,
         "dtype": "bfloat16",
+        "decoder": "tiny@224",
+        "tiny": "madebyollin/taesd",
         "format": "jpg",
         "passes": 100,
     },
@@ -104,6 +106,9 @@ class StudyConfig:
         steps: denoising steps, where a method has none of its own.
         batch: images a network call while sampling.
         dtype: of the UNet while sampling: ``float32``, ``bfloat16`` or ``float16``.
+        decoder: what the teacher looks through while it guides, ``sampler.guidance.decoder``; not where a method has
+            its paper's own steps.
+        tiny: folder or hub id of the AutoencoderTiny of such a decoder.
         format: of the image files: ``png``, ``webp`` or ``jpg``.
         pilot_images: unguided images of each class from which the guidance gate learns its thresholds.
         trial_images: of each setting that is tried.
@@ -131,6 +136,8 @@ class StudyConfig:
     steps: int = 12
     batch: int = 64
     dtype: str = "float32"
+    decoder: str = "kl"
+    tiny: str | None = None
     format: ImageFormat = "png"
     pilot_images: int = 16
     trial_images: int = 500

@@ -58,7 +58,8 @@ def options(world: Path, out: Path, **changes: Any) -> list[str]:
         "suite": "imagenet", "vocabulary": world / "names.csv", "reference": world / "val", "real": world / "train",
         **{name: world / name for name in ("pipeline", "teacher", "judge", "second", "extractor")},
         "student": "fashion-student", "seeds": 2, "images": 16, "trial_images": 8, "extractor_images": 12, "passes": 1,
-        "steps": 2, "pilot_images": 1, "more": 1.0, "dtype": "float32", "device": "cpu", "out": out, **changes,
+        "steps": 2, "pilot_images": 1, "more": 1.0, "dtype": "float32", "decoder": "kl", "device": "cpu", "out": out,
+        **changes,
     }  # fmt: skip
     return ["study", *(part for name, value in values.items() for part in (f"--{name}", str(value)))]
 
@@ -148,6 +149,8 @@ def test_a_suite_of_imagenet_searches_as_much_and_has_no_oracle() -> None:
         for chosen in method.grid or ({},):
             made = synthesis_config(config, method, chosen=chosen, images=2000, seed=0)
             assert (made.vocabulary, made.format, made.sampler.dtype) == ("imagenet-1k", "jpg", "bfloat16")
+            if made.sampler.guidance is not None:
+                assert made.sampler.guidance.decoder == ("kl" if method.exact else "tiny@224")
 
 
 def test_a_file_says_what_a_suite_would(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
