@@ -12,8 +12,8 @@ import torch
 
 from prism_fast.config import canonical
 from prism_fast.data import fashion_mnist
-from prism_fast.distill import loop
 from prism_fast.distill.config import DistillConfig
+from prism_fast.distill.students import build_student
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.recipes.fields import lay_over
@@ -138,14 +138,13 @@ def test_of_equals_the_study_is_best() -> None:
 def first_weights(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The weights with which every training began, one vector each."""
     begun: list[torch.Tensor] = []
-    build = loop.build_student
 
     def recorded(*arguments: Any) -> Any:
-        student = build(*arguments)
+        student = build_student(*arguments)
         begun.append(torch.cat([weight.detach().flatten().clone() for weight in student.parameters()]))
         return student
 
-    monkeypatch.setattr(loop, "build_student", recorded)
+    monkeypatch.setattr("prism_fast.distill.loop.build_student", recorded)
     return begun
 
 
