@@ -66,6 +66,14 @@ def _seeded(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
+@pytest.fixture
+def shared_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-ends in ONNX Runtime take the graph that an earlier test exported, if it is the same."""
+    from tests.exports import exported
+
+    monkeypatch.setattr("prism_fast.teachers.onnx.export", exported)
+
+
 def _why_no_gpu() -> str | None:
     """None where CUDA can be used, otherwise the reason it cannot."""
     import torch
