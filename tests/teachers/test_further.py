@@ -28,7 +28,10 @@ from tests.teachers.networks import random_classifier
 SIZE = 32
 TEACHERS = ("resnet18", "densenet121", "mobilenetv3_small_050")
 """Batch norm behind a convolution, before one, and as timm's layer with its activation inside."""
-SMALL = {"densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)}}
+SMALL: dict[str, dict[str, Any]] = {
+    "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "mobilenetv3_small_050": {"shallow": True},
+}
 KINDS = ("statistics", "student", "both", "norm and agree")
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
