@@ -42,7 +42,7 @@ SMALL = {
     "vit_tiny_patch16_224": {"img_size": PIXELS, "depth": 2},
     "deit_tiny_distilled_patch16_224": {"img_size": PIXELS, "depth": 2},
     "swin_tiny_patch4_window7_224": {"img_size": PIXELS, "window_size": 4, "depths": (1, 2, 1, 1), "embed_dim": 24},
-    "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "densenet121": {"growth_rate": 8, "block_config": (2, 2)},
 }
 FULL = (
     "resnet18", "resnet34", "resnet50", "tf_efficientnet_lite0", "tf_efficientnet_b0", "mobilenetv3_large_100",
@@ -280,7 +280,7 @@ def test_the_verdict_notices_what_is_wrong(seed: int) -> None:
 
 
 def test_exporting_prints_nothing(capfd: pytest.CaptureFixture[str], seed: int) -> None:
-    export(_teacher("mobilenetv3_small_050", seed, shallow=True))
+    export(_small_teacher(seed))
     assert capfd.readouterr().out == ""
 
 

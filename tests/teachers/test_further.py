@@ -29,7 +29,7 @@ SIZE = 32
 TEACHERS = ("resnet18", "densenet121", "mobilenetv3_small_050")
 """Batch norm behind a convolution, before one, and as timm's layer with its activation inside."""
 SMALL: dict[str, dict[str, Any]] = {
-    "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "densenet121": {"growth_rate": 8, "block_config": (2, 2)},
     "mobilenetv3_small_050": {"shallow": True},
 }
 KINDS = ("statistics", "student", "both", "norm and agree")
