@@ -16,7 +16,8 @@
 #
 # Overridable: PYTHON (interpreter for the environment, >= 3.11), VENV (where it goes), CONSTRAINTS, PYTEST_ARGS, DEMO_ARGS,
 # PRISM_FAST_BUILD (what make native and make test build; setup.py lists the choices), INSTALL, GPU_BATCH (of gpu-sd15
-# and gpu-turbo).
+# and gpu-turbo), WORKERS (processes that make test spreads its tests over: as many as there are cores, at most 4;
+# WORKERS=0 is one process, which -s needs to show what a test prints).
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -24,6 +25,8 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 INSTALL ?= yes
 GPU_BATCH ?= 32
+# nproc alone would take OMP_NUM_THREADS, a process's threads, for the number of cores.
+WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc || echo 1); [ $$cores -lt 4 ] && echo $$cores || echo 4)
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -72,9 +75,12 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 native: install
 	$(call build_native,$(or $(PRISM_FAST_BUILD),auto))
 
-# PRISM_FAST_BUILD tells the tests that the extension has to be there.
+# PRISM_FAST_BUILD tells the tests that the extension has to be there. worksteal hands out tests in their order, so
+# that most modules stay in one process and make what their tests share once; one worker alone would gain nothing.
+SPREAD = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist worksteal)
+
 test: install $(NATIVE) test-native
-	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m 'not slow and not bench' $(PYTEST_ARGS)
+	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m 'not slow and not bench' $(SPREAD) $(PYTEST_ARGS)
 
 test-slow: install $(NATIVE)
 	PRISM_FAST_BUILD=$(or $(PRISM_FAST_BUILD),cpu) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

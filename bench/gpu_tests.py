@@ -9,7 +9,6 @@ pytest-xdist is installed they run in four processes, since most of their time i
 from __future__ import annotations
 
 import importlib.util
-import secrets
 import signal
 import sys
 import time
@@ -59,14 +58,10 @@ def files(folder: Path = TESTS) -> list[str]:
 
 
 def parallel(arguments: Sequence[str]) -> list[str]:
-    """Arguments of pytest that spread the tests over processes, where they can be and nothing else was asked for.
-
-    Every process has to have the same seed, which a failure is replayed with.
-    """
+    """Arguments of pytest that spread the tests over processes, where they can be and nothing else was asked for."""
     if importlib.util.find_spec("xdist") is None or any(one.startswith(("-n", "--numprocesses")) for one in arguments):
         return []
-    seed = [] if any(one.startswith("--seed") for one in arguments) else ["--seed", str(secrets.randbits(31))]
-    return ["-n", str(min(_PROCESSES, cores())), *seed]
+    return ["-n", str(min(_PROCESSES, cores()))]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,8 @@
-"""What every test shares: the session's random seed, and the one place that decides which GPU tests can run."""
+"""What every test shares: the session's random seed, and the one place that decides which GPU tests can run.
+
+Under pytest-xdist (``-n``) the tests run in workers and one process, the controller, reports: every worker has the
+session's seed, and its share of the cores.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 import random
 import secrets
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +28,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before hypothesis reads its own option
 def pytest_configure(config: pytest.Config) -> None:
-    given = config.getoption("--seed")
+    given = getattr(config, "workerinput", {}).get("seed", config.getoption("--seed"))
     config.stash[_SEED] = secrets.randbits(31) if given is None else given
     if getattr(config.option, "hypothesis_seed", "absent") is None:
         config.option.hypothesis_seed = str(config.stash[_SEED])
+    workers = getattr(config.option, "numprocesses", None)
+    if workers:  # before they start, and so before they import torch
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the controller, for each worker."""
+    node.workerinput["seed"] = node.config.stash[_SEED]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -48,6 +66,14 @@ def _seeded(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
+@pytest.fixture
+def shared_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-ends in ONNX Runtime take the graph that an earlier test exported, if it is the same."""
+    from tests.exports import exported
+
+    monkeypatch.setattr("prism_fast.teachers.onnx.export", exported)
+
+
 def _why_no_gpu() -> str | None:
     """None where CUDA can be used, otherwise the reason it cannot."""
     import torch
@@ -65,6 +91,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[_GPU_SKIPS] = (len(marked), reason)
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the controller, at each worker's end: only workers collect tests, and all of them the same."""
+    skips = getattr(node, "workeroutput", {}).get("gpu_skips")
+    if skips:
+        node.config.stash[_GPU_SKIPS] = tuple(skips)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["gpu_skips"] = session.config.stash.get(_GPU_SKIPS, None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

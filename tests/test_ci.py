@@ -51,7 +51,10 @@ class Run:
             shutil.copy(REPOSITORY / name, tree / name)
         for name in ("pyproject.toml", "setup.py", "constraints.txt"):
             (tree / name).touch()
-        for name, text in (("python3", FAKE_PYTHON.format(log=log)), ("apt-get", "#!/bin/sh\nexit 1\n")):
+        fakes = {
+            "python3": FAKE_PYTHON.format(log=log), "apt-get": "#!/bin/sh\nexit 1\n", "nproc": "#!/bin/sh\necho 8\n"
+        }  # fmt: skip
+        for name, text in fakes.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         if fail:
@@ -73,6 +76,7 @@ def test_it_installs_lints_and_tests_in_an_environment_of_its_own(tmp_path: Path
     assert all(where.startswith(str(tmp_path / "prism-fast-ci.")) for where, _ in run.calls)
     assert not (run.tree / ".venv").exists()
     assert "=== 3 passed in 1.00s ===" in run.stdout
+    assert run.calls[-1][1].endswith(" -n 4 --dist worksteal --seed 0")
     assert not run.left_over
 
 

@@ -1,4 +1,4 @@
-"""The session seed and the one GPU hook, in a session of their own."""
+"""The session seed, the one GPU hook and the cores of parallel workers, in a session of their own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from prism_fast.config import cores
+
 TESTS = """
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
 
-def test_draws(seed):
+@pytest.mark.parametrize("time", range(4))
+def test_draws(seed, time, pytestconfig):
     print(f"drawn: {seed} {random.random()} {np.random.rand()} {torch.seeded}")
+    worker, hypothesis_seed = os.environ.get("PYTEST_XDIST_WORKER"), pytestconfig.getoption("hypothesis_seed", None)
+    print(f"where: {worker} {torch.threads} {hypothesis_seed}")
 
 @pytest.mark.gpu
 def test_on_gpu(): ...
@@ -28,10 +34,13 @@ def test_on_gpu(): ...
 def test_on_gpu_too(): ...
 """
 
-# Stands for torch on a machine without CUDA, whatever this one has, and imports at once.
+# Stands for torch on a machine without CUDA, whatever this one has, and imports at once. As in torch, the number of
+# threads is the one that the environment has then.
 TORCH = """
+import os
 from types import SimpleNamespace
 
+threads = os.environ.get("OMP_NUM_THREADS")
 cuda, version = SimpleNamespace(is_available=lambda: False), SimpleNamespace(cuda="13.2")
 
 def manual_seed(seed):
@@ -50,9 +59,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+def _run(folder: Path, *arguments: str, **variables: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **variables}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -78,3 +88,20 @@ def test_sessions_replay_by_seed_and_say_what_they_skipped(session: Path) -> Non
     other = _run(session, "--seed", str(int(seed) + 1), "-k", "draws or too")
     assert _find(r"drawn: (.*)", other) != drawn
     assert _find(r"^(gpu: .*)", other).startswith("gpu: 1 test skipped")
+
+
+def test_parallel_workers_share_the_seed_and_the_cores(session: Path) -> None:
+    pytest.importorskip("xdist")
+    workers = ["-p", "xdist", "-n", "2", "--dist", "worksteal", "-p", "hypothesispytest"]
+    fresh = _run(session, *workers)
+    seed = _find(r"^seed: (\d+) ", fresh)
+    drawn = re.findall(r"^drawn: (.*)", fresh, re.MULTILINE)
+    assert len(drawn) == 4 and len(set(drawn)) == 1 and drawn[0].startswith(f"{seed} ")
+    threads = max(1, cores() // 2)
+    where = set(re.findall(r"^where: (.*)", fresh, re.MULTILINE))
+    assert where == {f"gw0 {threads} {seed}", f"gw1 {threads} {seed}"}
+    assert re.findall(r"^(gpu: .*)", fresh, re.MULTILINE) == ["gpu: 2 tests skipped, torch sees no CUDA device"]
+
+    replay = _run(session, *workers, "--seed", seed, "-m", "not gpu", OMP_NUM_THREADS="7")
+    assert set(re.findall(r"^drawn: (.*)", replay, re.MULTILINE)) == set(drawn)
+    assert f"where: gw0 7 {seed}" in replay and "gpu:" not in replay

@@ -104,6 +104,34 @@ def test_a_moved_or_broken_environment_is_installed_again(checkout: Checkout) ->
     assert checkout.installations() == 3
 
 
+@pytest.mark.parametrize(
+    ("cores", "arguments", "spread"),
+    [
+        (2, [], "-n 2 --dist worksteal"),
+        (64, [], "-n 4 --dist worksteal"),
+        (1, [], ""),
+        (2, ["WORKERS=6"], "-n 6 --dist worksteal"),
+        (2, ["WORKERS=0"], ""),
+    ],
+)
+def test_the_fast_tests_are_spread_over_the_cores(
+    checkout: Checkout, cores: int, arguments: list[str], spread: str
+) -> None:
+    programs = checkout.folder / "programs"
+    programs.mkdir()
+    (programs / "nproc").write_text(f"#!/bin/sh\necho ${{OMP_NUM_THREADS:-{cores}}}\n")  # as the real one
+    (programs / "nproc").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "3"}
+    for target, expected in (("test", spread), ("test-slow", "")):
+        done = subprocess.run(
+            ["make", "-n", target, "PYTEST_ARGS=-x", *arguments],
+            cwd=checkout.folder, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        (line,) = (line for line in done.stdout.splitlines() if " -m pytest " in line)
+        assert (" -n " in line) == bool(expected)
+        assert line.endswith(f" {expected} -x" if expected else " -x")
+
+
 def test_clean_keeps_results_and_the_environment(checkout: Checkout) -> None:
     (checkout.folder / "runs/demo").mkdir(parents=True)
     (checkout.folder / "runs/demo/metrics.json").touch()

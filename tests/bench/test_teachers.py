@@ -20,6 +20,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, path: Path, *arguments: str) -> list[d
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_a_row_for_every_usable_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

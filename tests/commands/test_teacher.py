@@ -24,6 +24,7 @@ def test_check_says_how_far_every_backend_is(capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in lines] == ["back-end", "eager", "onnx"]
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_check_as_json_for_a_built_in_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teacher", "check", "fashion", "--images", "4", "--backends", "onnx", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -89,6 +90,7 @@ def test_build_for_this_gpu_where_there_is_none(capsys: pytest.CaptureFixture[st
     assert "cuda" in capsys.readouterr().err.lower()
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_bench_times_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["teacher", "bench", "fashion", "--batch", "2", "--backends", "eager,onnx", "--pipeline", "fashion"]
     assert main([*command, "--json"]) == 0

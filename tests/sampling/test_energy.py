@@ -158,12 +158,18 @@ CASES = [
     ("mean", {}, "dpmsolver++"),
     ("worst", {}, "euler_a"),
     ("worst", {**BATCH_NORM, **DISAGREE}, "ddim"),
-    ("mean", {**BATCH_NORM, **DISAGREE, "backend": "onnx"}, "dpmsolver++"),
+    ("one", {**BATCH_NORM, **DISAGREE, "backend": "onnx"}, "dpmsolver++"),
 ]
 IDS = [f"{name} {options} {scheduler}" for name, options, scheduler in CASES]
+BOTH = pytest.param(
+    "mean", {**BATCH_NORM, **DISAGREE, "backend": "onnx"}, "dpmsolver++", id="mean onnx", marks=pytest.mark.slow
+)  # an export for each member
 
 
-@pytest.mark.parametrize(("name", "options", "scheduler"), CASES, ids=IDS)
+@pytest.mark.usefixtures("shared_exports")
+@pytest.mark.parametrize(
+    ("name", "options", "scheduler"), [*(pytest.param(*c, id=i) for c, i in zip(CASES, IDS, strict=True)), BOTH]
+)
 def test_each_step_is_the_references(
     pipe: Any, folders: list[Path], name: str, options: dict[str, Any], scheduler: Any, seed: int
 ) -> None:

@@ -176,6 +176,7 @@ def _check_direction(change: Tensor | None, gradient: Tensor | None) -> None:
         assert along.median() > 1 - 1e-4, along
 
 
+@pytest.mark.usefixtures("shared_exports")
 @pytest.mark.parametrize("backend", ["eager", "onnx"])
 def test_level_exact_follows_what_is_watched_of_the_reference(
     pipe: Any, teacher: EagerTeacher, backend: str, seed: int

@@ -46,6 +46,7 @@ def _config(backend: Any, **options: Any) -> SamplerConfig:
     return SamplerConfig(steps=4, compute_batch=4, guidance=GuidanceConfig(backend=backend), **options)
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_onnx_follows_the_eager_gradient_step_by_step(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
     rows = PROMPTS, CLASSES, [seed, seed + 1, seed + 2]
     states: list[Tensor] = []
@@ -91,6 +92,7 @@ def test_a_teacher_on_a_backend_stays_there(teacher: EagerTeacher) -> None:
     assert not is_capturable(served) and is_capturable(teacher) and is_capturable(None)
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_what_cannot_be_captured_is_not(pipe: Any, teacher: EagerTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, of which only the graphs are asked for."""
     asked: list[bool] = []
@@ -116,6 +118,7 @@ def test_sets_of_before_keep_their_hash() -> None:
     assert content_hash(identity(other)) != content_hash(identity(replace(plain, sampler=_config("eager"))))
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_an_ensembles_members_are_on_the_backend_each(pipe: Any, teacher: EagerTeacher, seed: int) -> None:
     both = EnsembleTeacher([teacher, teacher], "worst")
     assert resolved(_config("auto"), both).guidance == GuidanceConfig(backend="onnx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +23,21 @@ _ACCESS = {
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """What the environment says of a new server; it is set in this process too, while the server runs."""
+    """What the environment says of a new server; it is set in this process too, while the server runs.
+
+    It answers one request at a time: moto fails where one object is written twice at once (it closes what it still
+    reads).
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    assert server._server is not None
+    answer, lock = server._server.app, threading.Lock()
+
+    def one_at_a_time(*request: Any) -> Any:
+        with lock:
+            return answer(*request)
+
+    server._server.app = one_at_a_time
     host, port = server.get_host_and_port()
     found = {**_ACCESS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
     try:

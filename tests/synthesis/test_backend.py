@@ -22,6 +22,7 @@ def _run(out: Path, *flags: str) -> int:
     return main([*COMMAND, "--out", str(out), *flags])
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_auto_is_kept_by_the_name_that_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,7 @@ def test_every_backend_has_a_place_in_the_table() -> None:
     assert {name for names in choice._FASTEST_FIRST.values() for name in names} | {"eager"} == set(choice.BACKENDS)
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_labels_and_features_are_the_eager_ones() -> None:
     teacher = load_teacher("fashion")
     made = make_backend(teacher, "onnx")

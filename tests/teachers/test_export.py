@@ -25,6 +25,7 @@ from prism_fast.teachers.export import INPUTS, OUTPUTS, export, write
 from prism_fast.teachers.joint import joint_module
 from prism_fast.teachers.onnx import OnnxRunner
 from prism_fast.teachers.truth import Truth, in_batches, relative, truth
+from tests.exports import exported
 from tests.teachers.networks import random_classifier
 
 CPU = torch.device("cpu")
@@ -32,16 +33,16 @@ PIXELS = 64
 SMALL = {
     "resnet18": {},
     "resnet26d": {},  # average pooling in its shortcuts
-    "tf_efficientnet_lite0": {},
-    "tf_efficientnet_b0": {},
-    "mobilenetv3_small_050": {},
+    "tf_efficientnet_lite0": {"shallow": True},
+    "tf_efficientnet_b0": {"shallow": True},
+    "mobilenetv3_small_050": {"shallow": True},
     "regnety_002": {},
     "convnext_atto": {},
     "vgg11_bn": {"mlp_ratio": 0.02},
     "vit_tiny_patch16_224": {"img_size": PIXELS, "depth": 2},
     "deit_tiny_distilled_patch16_224": {"img_size": PIXELS, "depth": 2},
     "swin_tiny_patch4_window7_224": {"img_size": PIXELS, "window_size": 4, "depths": (1, 2, 1, 1), "embed_dim": 24},
-    "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "densenet121": {"growth_rate": 8, "block_config": (2, 2)},
 }
 FULL = (
     "resnet18", "resnet34", "resnet50", "tf_efficientnet_lite0", "tf_efficientnet_b0", "mobilenetv3_large_100",
@@ -52,6 +53,10 @@ FULL = (
 
 def _teacher(name: str, seed: int, size: int = PIXELS, **options: Any) -> EagerTeacher:
     return random_classifier(name, seed, size, **options)
+
+
+def _small_teacher(seed: int) -> EagerTeacher:
+    return _teacher("resnet10t", seed, 32, channels=[8, 8, 16, 16], stem_width=8)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,10 +86,10 @@ EVERY_DAY = ("resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224", "dense
 )
 def test_onnx_runtime_gives_the_gradient_of_a_small_one_and_tensorrt_builds_it(name: str, seed: int) -> None:
     teacher = _teacher(name, seed, **SMALL[name])
-    exported = export(teacher)
-    verdict = self_check(exported, teacher, 4)  # raises out of tolerance
+    made = exported(teacher)
+    verdict = self_check(made, teacher, 4)  # raises out of tolerance
     assert verdict.cosine >= 0.99
-    assert len(tensorrt.build(exported.model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")) > 10_000
+    assert len(tensorrt.build(made.model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")) > 10_000
 
 
 @pytest.mark.slow
@@ -94,33 +99,33 @@ def test_onnx_runtime_gives_the_gradient_at_full_size(name: str, seed: int) -> N
     """32 images; and TensorRT's builder takes the same graph."""
     size = timm.get_pretrained_cfg(name).input_size[1]
     teacher = _teacher(name, seed, size)
-    exported = export(teacher)
-    verdict = self_check(exported, teacher, 32)  # raises out of tolerance
+    made = export(teacher)
+    verdict = self_check(made, teacher, 32)  # raises out of tolerance
     print(name, verdict)
     assert verdict.cosine >= 0.99
-    assert len(tensorrt.build(exported.model, tensorrt.Profile.around(8), (12, 0), "tensorrt-rtx")) > 1_000_000
+    assert len(tensorrt.build(made.model, tensorrt.Profile.around(8), (12, 0), "tensorrt-rtx")) > 1_000_000
 
 
 def test_bfloat16_is_checked_in_pytorch_and_of_an_opset_that_has_it(seed: int) -> None:
     teacher = _teacher("resnet18", seed)
-    exported = export(teacher, dtype="bfloat16")
-    onnx.checker.check_model(onnx.load_from_string(exported.model), full_check=True)
-    assert self_check(exported, teacher).passed
+    made = exported(teacher, dtype="bfloat16")
+    onnx.checker.check_model(onnx.load_from_string(made.model), full_check=True)
+    assert self_check(made, teacher).passed
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_tensorrt_builds_engines_in_half_precision(name: str, dtype: str, seed: int) -> None:
-    exported = export(_teacher(name, seed, **SMALL[name]), dtype=dtype)
-    engine = tensorrt.build(exported.model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")
+    made = exported(_teacher(name, seed, **SMALL[name]), dtype=dtype)
+    engine = tensorrt.build(made.model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")
     assert len(engine) > 10_000
 
 
 def test_weights_are_in_the_file_once(seed: int) -> None:
     teacher = _teacher("resnet18", seed)
     weights = sum(value.numel() * 4 for value in teacher.model.state_dict().values() if value.is_floating_point())
-    assert len(export(teacher).model) < 1.05 * weights
-    assert len(export(teacher, dtype="float16").model) < 0.55 * weights
+    assert len(exported(teacher).model) < 1.05 * weights
+    assert len(exported(teacher, dtype="float16").model) < 0.55 * weights
 
 
 def test_the_models_inputs_and_outputs(seed: int) -> None:
@@ -164,6 +169,7 @@ def test_every_term_temperature_and_batch_size_from_one_file_with_a_resize(seed:
     assert len(made._runners) == 1
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_results_are_the_callers_to_keep(seed: int) -> None:
     made = make_backend(_teacher("resnet18", seed), "onnx")
     images, targets = torch.rand(2, 3, PIXELS, PIXELS), torch.tensor([1, 2])
@@ -193,9 +199,9 @@ def test_a_wrong_gradient_is_found_and_no_file_is_written(seed: int, monkeypatch
 
     monkeypatch.setitem(RULES, "aten::relu", wrong)
     with pytest.raises(UserError, match="another gradient than autograd"):
-        export(_teacher("resnet18", seed))
+        export(_small_teacher(seed))
     monkeypatch.setattr(export_module, "prove", lambda *_: None)  # as if the runtime, and not a rule, were wrong
-    teacher = _teacher("resnet18", seed)
+    teacher = _small_teacher(seed)
     with pytest.raises(UserError, match=r"out of tolerance .* was not written"):
         self_check(export(teacher), teacher)
 
@@ -217,11 +223,11 @@ def test_a_median_out_of_tolerance_is_not_excused_by_one_kink() -> None:
 
 
 def test_the_file_is_new_and_whole(tmp_path: Path, seed: int) -> None:
-    exported = export(_teacher("resnet18", seed))
-    write(exported, tmp_path / "a.onnx")
-    assert (tmp_path / "a.onnx").read_bytes() == exported.model
+    made = exported(_teacher("resnet18", seed))
+    write(made, tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == made.model
     with pytest.raises(UserError, match="exists already"):
-        write(exported, tmp_path / "a.onnx")
+        write(made, tmp_path / "a.onnx")
 
 
 def test_a_network_that_cannot_be_traced_is_refused_with_a_reason() -> None:
@@ -237,14 +243,14 @@ def test_a_network_that_cannot_be_traced_is_refused_with_a_reason() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_fp16_inside_is_as_near_as_eager_fp16(name: str, seed: int) -> None:
     teacher = _teacher(name, seed, **SMALL[name])
-    verdict = self_check(export(teacher, dtype="float16"), teacher)
+    verdict = self_check(exported(teacher, dtype="float16"), teacher)
     assert verdict.passed
 
 
 def test_fp16_does_not_lose_small_gradients(seed: int) -> None:
     """A certain answer has cotangents of 1e-7, which fp16 would flush to zero."""
     teacher = _teacher("resnet18", seed)
-    runner = OnnxRunner(export(teacher, dtype="float16"), CPU)
+    runner = OnnxRunner(exported(teacher, dtype="float16"), CPU)
     made = BackendTeacher(teacher, "onnx", lambda *_: runner, capturable=False)
     images, targets = torch.rand(4, 3, PIXELS, PIXELS), torch.tensor([0, 1, 2, 3])
     small = WeightedSum(terms=(CrossEntropy(),), weights=(1e-7,))
@@ -274,10 +280,10 @@ def test_the_verdict_notices_what_is_wrong(seed: int) -> None:
 
 
 def test_exporting_prints_nothing(capfd: pytest.CaptureFixture[str], seed: int) -> None:
-    export(_teacher("mobilenetv3_small_050", seed))
+    export(_small_teacher(seed))
     assert capfd.readouterr().out == ""
 
 
 def test_the_opset_is_one_that_both_runtimes_read(seed: int) -> None:
-    model = onnx.load_from_string(export(_teacher("resnet18", seed)).model)
+    model = onnx.load_from_string(exported(_teacher("resnet18", seed)).model)
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == export_module.OPSET

@@ -19,16 +19,19 @@ from prism_fast.teachers.backend import BackendTeacher
 from prism_fast.teachers.check import check_backend
 from prism_fast.teachers.choice import make_backend
 from prism_fast.teachers.eager import EagerTeacher
-from prism_fast.teachers.export import export
 from prism_fast.teachers.joint import joint_module
 from prism_fast.teachers.traced import trace
 from prism_fast.teachers.truth import in_batches, relative, truth, wide_term
+from tests.exports import exported
 from tests.teachers.networks import random_classifier
 
 SIZE = 32
 TEACHERS = ("resnet18", "densenet121", "mobilenetv3_small_050")
 """Batch norm behind a convolution, before one, and as timm's layer with its activation inside."""
-SMALL = {"densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)}}
+SMALL: dict[str, dict[str, Any]] = {
+    "densenet121": {"growth_rate": 8, "block_config": (2, 2)},
+    "mobilenetv3_small_050": {"shallow": True},
+}
 KINDS = ("statistics", "student", "both", "norm and agree")
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
@@ -70,6 +73,7 @@ def test_the_graph_is_autograd_in_fp64(name: str, kind: str, seed: int) -> None:
     assert float((gradient - right.gradient).norm()) <= bound * float(right.gradient.norm())
 
 
+@pytest.mark.usefixtures("shared_exports")
 @pytest.mark.parametrize("backend", ["onnx", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_backend_has_them(backend: str, seed: int) -> None:
     teacher = random_classifier("resnet10t", seed, SIZE, **TINY)
@@ -78,6 +82,7 @@ def test_a_backend_has_them(backend: str, seed: int) -> None:
     assert verdict.passed, verdict
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_one_graph_for_each_energy_and_the_weights_are_inputs(seed: int) -> None:
     teacher = random_classifier("resnet10t", seed, SIZE, **TINY)
     made = make_backend(teacher, "onnx")
@@ -93,6 +98,7 @@ def test_one_graph_for_each_energy_and_the_weights_are_inputs(seed: int) -> None
         assert len(made._runners) == graphs
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_running_statistics_that_are_not_the_teachers_are_another_graph(seed: int) -> None:
     teacher = random_classifier("resnet10t", seed, SIZE, **TINY)
     made = make_backend(teacher, "onnx")
@@ -143,8 +149,8 @@ def test_fp16_inside_is_as_near_as_eager_fp16(seed: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensorrt_builds_it(kind: str, seed: int) -> None:
     teacher = random_classifier("resnet10t", seed, SIZE, **TINY)
-    exported = export(teacher, further=asked_of(_term(teacher, kind, seed)).further)
-    assert len(tensorrt.build(exported.model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")) > 10_000
+    model = exported(teacher, further=asked_of(_term(teacher, kind, seed)).further).model
+    assert len(tensorrt.build(model, tensorrt.Profile.around(4), (8, 6), "tensorrt-rtx")) > 10_000
 
 
 def test_what_no_graph_has_is_refused(seed: int) -> None:
