@@ -110,7 +110,7 @@ class LazyImages:
         samples = list(self._pool.map(self._dataset.__getitem__, rows.tolist()))
         sizes = {tuple(image.shape) for image, _, _ in samples}
         if len(sizes) > 1:
-            raise UserError(f"images of different sizes in one set: {sorted(sizes)}")
+            raise UserError(f"images of different sizes in one set: {sorted(sizes)}; bring them to one size")
         labels = torch.tensor([int(label) for _, label, _ in samples], dtype=torch.int64)
         _check_labels(labels, self.num_classes)
         images = torch.stack([torch.as_tensor(image) for image, _, _ in samples])
