@@ -48,7 +48,7 @@ _WORLDS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _QUICK: Mapping[str, Mapping[str, Any]] = {
-    "fashion": {"seeds": 2, "images": 500, "trial_images": 100, "extractor_images": 200, "passes": 50},
+    "fashion": {"seeds": 2, "images": 300, "trial_images": 60, "extractor_images": 100, "passes": 25},
     "imagenet": {
         "seeds": 2,
         "images": 4000,
