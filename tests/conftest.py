@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prism_fast.config import cores
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test reaches a hub
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -34,11 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(config.stash[_SEED])
     workers = getattr(config.option, "numprocesses", None)
     if workers:  # before they start, and so before they import torch
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from prism_fast.config import require, require_whole
+from prism_fast.config import DTYPES, require, require_whole
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 PASSES, VIEWS, TEMPERATURE = 30, 10, 4.0
@@ -18,10 +18,10 @@ MIN_PER_CLASS = 2
 SHIFTED_IMAGES = 1000
 """Real test images whose shifted versions the students of equal images see."""
 
-DTYPES = ("float32", "bfloat16", "float16")
 FULL = "-full"
 """How the names of suites end that have every method."""
-SUITES = ("fashion", "fashion-full", "imagenet", "imagenet-full")
+Suite = Literal["fashion", "fashion-full", "imagenet", "imagenet-full"]
+SUITES: tuple[str, ...] = get_args(Suite)
 
 _WORLDS: Mapping[str, Mapping[str, Any]] = {
     "fashion": {},
@@ -116,7 +116,7 @@ class StudyConfig:
         more: the table of equal compute gives a cheap method at most so many times ``images``; 1 leaves it out.
     """
 
-    suite: Literal["fashion", "fashion-full", "imagenet", "imagenet-full"] = "fashion"
+    suite: Suite = "fashion"
     quick: bool = False
     seeds: int = 5
     images: int = 4000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,7 @@ def test_what_cannot_be_is_refused_with_its_cure(
     out = tmp_path / "out"
     given = {name: value.format(world=world) for name, value in changes.items()}
     assert main(options(world, out, **given)) == EXIT_ERROR
-    told = capsys.readouterr().err
-    with pytest.raises(UserError, match=message):
-        raise UserError(told)
+    assert re.search(message, capsys.readouterr().err)
     assert not out.exists()
 
 
