@@ -24,7 +24,7 @@ from prism_fast.pipeline.load import load_pipeline
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.study.gates import made_from, plan_of, sample_rows
-from prism_fast.study.measure import measure_agreement, measure_distribution
+from prism_fast.study.measure import measure_accuracy, measure_distribution
 from prism_fast.study.real import real_images
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.synthesis.config import SynthesisConfig
@@ -65,13 +65,14 @@ def measure(
             rows = [plan.row(index) for index in range(len(plan))]
             images, classes = sample_rows(pipe, config, rows)
             for count in counts:
+                shown = MemorySource(arm, images[:count], classes[:count])
                 yield {
                     "arm": arm,
                     "seed": seed,
                     "images": count,
                     "prompts": len({row.prompt for row in rows[:count]}),
-                    "judge_agreement": measure_agreement(judge, images[:count], classes[:count]),
-                    **measure_distribution(judge, JUDGE, images[:count], reference, seed),
+                    "judge_agreement": measure_accuracy(judge, shown),
+                    **measure_distribution(judge, JUDGE, shown, reference, seed),
                 }
 
 

@@ -22,7 +22,6 @@ from prism_fast.study.measure import (
     distribution_settings,
     gap_closed,
     measure_accuracy,
-    measure_agreement,
     measure_distribution,
 )
 from prism_fast.study.pairs import Pair, pair_figures
@@ -225,10 +224,11 @@ class _Demo:
                 "student_accuracy": measure_accuracy(student, self.test, f"{arm}: student on real images", self.bars)
             }
             if made is not None:
-                found["teacher_agreement"] = measure_agreement(self.teacher, made.images, made.classes)
-                found["judge_agreement"] = measure_agreement(self.judge, made.images, made.classes)
+                shown = MemorySource(arm, made.images, made.classes)
+                found["teacher_agreement"] = measure_accuracy(self.teacher, shown)
+                found["judge_agreement"] = measure_accuracy(self.judge, shown)
                 found["distribution"] = measure_distribution(
-                    self.judge, self.config.judge, made.images, self.test, self.config.seed
+                    self.judge, self.config.judge, shown, self.test, self.config.seed
                 )
             return found
 

@@ -159,7 +159,7 @@ class Experiment:
         self._tabulate([(table, method, seed, make) for seed in seeds for table, method, make in (*ceiling, *drawn)])
         self._tabulate([(OWN_LOSS, m, seed, self._own_loss) for seed in seeds for m in self.methods if m.own])
         self._equal_compute()
-        if self.config.suite == "fashion-full":
+        if self.config.full:
             self._by_count()
         return found
 
@@ -191,7 +191,7 @@ class Experiment:
         names += [f"{m.name} seed {s}, own loss: {p}" for s in seeds for m in self.methods if m.own for p in parts[1:]]
         if self.config.more > 1:
             names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in self._cheaper for p in parts]
-        if self.config.suite == "fashion-full":
+        if self.config.full:
             others = [n for n in counts(self.config.images, self.classes) if n != self.config.images]
             for name in COUNTED:
                 names += [f"{name} seed {s}, more images: synthesize" for s in seeds]

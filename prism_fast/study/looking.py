@@ -11,14 +11,13 @@ from torch import Tensor
 
 from prism_fast.config import resolve_device
 from prism_fast.errors import UserError
-from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.comparison import Figure, Settings, distance_figures, overlap_figures
 from prism_fast.metrics.features import Observed, features, observe
 from prism_fast.metrics.prdc import prdc
 from prism_fast.metrics.vendi import class_diversity
 from prism_fast.prompts.vocabulary import load_vocabulary
 from prism_fast.study.matched import Matched, match
-from prism_fast.study.measure import BATCH
+from prism_fast.study.measure import BATCH, measure_accuracy
 from prism_fast.study.real import balanced_rows
 from prism_fast.study.sources import Source, in_batches, labels_of
 from prism_fast.study.study_config import StudyConfig
@@ -94,9 +93,8 @@ class Eyes:
 
     def trial(self, shown: Source) -> tuple[float, float]:
         """Agreement of the second teacher, and diversity, of labelled images."""
-        classes, rows = labels_of(shown), torch.arange(len(shown))
-        found = agreement(self.second, in_batches(shown, rows, batch=BATCH), classes, BATCH)
-        return round(found.value, 6), class_diversity(_seen(self.extractor, shown, rows), classes)
+        seen = _seen(self.extractor, shown, torch.arange(len(shown)))
+        return measure_accuracy(self.second, shown), class_diversity(seen, labels_of(shown))
 
 
 class Gallery:

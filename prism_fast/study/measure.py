@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prism_fast.metrics.accuracy import accuracy
-from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS, NEIGHBOURS, PRDC, prdc
 from prism_fast.metrics.robustness import verdicts
@@ -24,18 +21,12 @@ SHIFT_SEED = 0
 """Decides which images are shifted, and what is random in it."""
 
 
-def _counted(images: Tensor, label: str, progress: ProgressFactory) -> Iterator[Tensor]:
-    """The images in batches, with progress."""
-    with progress(len(images), "images", label, 0) as bar:
-        for part in images.split(BATCH):
-            yield part
-            bar.update(len(part))
-
-
-def measure_accuracy(classifier: Teacher, reference: Source, label: str, progress: ProgressFactory = silent) -> float:
-    """Share of the reference's images whose largest logit is their label."""
-    shown = in_batches(reference, torch.arange(len(reference)), label, progress, BATCH)
-    return round(accuracy(classifier, shown, labels_of(reference), BATCH).value, 6)
+def measure_accuracy(
+    classifier: Teacher, labelled: Source, label: str = "", progress: ProgressFactory = silent
+) -> float:
+    """Share of images whose largest logit is their label; of generated ones it is the classifier's agreement."""
+    shown = in_batches(labelled, torch.arange(len(labelled)), label, progress, BATCH)
+    return round(accuracy(classifier, shown, labels_of(labelled), BATCH).value, 6)
 
 
 def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[str, Any]:
@@ -62,17 +53,10 @@ def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[
     }
 
 
-def measure_agreement(
-    classifier: Teacher, images: Tensor, classes: Tensor, label: str = "", progress: ProgressFactory = silent
-) -> float:
-    """Share of images uint8 [N,3,H,W] that the classifier takes for the class asked for, int64 [N]."""
-    return round(agreement(classifier, _counted(images, label, progress), classes, BATCH).value, 6)
-
-
 def measure_distribution(
     judge: Teacher,
     judge_name: str,
-    images: Tensor,
+    shown: Source,
     reference: Source,
     seed: int = 0,
     progress: ProgressFactory = silent,
@@ -82,18 +66,18 @@ def measure_distribution(
     Fewer real images where the reference's smallest class has not enough: ``settings`` has both numbers.
 
     Args:
-        images: uint8 [N,3,H,W].
+        shown: N images.
         seed: decides which of the reference's images are taken where it has more than N.
     """
     labels = labels_of(reference)
-    count = most_balanced(labels, len(images))
+    count = most_balanced(labels, len(shown))
     rows = balanced_rows(labels, count, seed)
     found = prdc(
         features(judge, in_batches(reference, rows, "features of real images", progress, BATCH), BATCH),
-        features(judge, _counted(images, "features", progress), BATCH),
+        features(judge, in_batches(shown, torch.arange(len(shown)), "features", progress, BATCH), BATCH),
     )
     figures = {name: round(getattr(found, name), 6) for name in PRDC}
-    return {**figures, "settings": distribution_settings(judge_name, reference.name, len(images), count)}
+    return {**figures, "settings": distribution_settings(judge_name, reference.name, len(shown), count)}
 
 
 def distribution_settings(judge: str, reference: str, generated: int, real: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from prism_fast.metrics.predictions import predict
 from prism_fast.study.measure import measure_distribution
 from prism_fast.study.sets import LabelledSet
-from prism_fast.study.sources import Source
+from prism_fast.study.sources import MemorySource, Source
 from prism_fast.teachers.base import Teacher
 
 BATCH = 250
@@ -111,7 +111,8 @@ def pair_figures(pair: Pair, judge: Teacher, judge_name: str, reference: Source,
     found["judge_gain_per_teacher_gain"] = round(gains[1] / gains[0], 4) if gains[0] > 0 else None
     halves = {"unguided": pair.unguided, "guided": pair.guided}
     covered = {
-        name: measure_distribution(judge, judge_name, half.images, reference, seed) for name, half in halves.items()
+        name: measure_distribution(judge, judge_name, MemorySource(name, half.images, pair.classes), reference, seed)
+        for name, half in halves.items()
     }
     for figure in ("precision", "recall"):
         found[figure] = {name: value[figure] for name, value in covered.items()}

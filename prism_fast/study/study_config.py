@@ -156,6 +156,11 @@ class StudyConfig:
         require(1 <= self.more <= 100, "more", self.more, "from 1 to 100")
 
     @property
+    def full(self) -> bool:
+        """Whether every method is compared, and numbers of images are."""
+        return self.suite.endswith(FULL)
+
+    @property
     def student_batch(self) -> int:
         """Images a training step."""
         return 128

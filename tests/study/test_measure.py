@@ -7,7 +7,7 @@ import torch
 
 from prism_fast.energy.terms import Outputs
 from prism_fast.errors import UserError
-from prism_fast.study.measure import gap_closed, measure_accuracy, measure_agreement, measure_distribution
+from prism_fast.study.measure import gap_closed, measure_accuracy, measure_distribution
 from prism_fast.study.real import balanced_rows
 from prism_fast.study.sources import MemorySource
 
@@ -37,13 +37,14 @@ def test_accuracy_counts_over_batches() -> None:
     images[:51, :, 0, 0] = 9 - images[:51, :, 0, 0]  # no class is its own mirror
     reference = MemorySource("test", images, labels)
     assert measure_accuracy(Brightness(), reference, "x") == pytest.approx(459 / 510, abs=1e-6)  # type: ignore[arg-type]
-    assert measure_agreement(Brightness(), images[:51], labels[:51]) == 0  # type: ignore[arg-type]
+    mirrored = MemorySource("mirrored", images[:51], labels[:51])
+    assert measure_accuracy(Brightness(), mirrored) == 0  # type: ignore[arg-type]
 
 
 def test_the_reference_itself_has_full_precision_and_recall() -> None:
     labels = torch.arange(60) % 10
     reference = MemorySource("test", images_of(labels), labels)
-    found = measure_distribution(Brightness(), "brightness", reference.images, reference)  # type: ignore[arg-type]
+    found = measure_distribution(Brightness(), "brightness", reference, reference)  # type: ignore[arg-type]
     assert (found["precision"], found["recall"]) == (1, 1)
     assert found["settings"] == {
         "extractor": "brightness", "k_precision_recall": 3, "k_density_coverage": 5,
@@ -54,7 +55,7 @@ def test_the_reference_itself_has_full_precision_and_recall() -> None:
 def test_a_reference_of_uneven_classes_gives_as_many_as_it_can() -> None:
     labels = torch.tensor([0] * 30 + [1] * 9)
     reference = MemorySource("V", images_of(labels), labels)
-    found = measure_distribution(Brightness(), "brightness", reference.images, reference)  # type: ignore[arg-type]
+    found = measure_distribution(Brightness(), "brightness", reference, reference)  # type: ignore[arg-type]
     assert (found["settings"]["generated_images"], found["settings"]["real_images"]) == (39, 18)
 
 

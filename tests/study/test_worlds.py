@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from prism_fast.data.shards import ShardSet
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
 from prism_fast.recipes.fields import build, default_fields, lay_over
-from prism_fast.study.experiment import CEILING, Experiment
+from prism_fast.study import experiment
+from prism_fast.study.experiment import BY_COUNT, CEILING, EQUAL_IMAGES, Experiment
 from prism_fast.study.methods import FURTHER, MAIN, TRIALS, suite, synthesis_config
 from prism_fast.study.sources import Chosen, FolderSource, MemorySource, labels_of
 from prism_fast.study.study import REPORT, RESULTS, run_study
@@ -81,12 +83,15 @@ def test_a_world_of_other_classes_and_of_real_images_in_folders(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_real_images(monkeypatch)
-    config = config_of(world, tmp_path / "out", suite="imagenet", format="jpg")
+    monkeypatch.setattr(experiment, "counts", lambda *_: (8, 16))
+    config = config_of(world, tmp_path / "out", suite="imagenet-full", format="jpg")
     with one_thread():
         figures = run_study(config, lambda _: None, silent, two_methods())
     assert figures["failures"] == {} and figures["compared_images"] == {config.judge: 16, config.extractor: 12}
-    assert {row["recipe"] for row in figures["rows"]} == {"real", "plain", "prism"}
-    assert {f["reference"] for row in figures["rows"] for f in row["figures"]} == {str(world / "val")}
+    rows = {table: [row for row in figures["rows"] if row["table"] == table] for table in (EQUAL_IMAGES, BY_COUNT)}
+    assert {row["recipe"] for row in rows[EQUAL_IMAGES]} == {"real", "plain", "prism"}
+    assert {f["reference"] for row in rows[EQUAL_IMAGES] for f in row["figures"]} == {str(world / "val")}
+    assert Counter((row["recipe"], row["images"]) for row in rows[BY_COUNT]) == {("plain", 8): 2, ("prism", 8): 2}
     shards = Path(config.out, "sets", "plain", "seed-0", "shards")
     assert ShardSet(shards).image_format == "jpg"
     assert f"real images, {world / 'val'}" in Path(config.out, REPORT).read_text()
