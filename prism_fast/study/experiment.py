@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,11 +12,12 @@ from typing import Any, TypeVar
 
 from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
 from prism_fast.distill.config import DistillConfig
-from prism_fast.distill.report import DistillReport, write_json
+from prism_fast.distill.report import DistillReport
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields, build, lay_over
+from prism_fast.study.costs import Budget, affordable
 from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.expected import Expected
 from prism_fast.study.learning import learn
@@ -25,9 +25,9 @@ from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
 from prism_fast.study.measure import measure_accuracy, measure_shifted
 from prism_fast.study.methods import COUNTED, MAIN, PRISM, RIVALS, Method, counts, suite
 from prism_fast.study.real import balanced_rows
-from prism_fast.study.sharing import locked, share
+from prism_fast.study.sharing import Piece, share
 from prism_fast.study.sources import Chosen, Source, labels_of, open_source
-from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for
+from prism_fast.study.stages import CLOCKS, NotMade, Stages, check_settings, clock_for
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import MIN_PER_CLASS, NO_IMAGES, SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import samples
@@ -41,10 +41,7 @@ EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT = "equal images", "equal compute
 TRIAL_SEED = 1_000_000
 MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
-LEAST_MORE = 0.05
-"""Share of further images below which a method has no row of its own at equal compute."""
-_COMPUTE = "compute.json"
-_FREE = ("out", "device", "suite", "more", "allow_partial")
+_FREE = ("out", "device", "suite", "more", "allow_partial", "report_only")
 """Settings that may change within a study: where it is made, and how many tables it has."""
 _LATER = ("vocabulary", "reference", "real", "dtype", "decoder", "tiny", "format")
 """Settings that came later, which a study begun before does not have: left out where they are the default's."""
@@ -71,6 +68,7 @@ class Found:
             ``energies`` of generated images.
         failures: what went wrong, by method.
         missing: methods whose recipes are not there.
+        unmade: names of the pieces that nobody has made yet; of a study that is only read.
         references: accuracies of the three classifiers on real test images.
         compute: seconds of an image by method, as they were when the table of equal compute was begun.
     """
@@ -80,6 +78,7 @@ class Found:
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    unmade: list[str] = field(default_factory=list)
     references: dict[str, float] = field(default_factory=dict)
     compute: dict[str, Any] = field(default_factory=dict)
 
@@ -119,17 +118,18 @@ class Experiment:
         self.environment = environment(self.device, "float32")
         if self.real is not None:
             self._real_images(self.real, 0)  # more than there are are refused before anything is made
-        self._kept_costs()
+        self.budget = Budget(self.out, config.more)
         usual = canonical(StudyConfig())
         settings = {k: v for k, v in canonical(config).items() if k not in _FREE}
         settings = {k: v for k, v in settings.items() if k not in _LATER or v != usual[k]}
         settings |= {"methods": {method.name: _identity(method) for method in self.methods}, "weights": self.weights}
-        check_settings(self.out, settings, "study", growing="methods")
-        save_yaml(config, self.out / "config.yaml")
+        check_settings(self.out, settings, "study", growing="methods", reading=config.report_only)
+        if not config.report_only:
+            save_yaml(config, self.out / "config.yaml")
         self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
         self._cheaper = [method for method in self._main if method.name in RIVALS]
         self.clock = clock_for(self.device.type)
-        self.stages = Stages(self.out, CLOCKS[self.clock])
+        self.stages = Stages(self.out, CLOCKS[self.clock], reading=config.report_only)
         # A set is one machine's, to the last bit; a study is carried on elsewhere, by whole sets and students.
         self._made_with = {
             "weights": self.weights,
@@ -143,14 +143,15 @@ class Experiment:
     def run(self) -> Found:
         """Makes what is missing, method by method within a seed; a failing method is left out and named.
 
-        Other runs of the same folder may be doing the same: what they make is not made here.
+        Other runs of the same folder may be doing the same: what they make is not made here. With ``report_only``
+        nothing is made, and what is not there is named in ``unmade``.
         """
         found, seeds = self.found, range(self.config.seeds)
         for name in found.missing:
             self.say(f"  {name}: left out, its recipe is not in this version")
-        (found.references,) = share(self._locks, [("references", self._references)])
+        (found.references,) = self._share([("references", self._references)])
         tuned = [method for method in self.methods if method.grid]
-        tried = share(self._locks, [(f"{m.name} trials", partial(self._guarded, m, self._tune, m)) for m in tuned])
+        tried = self._share([self._piece(f"{m.name} trials", m, self._tune, m) for m in tuned])
         found.trials = {method.name: trials for method, trials in zip(tuned, tried, strict=True) if trials is not None}
         if self.real is None:
             self.say(f"  {REAL}: left out, no real images are given for it (--real)")
@@ -163,14 +164,19 @@ class Experiment:
             self._by_count()
         return found
 
+    def _share(self, pieces: Sequence[Piece[Made]]) -> list[Made]:
+        """Every piece, whoever makes it."""
+        if self.config.report_only:
+            return [make() for _, make in pieces]
+        return share(self._locks, pieces)
+
     def _tabulate(self, pieces: Sequence[tuple[str, Method, int, Callable[..., Row]]]) -> None:
         """Adds rows, in this order, whoever makes them first."""
-        made = share(
-            self._locks,
+        made = self._share(
             [
-                (f"{method.name} seed {seed}, {table}", partial(self._guarded, method, make, method, seed))
+                self._piece(f"{method.name} seed {seed}, {table}", method, make, method, seed)
                 for table, method, seed, make in pieces
-            ],
+            ]
         )
         self.found.rows += [row for row in made if row is not None]
 
@@ -228,7 +234,10 @@ class Experiment:
     def _folder(self, kind: str, name: str, seed: int) -> Path:
         return self.out / kind / name / f"seed-{seed}"
 
-    def _guarded(self, method: Method, make: Callable[..., Made], *arguments: Any) -> Made | None:
+    def _piece(self, name: str, method: Method, make: Callable[..., Made], *arguments: Any) -> Piece[Made | None]:
+        return name, partial(self._guarded, name, method, make, *arguments)
+
+    def _guarded(self, name: str, method: Method, make: Callable[..., Made], *arguments: Any) -> Made | None:
         """One piece of a method. What goes wrong ends the method, not the study."""
         if method.name in self.found.failures:
             return None
@@ -237,6 +246,9 @@ class Experiment:
         else:
             try:
                 return make(*arguments)
+            except NotMade:
+                self.found.unmade.append(name)
+                return None
             except _FAILURES as error:
                 if not isinstance(error, UserError):
                     _log.warning("%s", method.name, exc_info=error)
@@ -260,7 +272,12 @@ class Experiment:
                 for who in CLASSIFIERS
             }
 
-        found = self.stages.once(name, self.out / "references.json", content_hash(self.weights), measure)
+        try:
+            found = self.stages.once(name, self.out / "references.json", content_hash(self.weights), measure)
+        except NotMade:
+            raise UserError(
+                f"nothing of the study in {self.out} is finished yet: run it without --report_only"
+            ) from None
         self._told(name, "on real images " + ", ".join(f"{100 * value:.1f} %" for value in found.values()))
         return found
 
@@ -392,11 +409,13 @@ class Experiment:
         """Cheaper methods get as many more images as PRISM's sampling seconds buy."""
         if self.config.more == 1 or PRISM not in {m.name for m in self._main} or PRISM in self.found.failures:
             return
-        with locked(self._locks / "compute.lock"):
-            if not (self.out / _COMPUTE).exists():
-                # Fixed once: a resumed study must not count otherwise because its clock did.
-                write_json(self.out / _COMPUTE, {**self._costs(), "more": self.config.more})
-        self.found.compute = self._kept_costs()
+        if not self.config.report_only:
+            own = (row for row in self.found.rows if row["table"] == EQUAL_IMAGES and row["recipe"] != REAL)
+            self.budget.begin(list(own))
+        self.found.compute = self.budget.kept()
+        if not self.found.compute:
+            self.found.unmade.append(f"table of {EQUAL_COMPUTE}")
+            return
         ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
         cheap = []
         for method in self._cheaper:
@@ -414,43 +433,17 @@ class Experiment:
                 for method, images in cheap
             ]
         )
+        # Whoever lacks a row here must not stand with those of equal images, as dearer methods do.
+        have = Counter(row["recipe"] for row in self.found.rows if row["table"] == EQUAL_COMPUTE)
+        short = {method.name for method, _ in cheap if have[method.name] < self.config.seeds}
+        self.found.compute = {
+            name: {m: cost for m, cost in value.items() if m not in short} if isinstance(value, dict) else value
+            for name, value in self.found.compute.items()
+        }
 
     def _richer(self, method: Method, seed: int, images: int) -> Row:
         drawn = self._more(method, seed, images, EQUAL_COMPUTE, images)
         return self._row(EQUAL_COMPUTE, method.name, seed, f", {EQUAL_COMPUTE}", drawn)
-
-    def _kept_costs(self) -> dict[str, Any]:
-        """What the table of equal compute was begun with; nothing where it was not.
-
-        Raises:
-            UserError: it gives cheap methods another number of images than this run asks for.
-        """
-        path = self.out / _COMPUTE
-        if self.config.more == 1 or not (path.exists() and (self.out / "study.json").exists()):
-            return {}
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found.get("more") != self.config.more:
-            raise UserError(
-                f"{self.out} has a table of equal compute with --more {found.get('more')}, not {self.config.more}: "
-                "give that, --more 1 to leave the table out, or another --out"
-            )
-        return found
-
-    def _costs(self) -> dict[str, Any]:
-        """Seconds of an image, pilot, rejected draws and preparation included: the median over the seeds, and that of
-        the ratios to PRISM's of the same seed, since seeds may have been drawn on different machines."""
-        costs: dict[str, dict[int, float]] = {}
-        for row in self.found.rows:
-            if row["table"] == EQUAL_IMAGES and row["recipe"] != REAL:
-                spent = sum(row["seconds"].get(part, 0.0) for part in ("sampling", "preparation"))
-                costs.setdefault(row["recipe"], {})[row["seed"]] = spent / row["images"]
-        return {
-            "seconds_per_image": {name: round(statistics.median(own.values()), 6) for name, own in costs.items()},
-            "of_an_image_of_prism": {
-                name: round(statistics.median(own[seed] / costs[PRISM][seed] for seed in own), 6)
-                for name, own in costs.items()
-            },
-        }
 
     def _by_count(self) -> None:
         self._tabulate(
@@ -473,12 +466,3 @@ def _identity(method: Method) -> str:
     """Hash of what decides a method's images and students, its recipe's content aside, which is in the sets' hashes."""
     made = [method.made_of, method.fields, method.grid, method.follows, method.scale, method.exact, method.own]
     return content_hash(made if method.prepare is None else [*made, method.prepare.made_of])
-
-
-def affordable(images: int, ratio: float, most: float, classes: int) -> int:
-    """Images that a method gets whose image costs 1/``ratio`` of PRISM's: whole rounds of the classes.
-
-    Less than a twentieth more is nothing more: clocks differ by that.
-    """
-    wanted = int(images * min(max(ratio, 1.0), most))
-    return wanted - wanted % classes if wanted >= (1 + LEAST_MORE) * images else images

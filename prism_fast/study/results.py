@@ -29,7 +29,16 @@ GAP = 0.5
 ALPHA = 1 - CONFIDENCE
 CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
 """What moving images anywhere does, and what moving them along the energy does beyond it."""
+_PLACES = ("out", "report_only")
+"""Settings of a study that are no part of its results."""
 Row = Mapping[str, Any]
+
+
+def unquotable(quick: bool, unmade: int = 0) -> str:
+    """Why figures decide nothing; empty where they may."""
+    reasons = ["a quick run, to see that it works"] * quick
+    reasons += [f"not finished, pieces missing: {unmade}"] * (unmade > 0)
+    return "; ".join(reasons)
 
 
 def figure(row: Row, metric: str, extractor: str) -> float | None:
@@ -158,24 +167,41 @@ def _cfg_scales(study: Experiment) -> dict[str, float]:
     }
 
 
-def claims(rows: Sequence[Row], found: Sequence[Row], headline: str) -> list[dict[str, Any]]:
-    """What the protocol says must be reached, with what was measured; ``holds`` None where it was not measured."""
+def claims(
+    rows: Sequence[Row], found: Sequence[Row], headline: str, seeds: int, rivals: Sequence[str] = RIVALS
+) -> list[dict[str, Any]]:
+    """What the protocol says must be reached, with what was measured.
+
+    ``holds`` is None where not all was measured that decides: every seed, and of all rivals of a table, since Holm's
+    p-values are of all of them.
+
+    Args:
+        rows: of the study.
+        found: :func:`comparisons`.
+        headline: the extractor of precision and recall.
+        seeds: how many there are to be.
+        rivals: those that can be measured.
+    """
+
+    def whole(change: Row | None) -> bool:
+        return change is not None and len(change["differences"]) == seeds
+
     lines = []
     for table in (EQUAL_IMAGES, EQUAL_COMPUTE):
+        changes = {c["second"]: c for c in found if c["table"] == table}
+        decided = all(whole(changes.get(rival)) for rival in rivals)
         for rival in RIVALS:
-            change = next((c for c in found if (c["table"], c["second"]) == (table, rival)), None)
-            lines.append(
-                {
-                    "claim": f"{PRISM} beats {rival} at {table}",
-                    "holds": None if change is None else change["low"] > 0 and change["holm_p_value"] <= ALPHA,
-                    "measured": change,
-                }
-            )
+            change = changes.get(rival)
+            holds = None
+            if decided and change is not None and whole(change):
+                holds = change["low"] > 0 and change["holm_p_value"] <= ALPHA
+            lines.append({"claim": f"{PRISM} beats {rival} at {table}", "holds": holds, "measured": change})
     closed = gap(rows)
+    fewest = min(len(of(rows, EQUAL_IMAGES, name)) for name in (PLAIN, PRISM, REAL))
     lines.append(
         {
             "claim": f"{PRISM} closes at least {GAP:.0%} of the gap between {PLAIN} and real images",
-            "holds": None if closed is None else closed >= GAP,
+            "holds": None if closed is None or fewest < seeds else closed >= GAP,
             "measured": closed,
         }
     )
@@ -188,7 +214,7 @@ def claims(rows: Sequence[Row], found: Sequence[Row], headline: str) -> list[dic
         lines.append(
             {
                 "claim": f"{PRISM} has a higher {metric} than {PLAIN} in the judge's features",
-                "holds": None if change is None else change["low"] > 0,
+                "holds": change["low"] > 0 if change is not None and whole(change) else None,
                 "measured": change,
             }
         )
@@ -210,9 +236,12 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
     config, headline = study.config, study.gallery.headline
     rows = [_flat(row, headline) for row in found.rows]
     differences = comparisons(rows, found.compute.get("seconds_per_image", {}))
+    rivals = [method.name for method in study.methods if method.name in RIVALS and method.name not in found.failures]
+    reasons = unquotable(config.quick, len(found.unmade))
     return {
-        "quotable": not config.quick,
-        **({"note": "a quick run: not quotable"} if config.quick else {}),
+        "quotable": not reasons,
+        **({"note": f"not quotable: {reasons}"} if reasons else {}),
+        "unmade": found.unmade,
         "headline": headline,
         "compared_images": study.gallery.counts(),
         "feature_widths": study.gallery.widths(),
@@ -220,7 +249,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "comparisons": differences,
         "control": controls(rows, _cfg_scales(study)),
         "shift_comparisons": shift_comparisons(rows),
-        "claims": claims(rows, differences, headline),
+        "claims": claims(rows, differences, headline, config.seeds, rivals),
         "gap_closed": gap(rows),
         "references": found.references,
         "trials": {
@@ -234,7 +263,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "stages_seconds": study.stages.table(),
         "seconds": study.stages.total,
         "clock": study.clock,
-        "config": {name: value for name, value in canonical(config).items() if name != "out"},
+        "config": {name: value for name, value in canonical(config).items() if name not in _PLACES},
         "weights": study.weights,
         "environment": study.environment,
         "commit": commit(),

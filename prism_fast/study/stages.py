@@ -27,7 +27,13 @@ def clock_for(device: str) -> str:
     return "CPU time" if device == "cpu" else "wall clock"
 
 
-def check_settings(out: Path, settings: dict[str, Any], what: str = "demo", growing: str | None = None) -> None:
+class NotMade(Exception):
+    """A stage that is not finished, of a folder that is only read; its text is the stage's name."""
+
+
+def check_settings(
+    out: Path, settings: dict[str, Any], what: str = "demo", growing: str | None = None, *, reading: bool = False
+) -> None:
     """Makes ``out`` the folder of a demo, or of another kind of run, with these settings.
 
     Args:
@@ -35,6 +41,7 @@ def check_settings(out: Path, settings: dict[str, Any], what: str = "demo", grow
         settings: what must be as it was.
         what: kind of run.
         growing: a setting that is a table: what both have of it must agree, and the folder has all of it from now on.
+        reading: it has to be one already, and nothing is written.
 
     Raises:
         UserError: it is the folder of another one or of something else; nothing in it is touched.
@@ -42,6 +49,8 @@ def check_settings(out: Path, settings: dict[str, Any], what: str = "demo", grow
     path = out / f"{what}.json"
     wanted = canonical(settings)
     if not path.exists():
+        if reading:
+            raise UserError(f"{out} holds no {what} yet: give the folder of one as --out")
         make_own_folder(out, f"a {what}")
         write_json(path, wanted)
         return
@@ -53,7 +62,7 @@ def check_settings(out: Path, settings: dict[str, Any], what: str = "demo", grow
     told = ", ".join(f"{name} {there} there, {now} now" for name, there, now in pairs if there != now)
     if told:
         raise UserError(f"{out} holds a {what} of other settings ({told}): give another --out")
-    if growing and more.keys() - known.keys():
+    if growing and more.keys() - known.keys() and not reading:
         with locked(path.with_suffix(".lock")):  # another run may have added some
             known = json.loads(path.read_text()).get(growing, {})
             write_json(path, {**wanted, growing: {**known, **more}})
@@ -65,15 +74,22 @@ class Stages:
     Args:
         out: its folder.
         clock: seconds, monotonic.
+        reading: nothing is made: whoever enters a stage gets :class:`NotMade`.
     """
 
-    def __init__(self, out: Path, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._path, self._clock = out / _STAGES, clock
+    def __init__(self, out: Path, clock: Callable[[], float] = time.perf_counter, *, reading: bool = False) -> None:
+        self._path, self._clock, self._reading = out / _STAGES, clock, reading
         self._read: tuple[tuple[int, int], dict[str, dict[str, Any]]] = ((0, 0), {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time inside, interrupted or not; a stage that is finished already costs nothing more."""
+        """Counts the time inside, interrupted or not; a stage that is finished already costs nothing more.
+
+        Raises:
+            NotMade: nothing is to be made.
+        """
+        if self._reading:
+            raise NotMade(name)
         before = self._done.get(name, {"seconds": 0.0, "finished": False})
         if before["finished"]:
             yield

@@ -114,6 +114,7 @@ class StudyConfig:
         trial_images: of each setting that is tried.
         passes: of a student over ``images``; sets of other sizes get as many steps.
         more: the table of equal compute gives a cheap method at most so many times ``images``; 1 leaves it out.
+        report_only: tables and report of what there is of a study in ``out``, which may be running; nothing is made.
     """
 
     suite: Suite = "fashion"
@@ -143,6 +144,7 @@ class StudyConfig:
     trial_images: int = 500
     passes: int = PASSES
     more: float = 2.0
+    report_only: bool = False
 
     def __post_init__(self) -> None:
         require(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")

@@ -19,7 +19,7 @@ from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
 from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import COLUMNS
-from prism_fast.study.study_text import NOT_QUOTABLE, VERDICTS, in_table, interval, with_spread
+from prism_fast.study.study_text import in_table, interval, seeds_of, verdict, with_spread
 from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
 
@@ -47,7 +47,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
         f"<h1>{title}</h1>",
         f'<p class="soft">prism_fast study, suite {config.suite}: {config.seeds} seeds, {config.images:,} images of '
         f"each method, measured on {escape(_reference(config))}; {duration(figures['seconds'])} of computing.</p>",
-        *([] if figures["quotable"] else [f'<p class="warning">{NOT_QUOTABLE.capitalize()}.</p>']),
+        *([] if figures["quotable"] else [f'<p class="warning">{escape(figures["note"].capitalize())}.</p>']),
         *_troubles(figures),
         page.tiles(_tiles(figures)),
         "<h2>What was to be reached</h2>",
@@ -97,6 +97,10 @@ def _note(text: str) -> str:
     return f'<p class="note">{text}</p>'
 
 
+def _small(text: str) -> str:
+    return f"<small>{text}</small>" if text else ""
+
+
 def _chart(chart: str) -> str:
     """At a width at which its writing has the size of the page's."""
     return f'<div class="chart">{chart}</div>' if chart else ""
@@ -138,9 +142,8 @@ def _claims(figures: Figures) -> str:
             shown = f"{interval(measured)}<small>points, 95 %</small>"
         else:
             shown = percent(measured, 0) if measured is not None else "–"
-        verdict = VERDICTS[claim["holds"]]
         kind = {True: "good", False: "bad", None: "soft"}[claim["holds"]]
-        rows.append(([escape(claim["claim"]), shown, f'<span class="{kind}">{verdict}</span>'], False))
+        rows.append(([escape(claim["claim"]), shown, f'<span class="{kind}">{verdict(claim)}</span>'], False))
     return page.table(["", "measured", ""], rows)
 
 
@@ -165,7 +168,7 @@ def _students(figures: Figures, table: str, methods: Mapping[str, Method]) -> st
                     _named(name, methods),
                     f"{own[0]['images']:,}",
                     duration(mean_and_spread(seconds)[0]) if seconds else "–",
-                    with_spread([accuracy(row) for row in own]),
+                    with_spread([accuracy(row) for row in own]) + _small(seeds_of(own, figures)),
                     "" if name == PRISM else interval(change),
                     "" if name == PRISM else "–" if corrected is None else f"{corrected:.3f}",
                 ],
@@ -253,7 +256,7 @@ def _shifts(figures: Figures, count: int) -> str:
         means = [percent(mean_and_spread([row["shifts"][kind] for row in own])[0]) for kind in SHIFTS]
         over_real = "" if name == REAL else interval(changes.get((name, REAL)))
         under_prism = "" if name == PRISM else interval(changes.get((PRISM, name)))
-        shown = with_spread([row["shifted_accuracy"] for row in own])
+        shown = with_spread([row["shifted_accuracy"] for row in own]) + _small(seeds_of(own, figures))
         rows.append(([escape(name), shown, over_real, under_prism], name == PRISM))
         by_shift.append(([escape(name), *means], name == PRISM))
     if not rows:

@@ -9,17 +9,14 @@ from typing import Any
 from prism_fast.metrics.prdc import NEIGHBOURS
 from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS
 from prism_fast.study.methods import PRISM
-from prism_fast.study.results import accuracy, compared, figure, mean_and_spread, of
+from prism_fast.study.results import accuracy, compared, figure, mean_and_spread, of, unquotable
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.study.text import aligned, duration, percent
-
-NOT_QUOTABLE = "not quotable: a quick run, to see that it works"
-VERDICTS = {True: "holds", False: "FAILS", None: "not measured"}
 
 
 def study_heading(config: StudyConfig, methods: Sequence[str]) -> str:
     """What is about to run."""
-    mark = f"\n{NOT_QUOTABLE}" if config.quick else ""
+    mark = f"\nnot quotable: {unquotable(True)}" if config.quick else ""
     return (
         f"prism_fast study, suite {config.suite}: {', '.join(methods)}; {config.seeds} seeds of {config.images} "
         f"images, in {config.out}{mark}\n"
@@ -32,6 +29,19 @@ def with_spread(values: Sequence[float]) -> str:
     return percent(mean, 2) + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
+def seeds_of(own: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> str:
+    """``3 of 5 seeds`` where the others are not there; nothing where all are."""
+    every = figures["config"]["seeds"]
+    return "" if len(own) == every else f"{len(own)} of {every} seeds"
+
+
+def verdict(claim: Mapping[str, Any]) -> str:
+    """Whether a claim holds."""
+    if claim["holds"] is None:
+        return "not measured" if claim["measured"] is None else "open"
+    return "holds" if claim["holds"] else "FAILS"
+
+
 def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> str:
     """The tables, what holds, and where to look."""
     lines: list[str] = []
@@ -40,9 +50,9 @@ def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> st
         if names:
             lines += ["", f"{table}:", *aligned(_table(figures, table, names))]
     lines += ["", overlap_caption(figures)]
-    lines += ["", *(f"  {VERDICTS[claim['holds']]:<13}{claim['claim']}" for claim in figures["claims"])]
+    lines += ["", *(f"  {verdict(claim):<13}{claim['claim']}" for claim in figures["claims"])]
     if not figures["quotable"]:
-        lines += ["", f"These figures are {NOT_QUOTABLE}."]
+        lines += ["", f"These figures are {figures['note']}."]
     lines += ["", f"{duration(figures['seconds'])} in all. Figures: {results}", f"Report: {report}"]
     return "\n".join(lines)
 
@@ -75,7 +85,7 @@ def _table(figures: Mapping[str, Any], table: str, names: Sequence[str]) -> list
             [
                 name,
                 str(own[0]["images"]),
-                with_spread([accuracy(row) for row in own]),
+                " ".join(filter(None, (with_spread([accuracy(row) for row in own]), seeds_of(own, figures)))),
                 interval(change) if name != PRISM else "",
                 percent(mean_and_spread(judged)[0]) if judged else "–",
                 *(f"{mean_and_spread(values)[0]:.3f}" if values else "–" for values in overlap),

@@ -16,8 +16,9 @@ from prism_fast.inversion.config import InversionConfig
 from prism_fast.recipes import recipe_names
 from prism_fast.recipes.fields import build, lay_over
 from prism_fast.study import page
+from prism_fast.study.costs import affordable
 from prism_fast.study.expected import Expected
-from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, _identity, affordable
+from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, _identity
 from prism_fast.study.methods import FURTHER, MAIN, TRIALS, Method, counts, suite, synthesis_config
 from prism_fast.study.preparations import first_student, inverted_images, learned_words
 from prism_fast.study.results import claims, comparisons, controls, gap, of
@@ -236,12 +237,12 @@ def test_what_the_rows_say() -> None:
     assert by_name["plain"]["holm_p_value"] == pytest.approx(2 * by_name["plain"]["p_value"], abs=1e-7)
     assert by_name["real"]["holm_p_value"] is None and by_name["dm-kd"]["mean"] == pytest.approx(0, abs=1e-9)
     assert gap(made) == pytest.approx(0.25)
-    told = {claim["claim"]: claim["holds"] for claim in claims(made, found, "judge")}
+    told = {claim["claim"]: claim["holds"] for claim in claims(made, found, "judge", 3, ("plain", "dm-kd"))}
     assert told["prism beats plain at equal images"] is False  # three seeds: the interval has 0 in it
     assert told["prism beats plain-cfg at equal images"] is None
     assert told["prism closes at least 50% of the gap between plain and real images"] is False
     clear = rows(EQUAL_IMAGES, real=[0.8, 0.8], plain=[0.7, 0.7], prism=[0.76, 0.76001])
-    told = {claim["claim"]: claim["holds"] for claim in claims(clear, comparisons(clear, {}), "judge")}
+    told = {claim["claim"]: claim["holds"] for claim in claims(clear, comparisons(clear, {}), "judge", 2, ("plain",))}
     assert told["prism beats plain at equal images"] is True
     assert told["prism closes at least 50% of the gap between plain and real images"] is True
     assert told["prism has a higher recall than plain in the judge's features"] is True

@@ -19,7 +19,7 @@ import yaml
 from prism_fast.cli import EXIT_ERROR, main
 from prism_fast.errors import UserError
 from prism_fast.progress import silent
-from prism_fast.study import experiment
+from prism_fast.study import costs, experiment
 from prism_fast.study.commit import commit
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
 from prism_fast.study.methods import TRIALS, Method, suite
@@ -184,7 +184,7 @@ def test_a_finished_study_makes_nothing_again(finished: Finished, monkeypatch: p
         raise AssertionError("something was made or measured again")
 
     monkeypatch.setattr(experiment, "measure_accuracy", refuse)
-    monkeypatch.setattr(Experiment, "_costs", refuse)
+    monkeypatch.setattr(costs, "costs_of", refuse)
     again = run_study(config, lambda _: None, silent, three_methods())
     assert again == figures
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*.tar")} == before
@@ -207,6 +207,46 @@ def test_the_records_are_enough_to_go_on(
     assert not list(out.rglob("*.tar"))
     assert without_seconds(run_study(moved, lambda _: None, silent, three_methods())) == without_seconds(figures)
     assert {path.parts[-4] for path in out.rglob("*.tar")} == {"plain"}
+
+
+def test_what_there_is_can_be_read_at_any_time(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others make the rest, and without making or claiming anything."""
+    config, figures, _ = finished
+    out = tmp_path / "out"
+    copy_records(Path(config.out), out)
+    reading = replace(config, out=str(out), report_only=True)
+    for path in (out / RESULTS, out / REPORT, *out.rglob("*.lock")):
+        path.unlink(missing_ok=True)
+    monkeypatch.setattr("prism_fast.study.draws.synthesize", None)
+    monkeypatch.setattr(experiment, "learn", None)
+    whole = run_study(reading, lambda _: None, silent, three_methods())
+    assert whole == figures and whole["unmade"] == [] and "report_only" not in whole["config"]
+    (out / "students/equal-images/plain-reject/seed-1/figures.json").unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    said: list[str] = []
+    found = run_study(reading, said.append, silent, three_methods())
+    changed = {path.name for path in out.rglob("*") if path.is_file() and before.get(path) != path.read_bytes()}
+    assert changed == {RESULTS, REPORT} and not list(out.rglob("*.lock"))
+    assert found["unmade"] == ["plain-reject seed 1, equal images"] and not found["quotable"] and not found["failures"]
+    lost = {"recipe": "plain-reject", "seed": 1}
+    assert found["rows"] == [row for row in figures["rows"] if {**row, **lost} != row]
+    holds = {claim["claim"]: claim["holds"] for claim in found["claims"]}
+    assert holds["prism beats plain at equal images"] is None  # its p-value is corrected for every rival
+    assert holds["prism has a higher recall than plain in the judge's features"] is not None
+    told = "not quotable: not finished, pieces missing: 1"
+    assert told in said[-1] and found["note"] == told and "1 of 2 seeds" in said[-1]
+    text = (out / REPORT).read_text()
+    assert told.capitalize() in text and text.count("<small>1 of 2 seeds</small>") == 2
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match="out holds no study yet: give the folder of one as --out"):
+        run_study(reading, print, silent, three_methods())
+    assert not out.exists()
+    out.mkdir()
+    shutil.copy(Path(config.out, "study.json"), out)
+    with pytest.raises(UserError, match=r"nothing of the study in .* is finished yet"):
+        run_study(reading, print, silent, three_methods())
 
 
 def test_a_finished_suite_goes_on_as_the_larger_one(
@@ -288,8 +328,8 @@ def test_preparation_own_loss_and_equal_compute(
         own={"temperature": 10.0},
     )  # fmt: skip
     ratios = {"plain": 0.1 / 0.16, "made": 0.11 / 0.16, "prism": 1.0}
-    costs = {"seconds_per_image": {"plain": 0.1, "made": 0.11, "prism": 0.16}, "of_an_image_of_prism": ratios}
-    monkeypatch.setattr(Experiment, "_costs", lambda _: costs)
+    spent = {"seconds_per_image": {"plain": 0.1, "made": 0.11, "prism": 0.16}, "of_an_image_of_prism": ratios}
+    monkeypatch.setattr(costs, "costs_of", lambda _: spent)
     config = tiny_study(networks, tmp_path / "out", more=2.0)
     figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
     with pytest.raises(UserError, match=r"equal compute with --more 2\.0, not 3\.0: give that"):
@@ -307,6 +347,13 @@ def test_preparation_own_loss_and_equal_compute(
     tables = {(c["table"], c["second"]) for c in figures["comparisons"]}
     assert {(EQUAL_COMPUTE, "plain"), (OWN_LOSS, "made")} <= tables
     assert not {(EQUAL_COMPUTE, "made"), (OWN_LOSS, "plain")} & tables  # no rival; no loss of its own
+    # One of the richer students is gone: its method does not stand there with its row of equal images.
+    (tmp_path / "out/students/equal-compute/plain/seed-1-equal compute/figures.json").unlink()
+    methods = (plain, made, replace(prism, grid=prism.grid[:1]))
+    read = run_study(replace(config, report_only=True), lambda _: None, silent, methods)
+    assert read["unmade"] == ["plain seed 1, equal compute 30"] and "plain" in figures["compute"]["seconds_per_image"]
+    assert EQUAL_COMPUTE not in {c["table"] for c in read["comparisons"]}
+    assert len(rows_of(read, EQUAL_COMPUTE)) == 1 and read["failures"] == {}
 
 
 def test_the_command_refuses_what_cannot_be_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
