@@ -363,6 +363,7 @@ def test_the_command_refuses_what_cannot_be_with_status_2(tmp_path: Path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_full_suite_runs_every_ablation_and_number_of_images(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
