@@ -70,7 +70,8 @@ class Found:
         missing: methods whose recipes are not there.
         unmade: names of the pieces that nobody has made yet; of a study that is only read.
         references: accuracies of the three classifiers on real test images.
-        compute: seconds of an image by method, as they were when the table of equal compute was begun.
+        compute: seconds of an image by method, as they were when the table of equal compute was begun; less the
+            methods that lack a row there.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)

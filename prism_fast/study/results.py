@@ -35,10 +35,10 @@ Row = Mapping[str, Any]
 
 
 def unquotable(quick: bool, unmade: int = 0) -> str:
-    """Why figures decide nothing; empty where they may."""
+    """That figures decide nothing, and why; empty where they may."""
     reasons = ["a quick run, to see that it works"] * quick
     reasons += [f"not finished, pieces missing: {unmade}"] * (unmade > 0)
-    return "; ".join(reasons)
+    return f"not quotable: {'; '.join(reasons)}" if reasons else ""
 
 
 def figure(row: Row, metric: str, extractor: str) -> float | None:
@@ -183,16 +183,15 @@ def claims(
         rivals: those that can be measured.
     """
 
-    def whole(change: Row | None) -> bool:
-        return change is not None and len(change["differences"]) == seeds
+    def whole(change: Row) -> bool:
+        return len(change["differences"]) == seeds
 
     lines = []
     for table in (EQUAL_IMAGES, EQUAL_COMPUTE):
         changes = {c["second"]: c for c in found if c["table"] == table}
-        decided = all(whole(changes.get(rival)) for rival in rivals)
+        decided = all(rival in changes and whole(changes[rival]) for rival in rivals)
         for rival in RIVALS:
-            change = changes.get(rival)
-            holds = None
+            change, holds = changes.get(rival), None
             if decided and change is not None and whole(change):
                 holds = change["low"] > 0 and change["holm_p_value"] <= ALPHA
             lines.append({"claim": f"{PRISM} beats {rival} at {table}", "holds": holds, "measured": change})
@@ -237,10 +236,10 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
     rows = [_flat(row, headline) for row in found.rows]
     differences = comparisons(rows, found.compute.get("seconds_per_image", {}))
     rivals = [method.name for method in study.methods if method.name in RIVALS and method.name not in found.failures]
-    reasons = unquotable(config.quick, len(found.unmade))
+    note = unquotable(config.quick, len(found.unmade))
     return {
-        "quotable": not reasons,
-        **({"note": f"not quotable: {reasons}"} if reasons else {}),
+        "quotable": not note,
+        **({"note": note} if note else {}),
         "unmade": found.unmade,
         "headline": headline,
         "compared_images": study.gallery.counts(),

@@ -16,7 +16,7 @@ from prism_fast.study.text import aligned, duration, percent
 
 def study_heading(config: StudyConfig, methods: Sequence[str]) -> str:
     """What is about to run."""
-    mark = f"\nnot quotable: {unquotable(True)}" if config.quick else ""
+    mark = f"\n{unquotable(True)}" if config.quick else ""
     return (
         f"prism_fast study, suite {config.suite}: {', '.join(methods)}; {config.seeds} seeds of {config.images} "
         f"images, in {config.out}{mark}\n"
