@@ -20,17 +20,18 @@ class Expected:
     Args:
         stages: what is done.
         planned: names of all stages.
+        workers: that share what is left.
     """
 
-    def __init__(self, stages: Stages, planned: Sequence[str]) -> None:
-        self._stages, self._planned = stages, tuple(planned)
+    def __init__(self, stages: Stages, planned: Sequence[str], workers: int = 1) -> None:
+        self._stages, self._planned, self._workers = stages, tuple(planned), workers
 
     def leave_out(self, *beginnings: str) -> None:
         """Stages whose names begin so are not to come."""
         self._planned = tuple(name for name in self._planned if not name.startswith(beginnings))
 
     def seconds_left(self) -> tuple[float, bool]:
-        """Of what is left, and whether every kind of it is known."""
+        """Of what is left, shared evenly, and whether every kind of it is known."""
         known: dict[str, list[float]] = {}
         left: list[str] = []
         for name in self._planned:
@@ -39,7 +40,8 @@ class Expected:
                 known.setdefault(kind, []).append(self._stages.seconds(name))
             else:
                 left.append(kind)
-        return sum(mean(known[kind]) for kind in left if kind in known), all(kind in known for kind in left)
+        seconds = sum(mean(known[kind]) for kind in left if kind in known)
+        return seconds / self._workers, all(kind in known for kind in left)
 
     @property
     def share(self) -> str:

@@ -15,7 +15,7 @@ from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.report import DistillReport
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
-from prism_fast.progress import ProgressFactory
+from prism_fast.progress import ProgressFactory, progress
 from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.costs import Budget, affordable
 from prism_fast.study.draws import Drawn, Draws
@@ -41,7 +41,7 @@ EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT = "equal images", "equal compute
 TRIAL_SEED = 1_000_000
 MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
-_FREE = ("out", "device", "suite", "more", "allow_partial", "report_only")
+_FREE = ("out", "device", "workers", "suite", "more", "allow_partial", "report_only")
 """Settings that may change within a study: where it is made, and how many tables it has."""
 _LATER = ("vocabulary", "reference", "real", "dtype", "decoder", "tiny", "format")
 """Settings that came later, which a study begun before does not have: left out where they are the default's."""
@@ -92,13 +92,19 @@ class Experiment:
         say: where lines of text go.
         bars: progress of the long parts.
         methods: to compare; None: those of the suite.
+        workers: that share the work, of which this is one; by that the time left is told.
 
     Raises:
         UserError: networks that cannot be used, or a folder of something else; nothing was touched.
     """
 
     def __init__(
-        self, config: StudyConfig, say: Say, bars: ProgressFactory, methods: tuple[Method, ...] | None = None
+        self,
+        config: StudyConfig,
+        say: Say,
+        bars: ProgressFactory = progress,
+        methods: tuple[Method, ...] | None = None,
+        workers: int = 1,
     ) -> None:
         there, missing = suite(config.suite)
         self.config, self.say, self.bars = config, say, bars
@@ -139,7 +145,7 @@ class Experiment:
         machine = ", ".join(f"{name} {self.environment[name]}" for name in _MACHINE if name in self.environment)
         self.draws = Draws(config, self.out, self.stages, bars, self._made_with, machine)
         self._locks = self.out / "locks"
-        self.expected = Expected(self.stages, self._planned())
+        self.expected = Expected(self.stages, self._planned(), workers)
 
     def run(self) -> Found:
         """Makes what is missing, method by method within a seed; a failing method is left out and named.

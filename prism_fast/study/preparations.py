@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from prism_fast.config import canonical, resolve_device
@@ -70,16 +71,7 @@ def inverted_images(settings: InversionConfig) -> Preparation:
     Args:
         settings: how; teacher, seed and device are the study's.
     """
-
-    def make(request: Request) -> Fields:
-        study, folder = request.study, request.folder / "images"
-        config = replace(settings, teacher=study.teacher, seed=request.seed, device=study.device)
-        if study.quick:
-            config = replace(config, per_class=min(QUICK_PER_CLASS, config.per_class))
-        invert(config, folder, request.bars)
-        return {"sampler": {"image_to_image": {"source": str(folder)}}}
-
-    return Preparation(make=make, made_of=_made_of(settings))
+    return Preparation(make=partial(_invert, settings), made_of=_made_of(settings))
 
 
 def learned_words(settings: TokensConfig) -> Preparation:
@@ -88,19 +80,7 @@ def learned_words(settings: TokensConfig) -> Preparation:
     Args:
         settings: how; pipeline, teacher, seed and device are the study's.
     """
-
-    def make(request: Request) -> Fields:
-        study, path = request.study, request.folder / "tokens.safetensors"
-        request.folder.mkdir(parents=True, exist_ok=True)
-        config = replace(
-            settings, pipeline=study.pipeline, teacher=study.teacher, seed=request.seed, device=study.device
-        )
-        if study.quick:
-            config = replace(config, steps=min(QUICK_STEPS, config.steps))
-        learn_tokens(config, path, request.bars)
-        return {"sampler": {"tokens": str(path)}}
-
-    return Preparation(make=make, made_of=_made_of(settings))
+    return Preparation(make=partial(_learn_words, settings), made_of=_made_of(settings))
 
 
 def first_student(per_class: int, steps: int) -> Preparation:
@@ -110,23 +90,46 @@ def first_student(per_class: int, steps: int) -> Preparation:
         per_class: images of each class that it learns from; the sets that follow have other ones.
         steps: of its training, at most the study's.
     """
+    made_of = {"per_class": per_class, "steps": steps}
+    return Preparation(make=partial(_train_first_student, per_class, steps), made_of=made_of)
+
+
+# Functions of the module, with their settings bound: methods are handed to other processes.
+
+
+def _invert(settings: InversionConfig, request: Request) -> Fields:
+    study, folder = request.study, request.folder / "images"
+    config = replace(settings, teacher=study.teacher, seed=request.seed, device=study.device)
+    if study.quick:
+        config = replace(config, per_class=min(QUICK_PER_CLASS, config.per_class))
+    invert(config, folder, request.bars)
+    return {"sampler": {"image_to_image": {"source": str(folder)}}}
+
+
+def _learn_words(settings: TokensConfig, request: Request) -> Fields:
+    study, path = request.study, request.folder / "tokens.safetensors"
+    request.folder.mkdir(parents=True, exist_ok=True)
+    config = replace(settings, pipeline=study.pipeline, teacher=study.teacher, seed=request.seed, device=study.device)
+    if study.quick:
+        config = replace(config, steps=min(QUICK_STEPS, config.steps))
+    learn_tokens(config, path, request.bars)
+    return {"sampler": {"tokens": str(path)}}
+
+
+def _train_first_student(per_class: int, steps: int, request: Request) -> Fields:
     alone = {"sampler": {"guidance": {"student": None, "student_weight": 0.0, "student_after": 0}}}
-
-    def make(request: Request) -> Fields:
-        study, seed = request.study, seed_of(request.seed, "first student")
-        shards = request.folder / "shards"
-        each, most = (min(QUICK_PER_CLASS, per_class), min(QUICK_STEPS, steps)) if study.quick else (per_class, steps)
-        teacher = load_teacher(study.teacher, resolve_device(study.device))
-        config = request.config(images=each * teacher.num_classes, seed=seed, prepared=alone)
-        synthesize(config, shards, progress=request.bars)
-        training = student_config(
-            study, "images without a student", request.folder / "student", seed, min(most, study.student_steps)
-        )
-        images = ShardSource(shards)
-        report = learn(training, images, images.set.fingerprint, teacher, request.bars)
-        return {"sampler": {"guidance": {"student": str(report.student), "student_after": 0}}}
-
-    return Preparation(make=make, made_of={"per_class": per_class, "steps": steps})
+    study, seed = request.study, seed_of(request.seed, "first student")
+    shards = request.folder / "shards"
+    each, most = (min(QUICK_PER_CLASS, per_class), min(QUICK_STEPS, steps)) if study.quick else (per_class, steps)
+    teacher = load_teacher(study.teacher, resolve_device(study.device))
+    config = request.config(images=each * teacher.num_classes, seed=seed, prepared=alone)
+    synthesize(config, shards, progress=request.bars)
+    training = student_config(
+        study, "images without a student", request.folder / "student", seed, min(most, study.student_steps)
+    )
+    images = ShardSource(shards)
+    report = learn(training, images, images.set.fingerprint, teacher, request.bars)
+    return {"sampler": {"guidance": {"student": str(report.student), "student_after": 0}}}
 
 
 def _made_of(settings: InversionConfig | TokensConfig) -> Fields:

@@ -29,7 +29,7 @@ GAP = 0.5
 ALPHA = 1 - CONFIDENCE
 CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
 """What moving images anywhere does, and what moving them along the energy does beyond it."""
-_PLACES = ("out", "report_only")
+_PLACES = ("out", "workers", "report_only")
 """Settings of a study that are no part of its results."""
 Row = Mapping[str, Any]
 

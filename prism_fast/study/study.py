@@ -9,6 +9,7 @@ from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study.experiment import Experiment, Say
+from prism_fast.study.helpers import divided_threads, helpers, workers_of
 from prism_fast.study.methods import Method
 from prism_fast.study.results import results
 from prism_fast.study.study_config import StudyConfig
@@ -35,14 +36,17 @@ def run_study(
         What ``results.json`` holds.
 
     Raises:
-        UserError: the folder holds another study; a network cannot be used; or, after all else is finished and
-            written, methods failed: they are named.
+        UserError: the folder holds another study; a network cannot be used; several workers on a GPU; or, after all
+            else is finished and written, methods failed: they are named.
     """
     from prism_fast.study.study_page import write_page
 
-    study = Experiment(config, say, bars, methods)
-    say(study_heading(config, [method.name for method in study.methods]))
-    found = study.run()
+    workers = workers_of(config)
+    with divided_threads(workers):
+        study = Experiment(config, say, bars, methods, workers)
+        say(study_heading(config, [method.name for method in study.methods], workers))
+        with helpers(config, study.methods, workers, say):
+            found = study.run()
     out = Path(config.out)
     figures = results(study, found)
     write_json(out / RESULTS, figures)

@@ -13,6 +13,8 @@ from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 PASSES, VIEWS, TEMPERATURE = 30, 10, 4.0
 """Of every student of the main table (docs/study/protocol.md)."""
 NO_IMAGES = "none"
+LOGS = "workers"
+"""Where the text of all workers but the first is, in the study's folder."""
 MIN_PER_CLASS = 2
 """As many as nearest neighbours, the Vendi score of each class and a balanced reference need."""
 SHIFTED_IMAGES = 1000
@@ -48,7 +50,14 @@ _WORLDS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _QUICK: Mapping[str, Mapping[str, Any]] = {
-    "fashion": {"seeds": 2, "images": 300, "trial_images": 60, "extractor_images": 100, "passes": 25},
+    "fashion": {
+        "seeds": 2,
+        "images": 200,
+        "trial_images": 40,
+        "extractor_images": 50,
+        "pilot_images": 4,
+        "passes": 20,
+    },
     "imagenet": {
         "seeds": 2,
         "images": 4000,
@@ -90,6 +99,7 @@ class StudyConfig:
         images: in each training set of the table of equal images.
         out: folder of the results; running the same study into it again continues.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: processes that share the work on the CPU, and its threads; None: one for each thread, at most eight.
         vocabulary: the classes: a built-in name, or a file of names.
         reference: real images that students are tested on and sets compared with: ``test`` (Fashion-MNIST's), a folder
             with a folder for each class, or ``imagenet-val@FOLDER``.
@@ -123,6 +133,7 @@ class StudyConfig:
     images: int = 4000
     out: str = "runs/study"
     device: str = "auto"
+    workers: int | None = None
     vocabulary: str = "fashion"
     reference: str = "test"
     real: str = "T"
@@ -153,6 +164,8 @@ class StudyConfig:
             require_whole(self, name, MIN_PER_CLASS, 10**7)
         for name in ("steps", "batch", "pilot_images", "passes"):
             require_whole(self, name, 1, 10**6)
+        if self.workers is not None:
+            require_whole(self, "workers", 1, 1000)
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         require(self.format in IMAGE_FORMATS, "format", self.format, f"one of {', '.join(IMAGE_FORMATS)}")
         require(1 <= self.more <= 100, "more", self.more, "from 1 to 100")

@@ -10,16 +10,17 @@ from prism_fast.metrics.prdc import NEIGHBOURS
 from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS
 from prism_fast.study.methods import PRISM
 from prism_fast.study.results import accuracy, compared, figure, mean_and_spread, of, unquotable
-from prism_fast.study.study_config import StudyConfig
+from prism_fast.study.study_config import LOGS, StudyConfig
 from prism_fast.study.text import aligned, duration, percent
 
 
-def study_heading(config: StudyConfig, methods: Sequence[str]) -> str:
+def study_heading(config: StudyConfig, methods: Sequence[str], workers: int) -> str:
     """What is about to run."""
     mark = f"\n{unquotable(True)}" if config.quick else ""
+    shared = f"; {workers} workers, the others' text in {config.out}/{LOGS}" if workers > 1 else ""
     return (
         f"prism_fast study, suite {config.suite}: {', '.join(methods)}; {config.seeds} seeds of {config.images} "
-        f"images, in {config.out}{mark}\n"
+        f"images, in {config.out}{shared}{mark}\n"
     )
 
 

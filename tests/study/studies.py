@@ -67,7 +67,7 @@ def make_networks(folder: Path) -> None:
 def tiny_study(networks: Path, out: Path, **changes: Any) -> StudyConfig:
     fields: dict[str, Any] = {
         "seeds": 2, "images": IMAGES, "trial_images": IMAGES, "extractor_images": IMAGES, "passes": 1, "steps": 2,
-        "batch": 10, "pilot_images": 2, "more": 1.0, "device": "cpu", "out": str(out),
+        "batch": 10, "pilot_images": 2, "more": 1.0, "device": "cpu", "workers": 1, "out": str(out),
         **{name: str(networks / name) for name in ("pipeline", "teacher", "judge", "second", "extractor")},
     }  # fmt: skip
     return StudyConfig(**{**fields, **changes})

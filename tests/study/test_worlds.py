@@ -6,11 +6,9 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from prism_fast.cli import EXIT_ERROR, main
@@ -24,85 +22,34 @@ from prism_fast.study.methods import FURTHER, MAIN, TRIALS, suite, synthesis_con
 from prism_fast.study.sources import Chosen, FolderSource, MemorySource, labels_of
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import SUITES, StudyConfig, usual
-from tests.study.studies import tiny_study
+from tests.study.folders import CLASSES, config_of, options, two_methods
 from tests.study.worlds import forbid_real_images, one_thread
-from tests.tiny import save_tiny_pipeline, save_tiny_teacher
-
-CLASSES = 4
-EACH = 30
-
-
-def save_images(folder: Path, each: int, seed: int) -> Path:
-    """A folder for each class, called by its number."""
-    generator = torch.Generator().manual_seed(seed)
-    for index in range(CLASSES):
-        (folder / str(index)).mkdir(parents=True)
-        for place in range(each):
-            pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(pixels.numpy()).save(folder / str(index) / f"{place:03}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    save_tiny_pipeline(folder / "pipeline")
-    for seed, name in enumerate(("teacher", "judge", "second", "extractor"), 1):
-        save_tiny_teacher(folder / name, num_classes=CLASSES, seed=seed)
-    (folder / "names.csv").write_text("name\n" + "".join(f"class {index}\n" for index in range(CLASSES)))
-    save_images(folder / "val", EACH, 0)
-    save_images(folder / "train", EACH, 1)
-    return folder
-
-
-def options(world: Path, out: Path, **changes: Any) -> list[str]:
-    """A command line of the suite ``imagenet`` with this world's names."""
-    values = {
-        "suite": "imagenet", "vocabulary": world / "names.csv", "reference": world / "val", "real": world / "train",
-        **{name: world / name for name in ("pipeline", "teacher", "judge", "second", "extractor")},
-        "student": "fashion-student", "seeds": 2, "images": 16, "trial_images": 8, "extractor_images": 12, "passes": 1,
-        "steps": 2, "pilot_images": 1, "more": 1.0, "dtype": "float32", "decoder": "kl", "device": "cpu", "out": out,
-        **changes,
-    }  # fmt: skip
-    return ["study", *(part for name, value in values.items() for part in (f"--{name}", str(value)))]
-
-
-def config_of(world: Path, out: Path, **changes: Any) -> StudyConfig:
-    return tiny_study(
-        world, out, vocabulary=str(world / "names.csv"), reference=str(world / "val"), real=str(world / "train"),
-        images=16, trial_images=8, extractor_images=12, **changes,
-    )  # fmt: skip
-
-
-def two_methods() -> tuple[Any, ...]:
-    every = {method.name: method for method in suite("imagenet")[0]}
-    return every["plain"], replace(every["prism"], grid=every["prism"].grid[:1])
 
 
 def test_a_world_of_other_classes_and_of_real_images_in_folders(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    four_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_real_images(monkeypatch)
     monkeypatch.setattr(experiment, "counts", lambda *_: (8, 16))
-    config = config_of(world, tmp_path / "out", suite="imagenet-full", format="jpg")
+    config = config_of(four_classes, tmp_path / "out", suite="imagenet-full", format="jpg")
     with one_thread():
         figures = run_study(config, lambda _: None, silent, two_methods())
     assert figures["failures"] == {} and figures["compared_images"] == {config.judge: 16, config.extractor: 12}
     rows = {table: [row for row in figures["rows"] if row["table"] == table] for table in (EQUAL_IMAGES, BY_COUNT)}
     assert {row["recipe"] for row in rows[EQUAL_IMAGES]} == {"real", "plain", "prism"}
-    assert {f["reference"] for row in rows[EQUAL_IMAGES] for f in row["figures"]} == {str(world / "val")}
+    assert {f["reference"] for row in rows[EQUAL_IMAGES] for f in row["figures"]} == {str(four_classes / "val")}
     assert Counter((row["recipe"], row["images"]) for row in rows[BY_COUNT]) == {("plain", 8): 2, ("prism", 8): 2}
     shards = Path(config.out, "sets", "plain", "seed-0", "shards")
     assert ShardSet(shards).image_format == "jpg"
-    assert f"real images, {world / 'val'}" in Path(config.out, REPORT).read_text()
+    assert f"real images, {four_classes / 'val'}" in Path(config.out, REPORT).read_text()
     real = config.reference, config.real
     with pytest.raises(UserError, match="of other settings"):
         Experiment(replace(config, reference=real[1], real=real[0]), print, silent, two_methods())
 
 
-def test_without_real_images_there_is_no_ceiling(world: Path, tmp_path: Path) -> None:
+def test_without_real_images_there_is_no_ceiling(four_classes: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    config = config_of(world, tmp_path / "out", suite="imagenet")
+    config = config_of(four_classes, tmp_path / "out", suite="imagenet")
     with one_thread():
         figures = run_study(replace(config, real="none"), said.append, silent, two_methods()[:1])
     assert {row["recipe"] for row in figures["rows"]} == {"plain"} and figures["gap_closed"] is None
@@ -123,11 +70,11 @@ def test_without_real_images_there_is_no_ceiling(world: Path, tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_is_refused_with_its_cure(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+    four_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
 ) -> None:
     out = tmp_path / "out"
-    given = {name: value.format(world=world) for name, value in changes.items()}
-    assert main(options(world, out, **given)) == EXIT_ERROR
+    given = {name: value.format(world=four_classes) for name, value in changes.items()}
+    assert main(options(four_classes, out, **given)) == EXIT_ERROR
     assert re.search(message, capsys.readouterr().err)
     assert not out.exists()
 
@@ -157,11 +104,11 @@ def test_a_suite_of_imagenet_searches_as_much_and_has_no_oracle() -> None:
                 assert made.sampler.guidance.decoder == ("kl" if method.exact else "tiny@224")
 
 
-def test_a_file_says_what_a_suite_would(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_says_what_a_suite_would(four_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the suite's own values only those are taken that neither flag nor file gives."""
     path = tmp_path / "study.yaml"
     path.write_text("suite: imagenet\nimages: 7\n")
-    line = options(world, tmp_path / "out")
+    line = options(four_classes, tmp_path / "out")
     del line[line.index("--images") : line.index("--images") + 2]
     assert main([*line, "--config", str(path)]) == EXIT_ERROR
     assert "--images 7: 4 classes" in capsys.readouterr().err
@@ -180,6 +127,6 @@ def test_rows_are_counted_on_from_one_source_to_the_next() -> None:
     assert [int(chosen.image(row)[0, 0, 0]) for row in range(4)] == [1, 0, 2, 0]
 
 
-def test_images_without_classes_have_no_labels(world: Path) -> None:
+def test_images_without_classes_have_no_labels(four_classes: Path) -> None:
     with pytest.raises(UserError, match="a folder for each class"):
-        labels_of(FolderSource(world / "val" / "0", CLASSES, None))
+        labels_of(FolderSource(four_classes / "val" / "0", CLASSES, None))
