@@ -12,7 +12,6 @@ from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.statistics import CONFIDENCE, holm, paired_difference
 from prism_fast.study.commit import commit
 from prism_fast.study.experiment import (
-    BY_COUNT,
     CEILING,
     EQUAL_COMPUTE,
     EQUAL_IMAGES,
@@ -23,7 +22,6 @@ from prism_fast.study.experiment import (
 )
 from prism_fast.study.methods import PLAIN, PRISM, RIVALS, synthesis_config
 
-TABLES = (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT)
 GAP = 0.5
 """Share of the gap to the real ceiling that PRISM is to close."""
 ALPHA = 1 - CONFIDENCE
