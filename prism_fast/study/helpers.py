@@ -22,7 +22,7 @@ from prism_fast.study.methods import Method
 from prism_fast.study.study_config import LOGS, StudyConfig
 
 MOST = 8
-"""Workers where nobody says how many: each has networks of its own, 1.5 GB in the built-in world."""
+"""Workers where nobody says how many: each has networks of its own, 1.3 GB in the built-in world."""
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -59,9 +59,7 @@ def divided_threads(workers: int) -> Iterator[None]:
 def helpers(config: StudyConfig, methods: Sequence[Method], workers: int, say: Say) -> Iterator[None]:
     """Runs all workers but this process, while inside, with as many threads as it has.
 
-    What they make is found in the study's folder.
-
-    They end with this process, however it ends. One that ends early costs its part of the speed and nothing else, and
+    What they make is found in the study's folder. They end with this process, however it ends. One that ends early costs its part of the speed and nothing else, and
     is told.
     """
     logs = {number: Path(config.out) / LOGS / f"{number}.log" for number in range(2, workers + 1)}
