@@ -21,8 +21,7 @@ from prism_fast.study.sets import drawn_with
 from prism_fast.study.sources import Source, in_batches
 from prism_fast.synthesis.place import local_folder
 from prism_fast.teachers.ensemble import fingerprints
-from prism_fast.teachers.extractors import Extractor, load_extractor
-from prism_fast.teachers.load import load_teacher
+from prism_fast.teachers.extractors import Extractor, load_extractor, load_observer
 
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
@@ -59,7 +58,7 @@ def load_networks(config: EvaluateConfig, device: torch.device) -> Networks:
         UserError: one cannot be loaded, or features would be those of the teacher, or of the one that a set of shards
             was drawn with, or of a member of either.
     """
-    teacher, judge = load_teacher(config.teacher, device), load_teacher(config.judge, device)
+    teacher, judge = load_observer(config.teacher, device), load_observer(config.judge, device)
     guides = dict.fromkeys(drawn_with(local_folder(config.target), teacher), "the one that the images were drawn with")
     guides |= dict.fromkeys(fingerprints(teacher), "the teacher")
 

@@ -33,6 +33,7 @@ from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
 from prism_fast.teachers.base import Teacher
+from prism_fast.teachers.extractors import load_observer
 from prism_fast.teachers.load import load_teacher
 
 METRICS = "metrics.json"
@@ -104,7 +105,7 @@ def load_classifiers(config: DemoConfig) -> tuple[Teacher, Teacher]:
         UserError: one cannot be loaded, or they know different numbers of classes.
     """
     device = resolve_device(config.device)
-    teacher, judge = load_teacher(config.teacher, device), load_teacher(config.judge, device)
+    teacher, judge = load_teacher(config.teacher, device), load_observer(config.judge, device)
     if judge.num_classes != teacher.num_classes:
         raise UserError(
             f"the judge knows {judge.num_classes} classes, the teacher {teacher.num_classes}: "
@@ -219,7 +220,7 @@ class _Demo:
         )
 
         def measure() -> dict[str, Any]:
-            student = load_teacher(str(report.student), resolve_device(self.config.device))
+            student = load_observer(str(report.student), resolve_device(self.config.device))
             found: dict[str, Any] = {
                 "student_accuracy": measure_accuracy(student, self.test, f"{arm}: student on real images", self.bars)
             }

@@ -32,7 +32,7 @@ from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import MIN_PER_CLASS, NO_IMAGES, SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import samples
 from prism_fast.study.trials import Trial, choose
-from prism_fast.teachers.load import load_teacher
+from prism_fast.teachers.extractors import load_observer
 
 CEILING = Method(name="real", about="as many real images of the teacher's split")
 """Not drawn at all: what images of the teacher's own kind would give."""
@@ -71,8 +71,8 @@ class Found:
         missing: methods whose recipes are not there.
         unmade: names of the pieces that nobody has made yet; of a study that is only read.
         references: accuracies of the three classifiers on real test images.
-        compute: seconds of an image of PRISM and its rivals, as they were when the table of equal compute was begun; less the
-            methods that lack a row there.
+        compute: seconds of an image of PRISM and its rivals, as they were when the table of equal compute was begun;
+            less the methods that lack a row there.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -362,7 +362,7 @@ class Experiment:
             student = self._student(f"{stage}: distil", folder, images, identity, seed, own or {})
 
             def measure() -> dict[str, Any]:
-                network = load_teacher(str(student), self.device)
+                network = load_observer(str(student), self.device)
                 figures: dict[str, Any] = {"student_accuracy": measure_accuracy(network, self.test, stage)}
                 if table in (EQUAL_IMAGES, EQUAL_COMPUTE):
                     figures |= self.gallery.ceiling if made is None else self.gallery.figures(images)

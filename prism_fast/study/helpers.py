@@ -59,8 +59,8 @@ def divided_threads(workers: int) -> Iterator[None]:
 def helpers(config: StudyConfig, methods: Sequence[Method], workers: int, say: Say) -> Iterator[None]:
     """Runs all workers but this process, while inside, with as many threads as it has.
 
-    What they make is found in the study's folder. They end with this process, however it ends. One that ends early costs its part of the speed and nothing else, and
-    is told.
+    What they make is found in the study's folder. They end with this process, however it ends. One that ends early
+    costs its part of the speed and nothing else, and is told.
     """
     logs = {number: Path(config.out) / LOGS / f"{number}.log" for number in range(2, workers + 1)}
     processes = {

@@ -17,13 +17,13 @@ from prism_fast.metrics.prdc import prdc
 from prism_fast.metrics.vendi import class_diversity
 from prism_fast.prompts.vocabulary import load_vocabulary
 from prism_fast.study.matched import Matched, match
-from prism_fast.study.measure import BATCH, measure_accuracy
+from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import balanced_rows
-from prism_fast.study.sources import Source, in_batches, labels_of
+from prism_fast.study.sources import BATCH, Source, in_batches, labels_of
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.ensemble import fingerprints
-from prism_fast.teachers.extractors import Extractor, load_extractor
+from prism_fast.teachers.extractors import Extractor, load_extractor, load_observer
 from prism_fast.teachers.load import load_teacher
 
 REFERENCE_SEED = 0
@@ -58,7 +58,9 @@ class Eyes:
         """
         device = resolve_device(config.device)
         names = {"teacher": config.teacher, "judge": config.judge, "second": config.second}
-        classifiers = {who: load_teacher(name, device) for who, name in names.items()}
+        classifiers = {
+            who: (load_teacher if who == "teacher" else load_observer)(name, device) for who, name in names.items()
+        }
         extractor = load_extractor(config.extractor, device)
         seen: dict[str, str] = {}
         for who, network in (*classifiers.items(), ("extractor", extractor)):
@@ -166,7 +168,7 @@ class Gallery:
     def _observed(self, shown: Source, rows: Tensor) -> Observed:
         """What the three classifiers say, and the judge's features: every image is decoded once for all of them."""
         judge = {self.headline: self._networks[self.headline]}
-        return observe(in_batches(shown, rows, batch=BATCH), judge, self._eyes.classifiers)
+        return observe(in_batches(shown, rows), judge, self._eyes.classifiers)
 
     def _rows(self, classes: Tensor, count: int) -> Tensor:
         """N rows of a set, as many of each class: the first ones, so that all sets of a seed show the same rows."""

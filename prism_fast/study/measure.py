@@ -13,10 +13,9 @@ from prism_fast.metrics.robustness import verdicts
 from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.study.real import balanced_rows, most_balanced
-from prism_fast.study.sources import Source, in_batches, labels_of
+from prism_fast.study.sources import BATCH, Source, in_batches, labels_of
 from prism_fast.teachers.base import Teacher
 
-BATCH = 250
 SHIFT_SEED = 0
 """Decides which images are shifted, and what is random in it."""
 
@@ -25,7 +24,7 @@ def measure_accuracy(
     classifier: Teacher, labelled: Source, label: str = "", progress: ProgressFactory = silent
 ) -> float:
     """Share of images whose largest logit is their label; of generated ones it is the classifier's agreement."""
-    shown = in_batches(labelled, torch.arange(len(labelled)), label, progress, BATCH)
+    shown = in_batches(labelled, torch.arange(len(labelled)), label, progress)
     return round(accuracy(classifier, shown, labels_of(labelled), BATCH).value, 6)
 
 
@@ -41,7 +40,7 @@ def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[
     rows = balanced_rows(labels, count, SHIFT_SEED).sort().values
     found = verdicts(
         {"": classifier},
-        in_batches(reference, rows, batch=BATCH),
+        in_batches(reference, rows),
         labels[rows],
         rows=rows,
         shifts=tuple(SHIFTS),
@@ -73,8 +72,8 @@ def measure_distribution(
     count = most_balanced(labels, len(shown))
     rows = balanced_rows(labels, count, seed)
     found = prdc(
-        features(judge, in_batches(reference, rows, "features of real images", progress, BATCH), BATCH),
-        features(judge, in_batches(shown, torch.arange(len(shown)), "features", progress, BATCH), BATCH),
+        features(judge, in_batches(reference, rows, "features of real images", progress), BATCH),
+        features(judge, in_batches(shown, torch.arange(len(shown)), "features", progress), BATCH),
     )
     figures = {name: round(getattr(found, name), 6) for name in PRDC}
     return {**figures, "settings": distribution_settings(judge_name, reference.name, len(shown), count)}

@@ -19,7 +19,7 @@ from prism_fast.metrics.robustness import Verdicts, verdicts
 from prism_fast.metrics.shifts import SEVERITIES, SHIFTS
 from prism_fast.study.sources import ImageNetSource, Source, in_batches, open_source
 from prism_fast.study.text import percent
-from prism_fast.teachers.load import load_teacher
+from prism_fast.teachers.extractors import load_observer
 
 if TYPE_CHECKING:
     from prism_fast.progress import ProgressFactory
@@ -52,13 +52,13 @@ def measure(config: EvaluateConfig, progress: ProgressFactory) -> Robustness:
     device = resolve_device(config.device)
     classifiers: dict[str, Teacher] = {}
     try:
-        classifiers[target] = load_teacher(target, device)
+        classifiers[target] = load_observer(target, device)
     except UserError as error:
         raise UserError(f"{target} is no set of images, and as a classifier: {error}") from error
     for name in map(_run_or_name, _names(config.beside)):
         if name in classifiers:
             raise UserError(f"{name} stands beside itself: leave it out of --beside")
-        classifiers[name] = load_teacher(name, device)
+        classifiers[name] = load_observer(name, device)
     first = classifiers[target]
     reference = open_source(
         config.reference,

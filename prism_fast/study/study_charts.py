@@ -10,7 +10,6 @@ import torch
 from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.study.experiment import BY_COUNT, EQUAL_IMAGES, REAL, Experiment
-from prism_fast.study.measure import BATCH
 from prism_fast.study.methods import COUNTED, FURTHER, PLAIN, PRISM
 from prism_fast.study.plots import Series, line_chart, ridges
 from prism_fast.study.real import balanced_rows, most_balanced
@@ -82,7 +81,7 @@ def energy_chart(study: Experiment) -> str:
     labels = labels_of(study.test)
     rows = balanced_rows(labels, most_balanced(labels, _HISTOGRAM), 0)
     found, done = [], 0
-    for part in in_batches(study.test, rows, batch=BATCH):
+    for part in in_batches(study.test, rows):
         own = labels[rows[done : done + len(part)]]
         found.append(term.value(outputs_for(teacher, part.float() / 255, term), own).double().cpu())
         done += len(part)

@@ -52,11 +52,11 @@ _WORLDS: Mapping[str, Mapping[str, Any]] = {
 _QUICK: Mapping[str, Mapping[str, Any]] = {
     "fashion": {
         "seeds": 2,
-        "images": 200,
+        "images": 100,
         "trial_images": 40,
         "extractor_images": 50,
         "pilot_images": 4,
-        "passes": 20,
+        "passes": 25,
     },
     "imagenet": {
         "seeds": 2,

@@ -12,7 +12,9 @@ from torch import Tensor
 from prism_fast.config import cache_dir, resolve_device
 from prism_fast.errors import UserError
 from prism_fast.pipeline.weights import find_checkpoint, fingerprint, in_short, load_errors
+from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.eager import EagerTeacher
+from prism_fast.teachers.ensemble import EnsembleTeacher
 from prism_fast.teachers.load import load_teacher
 
 INCEPTION = "inception"
@@ -51,10 +53,26 @@ def load_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
     kind, _, folder = name.partition("@")
     if kind == INCEPTION:
         return Inception(Path(folder) if folder else cache_dir() / INCEPTION, device)
+    return load_observer(name, device)
+
+
+def load_observer(name: str, device: str | torch.device = "cpu") -> Teacher:
+    """A classifier that looks at images and guides nothing.
+
+    The same as :func:`~prism_fast.teachers.load.load_teacher` gives, but for rounding: convolutions have their channels
+    last, by which a CPU is up to twice as fast.
+
+    Args:
+        name: as ``load_teacher`` takes it.
+        device: where it runs.
+
+    Raises:
+        UserError: as ``load_teacher``.
+    """
     teacher = load_teacher(name, device)
-    # Of the same numbers but for rounding, and a CPU has EfficientNet-Lite0's features in half the time.
-    if isinstance(teacher, EagerTeacher):
-        teacher.model.to(memory_format=torch.channels_last)
+    for member in teacher.members if isinstance(teacher, EnsembleTeacher) else (teacher,):
+        if isinstance(member, EagerTeacher):
+            member.model.to(memory_format=torch.channels_last)
     return teacher
 
 

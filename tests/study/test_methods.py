@@ -162,7 +162,7 @@ def test_papers_that_say_how_they_train_a_student_have_a_training_of_their_own()
 
 def test_numbers_of_images_follow_the_studys() -> None:
     assert counts(4000, 10) == (1000, 2000, 4000, 8000, 16000)
-    assert counts(usual("fashion", True)["images"], 10) == (50, 100, 200, 400, 800)
+    assert counts(usual("fashion", True)["images"], 10) == (20, 50, 100, 200, 400)
     assert counts(20, 10) == (10, 20, 40, 80) and counts(25, 10) == (10, 25, 50, 100)
 
 
