@@ -24,6 +24,8 @@ from prism_fast.study.study_config import LOGS, StudyConfig
 MOST = 8
 """Workers where nobody says how many: each has networks of its own, 1.3 GB in the built-in world."""
 
+_END_S = 10.0
+"""Until a worker that was told to end is killed."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -76,8 +78,10 @@ def helpers(config: StudyConfig, methods: Sequence[Method], workers: int, say: S
                 say(f"  worker {number} ended early ({_how(process)}), its work was done by others: see {logs[number]}")
     finally:
         for process in processes.values():
-            process.kill()
+            process.terminate()
         for process in processes.values():
+            process.join(_END_S)
+            process.kill()
             process.join()
 
 
@@ -89,6 +93,7 @@ def _how(process: BaseProcess) -> str:
 def _help(config: StudyConfig, methods: tuple[Method, ...], log: Path, threads: int) -> None:
     """The life of a further worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first one too, with which this one ends
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file:

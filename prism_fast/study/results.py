@@ -166,12 +166,18 @@ def _cfg_scales(study: Experiment) -> dict[str, float]:
 
 
 def claims(
-    rows: Sequence[Row], found: Sequence[Row], headline: str, seeds: int, rivals: Sequence[str] = RIVALS
+    rows: Sequence[Row],
+    found: Sequence[Row],
+    headline: str,
+    seeds: int,
+    rivals: Sequence[str] = RIVALS,
+    *,
+    quick: bool = False,
 ) -> list[dict[str, Any]]:
     """What the protocol says must be reached, with what was measured.
 
-    ``holds`` is None where not all was measured that decides: every seed, and of all rivals of a table, since Holm's
-    p-values are of all of them.
+    ``holds`` is None where not all was measured that decides (every seed, and of all rivals of a table, since Holm's
+    p-values are of all of them), or nothing is decided.
 
     Args:
         rows: of the study.
@@ -179,6 +185,7 @@ def claims(
         headline: the extractor of precision and recall.
         seeds: how many there are to be.
         rivals: those that can be measured.
+        quick: a quick run decides nothing.
     """
 
     def whole(change: Row) -> bool:
@@ -215,7 +222,7 @@ def claims(
                 "measured": change,
             }
         )
-    return lines
+    return [{**line, "holds": None} for line in lines] if quick else lines
 
 
 def gap(rows: Sequence[Row]) -> float | None:
@@ -246,7 +253,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "comparisons": differences,
         "control": controls(rows, _cfg_scales(study)),
         "shift_comparisons": shift_comparisons(rows),
-        "claims": claims(rows, differences, headline, config.seeds, rivals),
+        "claims": claims(rows, differences, headline, config.seeds, rivals, quick=config.quick),
         "gap_closed": gap(rows),
         "references": found.references,
         "trials": {

@@ -54,7 +54,11 @@ def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> st
     lines += ["", *(f"  {verdict(claim):<13}{claim['claim']}" for claim in figures["claims"])]
     if not figures["quotable"]:
         lines += ["", f"These figures are {figures['note']}."]
-    lines += ["", f"{duration(figures['seconds'])} in all. Figures: {results}", f"Report: {report}"]
+    lines += [
+        "",
+        f"{duration(figures['seconds'])} of {figures['clock']} in all. Figures: {results}",
+        f"Report: {report}",
+    ]
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from prism_fast.study.commit import commit
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, TRIAL_SEED, Experiment
 from prism_fast.study.methods import TRIALS, Method, suite
 from prism_fast.study.preparations import Preparation, Request
+from prism_fast.study.results import claims
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.study.study_page import _overlaps
@@ -174,6 +175,13 @@ def test_a_quick_run_says_so_everywhere(networks: Path, tmp_path: Path) -> None:
     assert figures["quotable"] is False and "not quotable" in figures["note"]
     assert "not quotable" in said[0] and "not quotable" in said[-1]
     assert "not quotable" in Path(config.out, REPORT).read_text().lower()
+
+
+def test_a_quick_run_decides_no_claim(finished: Finished) -> None:
+    _, figures, _ = finished
+    measured = figures["rows"], figures["comparisons"], figures["headline"], 2, ("plain", "plain-reject")
+    assert [line for line in claims(*measured) if line["holds"] is not None]
+    assert {line["holds"] for line in claims(*measured, quick=True)} == {None}
 
 
 def test_a_finished_study_makes_nothing_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
