@@ -170,12 +170,19 @@ def _students(figures: Figures, table: str, methods: Mapping[str, Method]) -> st
                     duration(mean_and_spread(seconds)[0]) if seconds else "–",
                     with_spread([accuracy(row) for row in own]) + _small(seeds_of(own, figures)),
                     "" if name == PRISM else interval(change),
-                    "" if name == PRISM else "–" if corrected is None else f"{corrected:.3f}",
+                    "" if name == PRISM else _probability(corrected),
                 ],
                 name == PRISM,
             )
         )
     return page.table(["", "images", "sampling", "student", "PRISM − this, points", "p (Holm)"], rows)
+
+
+def _probability(value: float | None) -> str:
+    """With three digits after the point, of which one at least is not zero."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.0005 else "&lt; 0.001"
 
 
 def _controls(figures: Figures) -> str:

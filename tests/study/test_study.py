@@ -27,7 +27,7 @@ from prism_fast.study.preparations import Preparation, Request
 from prism_fast.study.results import claims
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import StudyConfig
-from prism_fast.study.study_page import _overlaps
+from prism_fast.study.study_page import _overlaps, _probability
 from tests.study.studies import (
     IMAGES,
     copy_records,
@@ -175,6 +175,13 @@ def test_a_quick_run_says_so_everywhere(networks: Path, tmp_path: Path) -> None:
     assert figures["quotable"] is False and "not quotable" in figures["note"]
     assert "not quotable" in said[0] and "not quotable" in said[-1]
     assert "not quotable" in Path(config.out, REPORT).read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(None, "–"), (0.04, "0.040"), (0.0005, "0.001"), (0.0004999, "&lt; 0.001"), (0.0, "&lt; 0.001")]
+)
+def test_a_small_probability_is_not_called_zero(value: float | None, told: str) -> None:
+    assert _probability(value) == told
 
 
 def test_a_quick_run_decides_no_claim(finished: Finished) -> None:
