@@ -23,7 +23,7 @@ from prism_fast.study.expected import Expected
 from prism_fast.study.learning import learn
 from prism_fast.study.looking import CLASSIFIERS, Eyes, Gallery
 from prism_fast.study.measure import measure_accuracy, measure_shifted
-from prism_fast.study.methods import COUNTED, MAIN, PRISM, RIVALS, Method, counts, suite
+from prism_fast.study.methods import COUNTED, DECIDING, MAIN, PRISM, RIVALS, Method, counts, suite
 from prism_fast.study.real import balanced_rows
 from prism_fast.study.sharing import Piece, share
 from prism_fast.study.sources import Chosen, Source, labels_of, open_source
@@ -165,8 +165,8 @@ class Experiment:
             self.say(f"  {REAL}: left out, no real images are given for it (--real)")
         # What the claims hang on comes first: a study may be read, or end, before the rest is there.
         ceiling = () if self.real is None else ((CEILING, partial(self._ceiling, self.real)),)
-        deciding = [(m, self._equal_images) for m in self.methods if m.name in (PRISM, *RIVALS)]
-        others = [(m, self._equal_images) for m in self.methods if m.name not in (PRISM, *RIVALS)]
+        deciding = [(m, self._equal_images) for m in self.methods if m.name in DECIDING]
+        others = [(m, self._equal_images) for m in self.methods if m.name not in DECIDING]
         self._tabulate([(EQUAL_IMAGES, m, seed, make) for seed in seeds for m, make in (*ceiling, *deciding)])
         self._equal_compute()
         self._tabulate([(EQUAL_IMAGES, m, seed, make) for seed in seeds for m, make in others])

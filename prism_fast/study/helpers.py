@@ -35,15 +35,15 @@ def workers_of(config: StudyConfig) -> int:
     Raises:
         UserError: several are asked for on one GPU.
     """
-    on_cpu = resolve_device(config.device).type == "cpu"
-    if config.workers is None:
-        return min(MOST, torch.get_num_threads()) if on_cpu and not config.report_only else 1
-    if config.workers > 1 and not on_cpu:
+    on_cpu, asked = resolve_device(config.device).type == "cpu", config.workers
+    if asked is not None and asked > 1 and not on_cpu:
         raise UserError(
-            f"--workers {config.workers} is for the CPU: start the same command once for each GPU instead, with "
+            f"--workers {asked} is for the CPU: start the same command once for each GPU instead, with "
             "CUDA_VISIBLE_DEVICES=0, 1, ..., and they share the work"
         )
-    return 1 if config.report_only else config.workers
+    if config.report_only or not on_cpu:
+        return 1
+    return min(MOST, torch.get_num_threads()) if asked is None else asked
 
 
 @contextmanager

@@ -138,6 +138,8 @@ MAIN = (
 
 RIVALS = ("plain", "plain-cfg", "plain-reject", "dm-kd", "dda-sdedit")
 """Whom PRISM must beat."""
+DECIDING = (PRISM, *RIVALS)
+"""What the claims hang on."""
 
 
 def _ablation(name: str, about: str, *, recipe: str = PRISM, **more: Any) -> Method:

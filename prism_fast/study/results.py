@@ -20,7 +20,7 @@ from prism_fast.study.experiment import (
     Experiment,
     Found,
 )
-from prism_fast.study.methods import PLAIN, PRISM, RIVALS, synthesis_config
+from prism_fast.study.methods import DECIDING, PLAIN, PRISM, RIVALS, synthesis_config
 
 GAP = 0.5
 """Share of the gap to the real ceiling that PRISM is to close."""
@@ -111,7 +111,7 @@ def compared(rows: Sequence[Row], table: str, costs: Mapping[str, float]) -> lis
     """
     every = recipes(rows, EQUAL_IMAGES)
     if table == EQUAL_COMPUTE:
-        return [name for name in every if name in costs and name in (PRISM, *RIVALS)]
+        return [name for name in every if name in costs and name in DECIDING]
     if table == OWN_LOSS:
         own = recipes(rows, OWN_LOSS)
         return [name for name in every if name in own or name == PRISM] if own else []

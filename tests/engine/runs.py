@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from prism_fast.synthesis.filter_config import ENERGY, FLAT, FilterConfig
 from prism_fast.synthesis.work import Engine
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, darkened, models, run, small_config
+from tests.waiting import until
 
 
 def config_in(folder: Path) -> SynthesisConfig:
@@ -125,10 +125,3 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
         thread.join()
     if failures:
         raise failures[0]
-
-
-def until(true: Callable[[], bool], wait_s: float = 60.0) -> None:
-    end = time.monotonic() + wait_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from prism_fast.cli import EXIT_INTERRUPTED
-from tests.engine.runs import same, until
+from tests.engine.runs import same
 from tests.study.worlds import World, make_world
 from tests.synthesis.doubles import contents
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -27,12 +27,12 @@ from tests.engine.runs import (
     logged,
     meanwhile,
     same,
-    until,
 )
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, run, small_config
 from tests.synthesis.processes import start, wait_until
+from tests.waiting import alive, until
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 """Starts from a server that has torch (``tests/synthesis/preload.py``): a child costs a fork and not half a minute."""
@@ -194,11 +194,3 @@ def test_workers_of_a_killed_parent_end_at_once(tmp_path: Path, whole: dict[str,
     until(lambda: not any(alive(pid) for pid in workers), 10.0)  # in the middle of a batch
     run(config_in(tmp_path), tmp_path / "out", engine=Processes(workers=2))
     assert same(contents(tmp_path / "out"), whole)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

@@ -28,11 +28,11 @@ from tests.engine.runs import (
     logged,
     meanwhile,
     same,
-    until,
 )
 from tests.study.worlds import one_thread
 from tests.synthesis import doubles
 from tests.synthesis.doubles import contents, run, small_config
+from tests.waiting import until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 

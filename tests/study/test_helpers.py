@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +23,13 @@ from prism_fast.study.study_config import LOGS, StudyConfig
 from tests.study.folders import config_of, options, two_methods
 from tests.study.studies import without_seconds
 from tests.study.worlds import one_thread
+from tests.waiting import alive, until
 
 WAIT_S = 240
 
 
-def wait_for(log: Path, sign: str) -> None:
-    """Until a worker has told this."""
-    deadline = time.monotonic() + WAIT_S
-    while not (log.exists() and sign in log.read_text()):
-        assert time.monotonic() < deadline, f"{log} never told {sign!r}"
-        time.sleep(0.05)
+def tells(log: Path, sign: str) -> bool:
+    return log.exists() and sign in log.read_text()
 
 
 def test_a_second_worker_takes_a_part_and_the_results_are_the_same(four_classes: Path, tmp_path: Path) -> None:
@@ -44,7 +40,7 @@ def test_a_second_worker_takes_a_part_and_the_results_are_the_same(four_classes:
     def say(text: str) -> None:
         said.append(text)
         if "real seed 0: measure" in text:  # this one waits, so that the other one has to do something
-            wait_for(log, "student")
+            until(lambda: tells(log, "student"), WAIT_S)
 
     with one_thread():
         shared = run_study(config, say, silent, two_methods())
@@ -69,13 +65,6 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_first_one(four_classes: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
@@ -83,17 +72,14 @@ def test_workers_end_with_the_first_one(four_classes: Path, tmp_path: Path, numb
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
-            wait_for(out / LOGS / "2.log", "trial")
+            until(lambda: tells(out / LOGS / "2.log", "trial"), WAIT_S)
             theirs = children(process.pid)
             assert theirs
             process.send_signal(number)
             assert process.wait(WAIT_S) != 0
         finally:
             process.kill()
-    deadline = time.monotonic() + WAIT_S
-    while any(map(alive, theirs)):
-        assert time.monotonic() < deadline, "a worker outlived the first one"
-        time.sleep(0.05)
+    until(lambda: not any(map(alive, theirs)), WAIT_S)
 
 
 def _end(*_: object) -> None:
@@ -109,10 +95,8 @@ def test_a_worker_that_ends_early_is_told_and_its_work_done(
 
     def say(text: str) -> None:
         said.append(text)
-        deadline = time.monotonic() + WAIT_S
-        while "measure" in text and multiprocessing.active_children():
-            assert time.monotonic() < deadline, "the worker did not end"
-            time.sleep(0.05)
+        if "measure" in text:  # by now the worker has ended, or will
+            until(lambda: not multiprocessing.active_children(), WAIT_S)
 
     with one_thread():
         figures = run_study(config, say, silent, two_methods()[:1])
@@ -122,8 +106,7 @@ def test_a_worker_that_ends_early_is_told_and_its_work_done(
 
 def test_how_many_workers_there_are() -> None:
     config = StudyConfig(device="cpu")
-    before = torch.get_num_threads()
-    try:
+    with one_thread():
         for threads, count in ((1, 1), (3, 3), (MOST + 8, MOST)):
             torch.set_num_threads(threads)
             assert workers_of(config) == count
@@ -132,8 +115,6 @@ def test_how_many_workers_there_are() -> None:
             with divided_threads(2):
                 assert torch.get_num_threads() == max(1, threads // 2)
             assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
     with pytest.raises(ValueError, match="workers"):
         StudyConfig(workers=0)
 
