@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.study.methods import PRISM
 from prism_fast.study.sharing import locked
+from prism_fast.study.stages import read_record
 
 LEAST_MORE = 0.05
 """Share of further images below which a method has no row of its own at equal compute."""
@@ -45,7 +45,7 @@ def affordable(images: int, ratio: float, most: float, classes: int) -> int:
     Less than a twentieth more is nothing more: clocks differ by that.
     """
     wanted = int(images * min(max(ratio, 1.0), most))
-    return wanted - wanted % classes if wanted >= (1 + LEAST_MORE) * images else images
+    return max(images, wanted - wanted % classes) if wanted >= (1 + LEAST_MORE) * images else images
 
 
 class Budget:
@@ -66,10 +66,8 @@ class Budget:
 
     def kept(self) -> dict[str, Any]:
         """The costs; nothing where the table was not begun, or is not wanted."""
-        if self._more == 1 or not self._path.exists():
-            return {}
-        found: dict[str, Any] = json.loads(self._path.read_text())
-        if found.get("more") != self._more:
+        found = {} if self._more == 1 else read_record(self._path)
+        if found and found.get("more") != self._more:
             raise UserError(
                 f"{self._path.parent} has a table of equal compute with --more {found.get('more')}, not {self._more}: "
                 "give that, --more 1 to leave the table out, or another --out"
@@ -77,7 +75,12 @@ class Budget:
         return found
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps what these rows cost, unless another run has begun the table."""
+        """Keeps what these rows cost; of a method whose cost is kept already, that.
+
+        A method that failed when the table was begun comes to it when it has rows.
+        """
         with locked(self._path.parent / "locks" / "compute.lock"):
-            if not self._path.exists():
-                write_json(self._path, {**costs_of(rows), "more": self._more})
+            there = self.kept()
+            now = {part: {**costs, **there.get(part, {})} for part, costs in costs_of(rows).items()}
+            if now != {part: there.get(part) for part in now}:
+                write_json(self._path, {**now, "more": self._more})

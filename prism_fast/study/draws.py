@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,16 +14,20 @@ import torch
 from prism_fast.config import canonical, content_hash
 from prism_fast.data.sources import load_source_models
 from prism_fast.distill.report import write_json
+from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
 from prism_fast.study.methods import Method, synthesis_config
 from prism_fast.study.preparations import Request
 from prism_fast.study.sources import Chosen, ShardSource, Source
-from prism_fast.study.stages import Stages
+from prism_fast.study.stages import Stages, read_record
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.job import synthesize
 
 _RECORD = "set.json"
+_AGAIN = "; other images since: "
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +37,15 @@ class Drawn:
     Attributes:
         identity: changes with any image.
         count: how many.
-        machine: that drew them, the first of them where there are several.
+        machine: says which drew them, the first of them where there are several; and which drew others in their place
+            since.
         seconds: by part, of this many images.
         read: the sets, whose first ``count`` images these are; draws what is not there any more.
     """
 
     identity: str
     count: int
-    machine: str
+    machine: Callable[[], str]
     seconds: dict[str, float]
     read: Callable[[], tuple[ShardSource, ...]]
 
@@ -107,11 +112,12 @@ class Draws:
             seed: of the set, and of what is made before it.
             folder: the set's own.
         """
-        made_of = canonical(synthesis_config(self._config, method, chosen=chosen, images=images, seed=seed))
+        config = synthesis_config(self._config, method, chosen=chosen, images=images, seed=seed)
+        made_of = canonical(replace(config, device="auto"))  # the same set, wherever it is drawn
         before = method.prepare.made_of if method.prepare else None
         settings = content_hash([self._made_with, made_of, before])
         record = folder / _RECORD
-        kept = json.loads(record.read_text()) if record.exists() else {}
+        kept = read_record(record)
         made: list[ShardSource] = []
 
         def read() -> tuple[ShardSource, ...]:
@@ -122,7 +128,17 @@ class Draws:
                 )
                 with self._stages.stage(stage):
                     synthesize(config, folder / "shards", progress=self._bars, load=load_source_models)
-                made.append(ShardSource(folder / "shards"))
+                one = ShardSource(folder / "shards")
+                if len(one) < images:
+                    raise UserError(
+                        f"{folder}: {images - len(one)} of {images} rows have no image, all their draws were rejected: "
+                        "raise filter.attempts"
+                    )
+                if kept.get("settings") == settings and one.set.fingerprint != kept["identity"]:
+                    _log.warning("%s: not the images that its figures are of", folder)
+                    kept["machine"] = f"{kept['machine'].partition(_AGAIN)[0]}{_AGAIN}{self._machine}"
+                    write_json(record, kept)
+                made.append(one)
             return tuple(made)
 
         if kept.get("settings") != settings:
@@ -133,7 +149,11 @@ class Draws:
         if method.prepare is not None:
             seconds["preparation"] = self._stages.seconds(_preparing(method, seed))
         return Drawn(
-            identity=kept["identity"], count=kept["images"], machine=kept["machine"], seconds=seconds, read=read
+            identity=kept["identity"],
+            count=kept["images"],
+            machine=lambda: str(kept["machine"]),
+            seconds=seconds,
+            read=read,
         )
 
     def _prepared(self, method: Method, seed: int) -> Fields:

@@ -40,12 +40,13 @@ REAL = CEILING.name
 EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT = "equal images", "equal compute", "own loss", "number of images"
 TABLES = (EQUAL_IMAGES, EQUAL_COMPUTE, OWN_LOSS, BY_COUNT)
 TRIAL_SEED = 1_000_000
+MORE = "more images"
 MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
-_FREE = ("out", "device", "workers", "suite", "more", "allow_partial", "report_only")
+_FREE = ("out", "device", "workers", "suite", "more", "further_seeds", "allow_partial", "report_only")
 """Settings that may change within a study: where it is made, and how many tables it has."""
 _LATER = ("vocabulary", "reference", "real", "dtype", "decoder", "tiny", "format")
-"""Settings that came later, which a study begun before does not have: left out where they are the default's."""
+"""Settings that came later: a study begun before has their defaults."""
 _MACHINE = ("device_name", "threads")
 """Of the environment, what may change within a study."""
 _FAILURES = (UserError, ValueError, RuntimeError, MemoryError)
@@ -127,11 +128,10 @@ class Experiment:
         if self.real is not None:
             self._real_images(self.real, 0)  # more than there are are refused before anything is made
         self.budget = Budget(self.out, config.more)
-        usual = canonical(StudyConfig())
-        settings = {k: v for k, v in canonical(config).items() if k not in _FREE}
-        settings = {k: v for k, v in settings.items() if k not in _LATER or v != usual[k]}
+        usual = {name: value for name, value in canonical(StudyConfig()).items() if name in _LATER}
+        settings = {name: value for name, value in canonical(config).items() if name not in _FREE}
         settings |= {"methods": {method.name: _identity(method) for method in self.methods}, "weights": self.weights}
-        check_settings(self.out, settings, "study", growing="methods", reading=config.report_only)
+        check_settings(self.out, settings, "study", growing="methods", usual=usual, reading=config.report_only)
         if not config.report_only:
             save_yaml(config, self.out / "config.yaml")
         self._main = [method for method in self.methods if method.name in {m.name for m in MAIN}]
@@ -166,16 +166,27 @@ class Experiment:
         # What the claims hang on comes first: a study may be read, or end, before the rest is there.
         ceiling = () if self.real is None else ((CEILING, partial(self._ceiling, self.real)),)
         deciding = [(m, self._equal_images) for m in self.methods if m.name in DECIDING]
-        others = [(m, self._equal_images) for m in self.methods if m.name not in DECIDING]
+        others = [m for m in self.methods if m.name not in DECIDING]
         self._tabulate([(EQUAL_IMAGES, m, seed, make) for seed in seeds for m, make in (*ceiling, *deciding)])
         self._equal_compute()
-        self._tabulate([(EQUAL_IMAGES, m, seed, make) for seed in seeds for m, make in others])
-        self._tabulate([(OWN_LOSS, m, seed, self._own_loss) for seed in seeds for m in self.methods if m.own])
+        self._tabulate([(EQUAL_IMAGES, m, s, self._equal_images) for s in seeds for m in others if s < self._seeds(m)])
+        self._tabulate(
+            [
+                (OWN_LOSS, method, seed, self._own_loss)
+                for seed in seeds
+                for method in self.methods
+                if method.own and seed < self._seeds(method)
+            ]
+        )
         if self.config.full:
             self._by_count()
         order = [REAL, *(method.name for method in self.methods)]
         found.rows.sort(key=lambda row: (TABLES.index(row["table"]), row["seed"], order.index(row["recipe"])))
         return found
+
+    def _seeds(self, method: Method) -> int:
+        """How many seeds a method has rows of."""
+        return self.config.seeds if method in self._main else self.config.further
 
     def _share(self, pieces: Sequence[Piece[Made]]) -> list[Made]:
         """Every piece, whoever makes it."""
@@ -205,16 +216,19 @@ class Experiment:
         parts = ("synthesize", "distil", "measure")
         if self.real is not None:
             names += [f"{REAL} seed {seed}: {part}" for seed in seeds for part in parts[1:]]
-        names += [f"{m.name} seed {seed}: {part}" for seed in seeds for m in self.methods for part in parts]
-        names += [f"{m.name} seed {seed}: prepare" for seed in seeds for m in self.methods if m.prepare]
-        names += [f"{m.name} seed {s}, own loss: {p}" for s in seeds for m in self.methods if m.own for p in parts[1:]]
+        for method in self.methods:
+            own = range(self._seeds(method))
+            names += [f"{method.name} seed {seed}: {part}" for seed in own for part in parts]
+            names += [f"{method.name} seed {seed}: prepare" for seed in own] if method.prepare else []
+            names += [f"{method.name} seed {s}, own loss: {p}" for s in own for p in parts[1:]] if method.own else []
         if self.config.more > 1:
             names += [f"{m.name} seed {s}, equal compute: {p}" for s in seeds for m in self._cheaper for p in parts]
         if self.config.full:
             others = [n for n in counts(self.config.images, self.classes) if n != self.config.images]
             for name in COUNTED:
-                names += [f"{name} seed {s}, more images: synthesize" for s in seeds]
-                names += [f"{name} seed {s}, {n} images: {p}" for s in seeds for n in others for p in parts[1:]]
+                own = range(self.config.further)
+                names += [f"{name} seed {s}, more images: synthesize" for s in own]
+                names += [f"{name} seed {s}, {n} images: {p}" for s in own for n in others for p in parts[1:]]
         return names
 
     def _check_sizes(self) -> None:
@@ -354,7 +368,7 @@ class Experiment:
         folder = self.out / "students" / table.replace(" ", "-") / method / (f"seed-{seed}" + where.replace(", ", "-"))
         made = drawn if isinstance(drawn, Drawn) else None
         count = self.config.images if made is None else made.count
-        identity = content_hash([self._made_with, made.identity if made else seed, count])
+        identity = content_hash([self._made_with, made.identity if made else seed, count, *([own] if own else [])])
         kept = folder / "figures.json"
         found = self.stages.kept(kept, identity)
         if found is None:
@@ -376,7 +390,7 @@ class Experiment:
             "seed": seed,
             "table": table,
             "images": count,
-            **({"machine": made.machine} if made else {}),
+            **({"machine": made.machine()} if made else {}),
             "seconds": {
                 **(made.seconds if made else {}),
                 "training": self.stages.seconds(f"{stage}: distil"),
@@ -433,6 +447,8 @@ class Experiment:
         cheap = []
         for method in self._cheaper:
             if method.name not in ratios:
+                if method.name not in self.found.failures:
+                    self.found.unmade.append(f"{method.name}, {EQUAL_COMPUTE}")
                 continue
             images = affordable(self.config.images, 1 / ratios[method.name], self.config.more, self.classes)
             if images == self.config.images:
@@ -459,23 +475,27 @@ class Experiment:
         return self._row(EQUAL_COMPUTE, method.name, seed, f", {EQUAL_COMPUTE}", drawn)
 
     def _by_count(self) -> None:
+        every = counts(self.config.images, self.classes)
+        both = [(m, s) for s in range(self.config.further) for m in self._main if m.name in COUNTED]
+        # What several counts share is a piece of its own: nobody waits for half of it.
+        self._share([self._piece(f"{m.name} seed {s}, {MORE}", m, self._counting, m, s, max(every)) for m, s in both])
         self._tabulate(
             [
                 (f"{BY_COUNT} {count}", method, seed, partial(self._counted, count=count))
-                for seed in range(self.config.seeds)
-                for method in self._main
-                if method.name in COUNTED
-                for count in counts(self.config.images, self.classes)
+                for method, seed in both
+                for count in every
                 if count != self.config.images
             ]
         )
 
+    def _counting(self, method: Method, seed: int, count: int) -> Drawn:
+        return self._more(method, seed, count, MORE, max(counts(self.config.images, self.classes)))
+
     def _counted(self, method: Method, seed: int, count: int) -> Row:
-        drawn = self._more(method, seed, count, "more images", max(counts(self.config.images, self.classes)))
-        return self._row(BY_COUNT, method.name, seed, f", {count} images", drawn)
+        return self._row(BY_COUNT, method.name, seed, f", {count} images", self._counting(method, seed, count))
 
 
 def _identity(method: Method) -> str:
-    """Hash of what decides a method's images and students, its recipe's content aside, which is in the sets' hashes."""
-    made = [method.made_of, method.fields, method.grid, method.follows, method.scale, method.exact, method.own]
+    """Hash of what decides a method's images, its recipe's content aside, which is in the sets' hashes."""
+    made = [method.made_of, method.fields, method.grid, method.follows, method.scale, method.exact]
     return content_hash(made if method.prepare is None else [*made, method.prepare.made_of])

@@ -18,7 +18,7 @@ from prism_fast.metrics.vendi import class_diversity
 from prism_fast.prompts.vocabulary import load_vocabulary
 from prism_fast.study.matched import Matched, match
 from prism_fast.study.measure import measure_accuracy
-from prism_fast.study.real import balanced_rows
+from prism_fast.study.real import class_rows
 from prism_fast.study.sources import BATCH, Source, in_batches, labels_of
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.teachers.base import Teacher
@@ -137,8 +137,8 @@ class Gallery:
         seen = self._observed(shown, every)
         found: dict[str, Any] = _agreements(seen, classes)
         found["figures"] = []
-        for name, matched in self._matched.items():
-            rows = self._rows(classes, len(matched))
+        for name in self._matched:
+            rows = self._rows(name, classes)
             near = seen.features[name][rows] if name in seen.features else _seen(self._networks[name], shown, rows)
             found["figures"] += self._against(name, near, "generated")
         return found
@@ -157,7 +157,7 @@ class Gallery:
         """Precision and recall in the judge's features for every k; of other real images where none are given."""
         reference, other = self._features(self.headline)
         if shown is not None:
-            rows = self._rows(labels_of(shown), len(self._matched[self.headline]))
+            rows = self._rows(self.headline, labels_of(shown))
             other = _seen(self._networks[self.headline], shown, rows)
         found = []
         for k in CURVE:
@@ -170,9 +170,16 @@ class Gallery:
         judge = {self.headline: self._networks[self.headline]}
         return observe(in_batches(shown, rows), judge, self._eyes.classifiers)
 
-    def _rows(self, classes: Tensor, count: int) -> Tensor:
-        """N rows of a set, as many of each class: the first ones, so that all sets of a seed show the same rows."""
-        return balanced_rows(classes, count, REFERENCE_SEED)
+    def _rows(self, name: str, classes: Tensor) -> Tensor:
+        """Rows of a set, as many of each class as the reference has that it is compared with in these features.
+
+        They hang on the classes alone: all sets of a seed show the same rows.
+
+        Raises:
+            UserError: the set has too few images of a class.
+        """
+        present, sizes = labels_of(self._test)[self._matched[name].reference].unique(return_counts=True)
+        return class_rows(classes, dict(zip(present.tolist(), sizes.tolist(), strict=True)), REFERENCE_SEED)
 
     def _features(self, name: str) -> tuple[Tensor, Tensor]:
         """Of the reference and of the ceiling."""

@@ -34,10 +34,11 @@ def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[
     Args:
         classifier: whose.
         reference: real images.
-        count: of them are shifted, the same ones for every classifier and as many of each class, 35 times each.
+        count: of them are shifted, the same ones for every classifier and as many of each class, 35 times each; fewer
+            where the smallest class has not enough: ``shifted_images`` says how many.
     """
     labels = labels_of(reference)
-    rows = balanced_rows(labels, count, SHIFT_SEED).sort().values
+    rows = balanced_rows(labels, most_balanced(labels, count), SHIFT_SEED).sort().values
     found = verdicts(
         {"": classifier},
         in_batches(reference, rows),
@@ -48,6 +49,7 @@ def measure_shifted(classifier: Teacher, reference: Source, count: int) -> dict[
     )[""]
     return {
         "shifted_accuracy": round(float(found.score().mean()), 6),
+        "shifted_images": len(rows),
         "shifts": {kind: round(float(found.score(kind).mean()), 6) for kind in SHIFTS},
     }
 

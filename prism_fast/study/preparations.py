@@ -28,7 +28,7 @@ QUICK_PER_CLASS = 2
 these alone would take most of its time."""
 QUICK_STEPS = 15
 """In a quick study, of learned words and of first students, for the same reason."""
-_SHARED = ("pipeline", "teacher", "seed", "device")
+_SHARED = ("pipeline", "vocabulary", "teacher", "seed", "device")
 """Fields that the study decides."""
 
 
@@ -78,7 +78,7 @@ def learned_words(settings: TokensConfig) -> Preparation:
     """A word for each class, learned with the study's pipeline and teacher.
 
     Args:
-        settings: how; pipeline, teacher, seed and device are the study's.
+        settings: how; pipeline, vocabulary, teacher, seed and device are the study's.
     """
     return Preparation(make=partial(_learn_words, settings), made_of=_made_of(settings))
 
@@ -109,7 +109,14 @@ def _invert(settings: InversionConfig, request: Request) -> Fields:
 def _learn_words(settings: TokensConfig, request: Request) -> Fields:
     study, path = request.study, request.folder / "tokens.safetensors"
     request.folder.mkdir(parents=True, exist_ok=True)
-    config = replace(settings, pipeline=study.pipeline, teacher=study.teacher, seed=request.seed, device=study.device)
+    config = replace(
+        settings,
+        pipeline=study.pipeline,
+        vocabulary=study.vocabulary,
+        teacher=study.teacher,
+        seed=request.seed,
+        device=study.device,
+    )
     if study.quick:
         config = replace(config, steps=min(QUICK_STEPS, config.steps))
     learn_tokens(config, path, request.bars)

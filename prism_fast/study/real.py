@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -38,13 +40,29 @@ def balanced_rows(labels: Tensor, count: int, seed: int) -> Tensor:
         UserError: a class has too few rows.
     """
     classes = labels.unique().tolist()
+    sizes = [count // len(classes) + (place < count % len(classes)) for place in range(len(classes))]
+    return class_rows(labels, dict(zip(classes, sizes, strict=True)), seed)
+
+
+def class_rows(labels: Tensor, sizes: Mapping[int, int], seed: int) -> Tensor:
+    """So many row numbers of each class, in random order.
+
+    Args:
+        labels: class indices int64 [N].
+        sizes: by class, how many rows.
+        seed: decides which.
+
+    Raises:
+        UserError: a class has too few rows.
+    """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    shares = [count // len(classes) + (place < count % len(classes)) for place in range(len(classes))]
     chosen = []
-    for index, share in zip(classes, shares, strict=True):
+    for index, size in sizes.items():
         rows = (labels == index).nonzero()[:, 0]
-        if len(rows) < share:
-            raise UserError(f"{count} real images asked for, but class {index} has only {len(rows)}, not {share}")
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:share]])
+        if len(rows) < size:
+            raise UserError(
+                f"{sum(sizes.values())} images asked for, but class {index} has only {len(rows)} images, not {size}"
+            )
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:size]])
     every = torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
     return every[torch.randperm(len(every), generator=generator)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 from prism_fast.config import canonical
+from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
-from prism_fast.metrics.statistics import CONFIDENCE, holm, paired_difference
+from prism_fast.metrics.statistics import CONFIDENCE, PairedDifference, holm, paired_difference
 from prism_fast.study.commit import commit
 from prism_fast.study.experiment import (
     CEILING,
@@ -20,6 +22,7 @@ from prism_fast.study.experiment import (
     Experiment,
     Found,
 )
+from prism_fast.study.measure import gap_closed
 from prism_fast.study.methods import DECIDING, PLAIN, PRISM, RIVALS, synthesis_config
 
 GAP = 0.5
@@ -27,6 +30,8 @@ GAP = 0.5
 ALPHA = 1 - CONFIDENCE
 CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
 """What moving images anywhere does, and what moving them along the energy does beyond it."""
+OVERLAPS = (*PRDC, FRECHET, KERNEL)
+"""Figures of generated images against real ones."""
 _PLACES = ("out", "workers", "report_only")
 """Settings of a study that are no part of its results."""
 Row = Mapping[str, Any]
@@ -75,8 +80,13 @@ def difference(
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     if len(known) < 2:
         return None
-    found = asdict(paired_difference([one for one, _ in known], [other for _, other in known]))
-    return {name: [round(x, 6) for x in v] if isinstance(v, tuple) else round(v, 8) for name, v in found.items()}
+    return _rounded(paired_difference([one for one, _ in known], [other for _, other in known]))
+
+
+def _rounded(found: PairedDifference) -> dict[str, Any]:
+    return {
+        name: [round(x, 6) for x in v] if isinstance(v, tuple) else round(v, 8) for name, v in asdict(found).items()
+    }
 
 
 def accuracy(row: Row) -> float:
@@ -99,6 +109,24 @@ def shift_comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for first, second in pairs
         if (change := difference(of(rows, EQUAL_IMAGES, first), of(rows, EQUAL_IMAGES, second), shifted_accuracy))
     ]
+
+
+def overlap_comparisons(rows: Sequence[Row], extractors: Sequence[str]) -> list[dict[str, Any]]:
+    """PRISM minus every other drawn method, of the figures against real images in each extractor's features.
+
+    Of the distances less is better.
+    """
+    names = [name for name in recipes(rows, EQUAL_IMAGES) if name not in (PRISM, REAL)]
+    prism, found = of(rows, EQUAL_IMAGES, PRISM), []
+    for extractor in extractors:
+        for name in names:
+            for metric in OVERLAPS:
+                value = partial(figure, metric=metric, extractor=extractor)
+                change = difference(prism, of(rows, EQUAL_IMAGES, name), value)
+                if change is not None:
+                    line = {"table": EQUAL_IMAGES, "first": PRISM, "second": name, "figure": metric}
+                    found.append({**line, "extractor": extractor, **change})
+    return found
 
 
 def compared(rows: Sequence[Row], table: str, costs: Mapping[str, float]) -> list[str]:
@@ -207,13 +235,14 @@ def claims(
             "claim": f"{PRISM} closes at least {GAP:.0%} of the gap between {PLAIN} and real images",
             "holds": None if closed is None or fewest < seeds else closed >= GAP,
             "measured": closed,
+            "by_seed": gap_by_seed(rows),
         }
     )
     for metric in ("precision", "recall"):
         change = difference(
             of(rows, EQUAL_IMAGES, PRISM),
             of(rows, EQUAL_IMAGES, PLAIN),
-            lambda row, metric=metric: figure(row, metric, headline),  # type: ignore[misc]
+            partial(figure, metric=metric, extractor=headline),
         )
         lines.append(
             {
@@ -227,12 +256,24 @@ def claims(
 
 def gap(rows: Sequence[Row]) -> float | None:
     """Share of the gap that PRISM closes, of mean accuracies over the seeds that all three have."""
+    students = _gap_students(rows)
+    return gap_closed(*(fmean(each) for each in zip(*students, strict=True))) if students else None
+
+
+def gap_by_seed(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The same share of each seed that all three have, with Student's interval of their mean; None of fewer than two.
+
+    The mean of these shares is not quite :func:`gap`, which is the share of the means.
+    """
+    shares = [share for three in _gap_students(rows) if (share := gap_closed(*three)) is not None]
+    return _rounded(paired_difference(shares, [0.0] * len(shares))) if len(shares) > 1 else None
+
+
+def _gap_students(rows: Sequence[Row]) -> list[tuple[float, float, float]]:
+    """Accuracies of ``plain``, PRISM and real images, of each seed that all three have."""
     by_seed = [{row["seed"]: accuracy(row) for row in of(rows, EQUAL_IMAGES, name)} for name in (PLAIN, PRISM, REAL)]
-    seeds = sorted(set.intersection(*(set(each) for each in by_seed)))
-    if not seeds:
-        return None
-    plain, prism, real = (fmean(each[seed] for seed in seeds) for each in by_seed)
-    return round((prism - plain) / (real - plain), 6) if real > plain else None
+    plain, prism, real = by_seed
+    return [(plain[seed], prism[seed], real[seed]) for seed in sorted(plain.keys() & prism.keys() & real.keys())]
 
 
 def results(study: Experiment, found: Found) -> dict[str, Any]:
@@ -253,6 +294,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         "comparisons": differences,
         "control": controls(rows, _cfg_scales(study)),
         "shift_comparisons": shift_comparisons(rows),
+        "overlap_comparisons": overlap_comparisons(rows, list(study.gallery.counts())),
         "claims": claims(rows, differences, headline, config.seeds, rivals, quick=config.quick),
         "gap_closed": gap(rows),
         "references": found.references,
@@ -262,6 +304,7 @@ def results(study: Experiment, found: Found) -> dict[str, Any]:
         },
         "curves": {m.name: found.shown[m.name]["points"] for m in (CEILING, *study.methods) if m.name in found.shown},
         "compute": found.compute,
+        "caveats": {method.name: method.caveat for method in study.methods if method.caveat},
         "failures": found.failures,
         "left_out": list(found.missing),
         "stages_seconds": study.stages.table(),

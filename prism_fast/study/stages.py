@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from prism_fast.errors import UserError
 from prism_fast.study.sharing import locked
 
 _STAGES = "stages.json"
+_CURE = "move it away, and what it holds is made again"
+_PATIENCE = 20
+"""Tenths of a second that another run may take to write its settings."""
 CLOCKS: dict[str, Callable[[], float]] = {"CPU time": time.process_time, "wall clock": time.perf_counter}
 """What seconds can be: those that all threads of this process computed, or those that passed."""
 
@@ -31,8 +34,31 @@ class NotMade(Exception):
     """A stage that is not finished, of a folder that is only read; its text is the stage's name."""
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that a demo or study keeps; an empty one where there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): {_CURE}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (no JSON object): {_CURE}")
+    return found
+
+
 def check_settings(
-    out: Path, settings: dict[str, Any], what: str = "demo", growing: str | None = None, *, reading: bool = False
+    out: Path,
+    settings: dict[str, Any],
+    what: str = "demo",
+    growing: str | None = None,
+    *,
+    usual: Mapping[str, Any] | None = None,
+    reading: bool = False,
 ) -> None:
     """Makes ``out`` the folder of a demo, or of another kind of run, with these settings.
 
@@ -41,6 +67,7 @@ def check_settings(
         settings: what must be as it was.
         what: kind of run.
         growing: a setting that is a table: what both have of it must agree, and the folder has all of it from now on.
+        usual: what settings were that a folder begun earlier does not name.
         reading: it has to be one already, and nothing is written.
 
     Raises:
@@ -51,10 +78,15 @@ def check_settings(
     if not path.exists():
         if reading:
             raise UserError(f"{out} holds no {what} yet: give the folder of one as --out")
-        make_own_folder(out, f"a {what}")
-        write_json(path, wanted)
-        return
-    found = json.loads(path.read_text())
+        try:
+            make_own_folder(out, f"a {what}")
+        except UserError:
+            if not _appears(path):  # another run of the same command may be making it now
+                raise
+        else:
+            write_json(path, wanted)
+            return
+    found = {**(usual or {}), **read_record(path)}
     known: dict[str, Any] = found.get(growing, {}) if growing else {}
     more: dict[str, Any] = wanted.pop(growing) if growing else {}
     pairs = [(name, found.get(name), value) for name, value in wanted.items()]
@@ -64,8 +96,17 @@ def check_settings(
         raise UserError(f"{out} holds a {what} of other settings ({told}): give another --out")
     if growing and more.keys() - known.keys() and not reading:
         with locked(path.with_suffix(".lock")):  # another run may have added some
-            known = json.loads(path.read_text()).get(growing, {})
+            known = read_record(path).get(growing, {})
             write_json(path, {**wanted, growing: {**known, **more}})
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, or comes within a moment where it is being written."""
+    for _ in range(_PATIENCE):
+        if not any(path.parent.glob(f".{path.name}.*")):
+            break
+        time.sleep(0.1)
+    return path.exists()
 
 
 class Stages:
@@ -90,8 +131,7 @@ class Stages:
         """
         if self._reading:
             raise NotMade(name)
-        before = self._done.get(name, {"seconds": 0.0, "finished": False})
-        if before["finished"]:
+        if self.finished(name):
             yield
             return
         begin, finished = self._clock(), False
@@ -99,9 +139,14 @@ class Stages:
             yield
             finished = True
         finally:
-            seconds = round(before["seconds"] + self._clock() - begin, 3)
-            with locked(self._path.with_suffix(".lock")):
-                write_json(self._path, {**self._done, name: {"seconds": seconds, "finished": finished}})
+            self._add(name, self._clock() - begin, finished)
+
+    def _add(self, name: str, seconds: float, finished: bool) -> None:
+        """Adds to what this and other runs spent in a stage; what was finished stays so."""
+        with locked(self._path.with_suffix(".lock")):
+            now = self._done.get(name, {"seconds": 0.0, "finished": False})
+            stage = {"seconds": round(now["seconds"] + seconds, 3), "finished": finished or now["finished"]}
+            write_json(self._path, {**self._done, name: stage})
 
     @property
     def _done(self) -> dict[str, dict[str, Any]]:
@@ -112,15 +157,13 @@ class Stages:
             return {}
         written = there.st_mtime_ns, there.st_ino  # each writing is a new file, and clocks tick coarsely
         if written != self._read[0]:
-            self._read = written, json.loads(self._path.read_text())
+            self._read = written, read_record(self._path)
         return self._read[1]
 
     @staticmethod
     def kept(path: Path, identity: str) -> dict[str, Any] | None:
         """The figures in ``path`` where they are of this identity."""
-        if not path.exists():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text())
+        found = read_record(path)
         return dict(found["figures"]) if found.get("identity") == identity else None
 
     def once(self, name: str, path: Path, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -130,6 +173,8 @@ class Stages:
             with self.stage(name):
                 figures = measure()
                 write_json(path, {"identity": identity, "figures": figures})
+        elif not (self._reading or self.finished(name)):
+            self._add(name, 0.0, True)  # a run ended between the two
         return figures
 
     def finished(self, name: str) -> bool:

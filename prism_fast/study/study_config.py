@@ -123,6 +123,8 @@ class StudyConfig:
         pilot_images: unguided images of each class from which the guidance gate learns its thresholds.
         trial_images: of each setting that is tried.
         passes: of a student over ``images``; sets of other sizes get as many steps.
+        further_seeds: of these, how many the ablations, further methods and numbers of images of a ``-full`` suite
+            have; None: all.
         more: the table of equal compute gives a cheap method at most so many times ``images``; 1 leaves it out.
         report_only: tables and report of what there is of a study in ``out``, which may be running; nothing is made.
     """
@@ -154,12 +156,15 @@ class StudyConfig:
     pilot_images: int = 16
     trial_images: int = 500
     passes: int = PASSES
+    further_seeds: int | None = None
     more: float = 2.0
     report_only: bool = False
 
     def __post_init__(self) -> None:
         require(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
         require_whole(self, "seeds", 2, 1000)
+        if self.further_seeds is not None:
+            require_whole(self, "further_seeds", 1, self.seeds)
         for name in ("images", "trial_images", "extractor_images"):
             require_whole(self, name, MIN_PER_CLASS, 10**7)
         for name in ("steps", "batch", "pilot_images", "passes"):
@@ -174,6 +179,11 @@ class StudyConfig:
     def full(self) -> bool:
         """Whether every method is compared, and numbers of images are."""
         return self.suite.endswith(FULL)
+
+    @property
+    def further(self) -> int:
+        """Seeds of the ablations, further methods and numbers of images."""
+        return self.seeds if self.further_seeds is None else self.further_seeds
 
     @property
     def student_batch(self) -> int:

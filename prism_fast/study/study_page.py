@@ -15,7 +15,7 @@ from prism_fast.study import page
 from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
 from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
-from prism_fast.study.results import accuracy, figure, mean_and_spread, of
+from prism_fast.study.results import OVERLAPS, accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
 from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import COLUMNS
@@ -23,7 +23,7 @@ from prism_fast.study.study_text import in_table, interval, seeds_of, verdict, w
 from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
 
-_DISTANCES = (FRECHET, KERNEL)
+_TITLES = {**{name: name for name in PRDC}, FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
 Figures = Mapping[str, Any]
 
 
@@ -59,6 +59,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
             "The difference is that of the same seeds, with Student's 95 % interval, in points; Holm's p-values are of "
             "the rivals that PRISM has to beat, over all of them."
         ),
+        *(_note(f"<b>{escape(name)}</b> is {escape(caveat)}.") for name, caveat in figures["caveats"].items()),
         *_section("Control: a random direction", _controls(figures)),
         *_further_tables(figures, methods),
         "<h2>Images against real ones</h2>",
@@ -142,9 +143,19 @@ def _claims(figures: Figures) -> str:
             shown = f"{interval(measured)}<small>points, 95 %</small>"
         else:
             shown = percent(measured, 0) if measured is not None else "–"
+            shown += _small(_shares(claim.get("by_seed")))
         kind = {True: "good", False: "bad", None: "soft"}[claim["holds"]]
         rows.append(([escape(claim["claim"]), shown, f'<span class="{kind}">{verdict(claim)}</span>'], False))
     return page.table(["", "measured", ""], rows)
+
+
+def _shares(by_seed: Figures | None) -> str:
+    """The interval of shares of single seeds."""
+    if by_seed is None:
+        return ""
+    return (
+        f"of single seeds {percent(by_seed['mean'], 0)} [{percent(by_seed['low'], 0)}, {percent(by_seed['high'], 0)}]"
+    )
 
 
 def _named(name: str, methods: Mapping[str, Method]) -> str:
@@ -220,7 +231,7 @@ def _overlaps(figures: Figures) -> list[str]:
         headline, width = extractor == figures["headline"], figures["feature_widths"][extractor]
         few = count <= width  # a covariance of fewer images than features says more of N than of the images
         head = ["", *(f"{who} agrees" for who in CLASSIFIERS * headline)]
-        head += ["precision", "recall", "density", "coverage", "Fréchet distance", "kernel distance × 1000"]
+        head += [_TITLES[metric] for metric in OVERLAPS]
         rows = []
         for name in names:
             own = of(figures["rows"], EQUAL_IMAGES, name)
@@ -228,7 +239,7 @@ def _overlaps(figures: Figures) -> list[str]:
             cells += [
                 percent(mean_and_spread([row[f"{who}_agreement"] for row in own])[0]) for who in CLASSIFIERS * headline
             ]
-            for metric in (*PRDC, *_DISTANCES):
+            for metric in OVERLAPS:
                 values = [v for row in own if (v := figure(row, metric, extractor)) is not None]
                 if not values or (metric == FRECHET and few):
                     cells.append("–")
@@ -236,23 +247,44 @@ def _overlaps(figures: Figures) -> list[str]:
                 mean = mean_and_spread(values)[0]
                 cells.append(f"{1000 * mean:.2f}" if metric == KERNEL else f"{mean:.3f}")
             rows.append((cells, name == PRISM))
+        shown = [metric for metric in OVERLAPS if not (metric == FRECHET and few)]
         role = "the judge, the headline" if headline else "an unrelated network"
         parts += [
             f"<h3>Features of {escape(Path(extractor).name)} ({role}), N = {count:,}</h3>",
             page.table(head, rows),
+            _overlap_changes(figures, extractor, shown),
             *([_note(f"No Fréchet distance: {width:,} features, too many for N. results.json has it.")] * few),
         ]
     parts.append(
         _note(
             "Means over the seeds. Precision and recall: k = 3; density and coverage: k = 5; against real test images, "
             "as many of each class. <i>real</i> compares other real images with the same ones. Distances grow as N "
-            "falls."
+            "falls. Differences are of the same seeds, with Student's 95 % interval; of distances less is better. The "
+            "unrelated network also measured the diversity by which trials were chosen."
         )
     )
     return parts
 
 
-def _shifts(figures: Figures, count: int) -> str:
+def _overlap_changes(figures: Figures, extractor: str, metrics: Sequence[str]) -> str:
+    """PRISM minus the others, in one extractor's features."""
+    changes: dict[str, dict[str, Figures]] = {}
+    for change in figures["overlap_comparisons"]:
+        if change["extractor"] == extractor:
+            changes.setdefault(change["second"], {})[change["figure"]] = change
+    rows = [([escape(name), *(_difference(own.get(m), m) for m in metrics)], False) for name, own in changes.items()]
+    return page.table(["PRISM − this", *(_TITLES[metric] for metric in metrics)], rows) if rows else ""
+
+
+def _difference(change: Figures | None, metric: str) -> str:
+    if change is None:
+        return "–"
+    factor, digits = (1000, 2) if metric == KERNEL else (1, 3)
+    mean, low, high = (factor * change[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f}<small>[{low:+.{digits}f}, {high:+.{digits}f}]</small>"
+
+
+def _shifts(figures: Figures, usual: int) -> str:
     """The students of equal images on shifted real images."""
     changes = {(c["first"], c["second"]): c for c in figures["shift_comparisons"]}
     rows, by_shift = [], []
@@ -268,9 +300,11 @@ def _shifts(figures: Figures, count: int) -> str:
         by_shift.append(([escape(name), *means], name == PRISM))
     if not rows:
         return ""
+    counts = {row.get("shifted_images", usual) for row in figures["rows"] if "shifts" in row}
+    count = " or ".join(f"{each:,}" for each in sorted(counts))
     whole = page.table(["", "mean of all shifts", "this − real, points", "PRISM − this, points"], rows)
     note = _note(
-        f"{count:,} real test images under seven shifts of five severities each, the same for every student: mean and "
+        f"{count} real test images under seven shifts of five severities each, the same for every student: mean and "
         "standard deviation over the seeds, and the mean of each shift. Differences are of the same seeds, with "
         "Student's 95 % interval, in points."
     )

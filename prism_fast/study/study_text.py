@@ -51,6 +51,7 @@ def study_summary(figures: Mapping[str, Any], report: Path, results: Path) -> st
         if names:
             lines += ["", f"{table}:", *aligned(_table(figures, table, names))]
     lines += ["", overlap_caption(figures)]
+    lines += [f"{name} is {caveat}." for name, caveat in figures["caveats"].items()]
     lines += ["", *(f"  {verdict(claim):<13}{claim['claim']}" for claim in figures["claims"])]
     if not figures["quotable"]:
         lines += ["", f"These figures are {figures['note']}."]

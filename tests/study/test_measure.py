@@ -7,8 +7,8 @@ import torch
 
 from prism_fast.energy.terms import Outputs
 from prism_fast.errors import UserError
-from prism_fast.study.measure import gap_closed, measure_accuracy, measure_distribution
-from prism_fast.study.real import balanced_rows
+from prism_fast.study.measure import gap_closed, measure_accuracy, measure_distribution, measure_shifted
+from prism_fast.study.real import balanced_rows, class_rows
 from prism_fast.study.sources import MemorySource
 
 
@@ -75,5 +75,23 @@ def test_balanced_rows(seed: int) -> None:
     assert set(counts.tolist()) <= {10, 11} and counts.sum() == 103
     assert rows.equal(balanced_rows(labels, 103, seed))
     assert not rows.equal(balanced_rows(labels, 103, seed + 1))
-    with pytest.raises(UserError, match="class 1 has only 1, not 5"):
+    with pytest.raises(UserError, match="class 1 has only 1 images, not 5"):
         balanced_rows(torch.tensor([0] * 9 + [1]), 10, seed)
+
+
+def test_rows_of_classes_of_other_sizes(seed: int) -> None:
+    labels = torch.randint(0, 3, (300,))
+    rows = class_rows(labels, {0: 20, 2: 5}, seed)
+    assert torch.bincount(labels[rows], minlength=3).tolist() == [20, 0, 5] and len(rows.unique()) == 25
+    assert class_rows(labels, {0: 10, 1: 10, 2: 9}, seed).equal(balanced_rows(labels, 29, seed))
+
+
+def test_a_small_reference_is_shifted_as_far_as_it_goes() -> None:
+
+    class Bright(Brightness):
+        def outputs(self, images: torch.Tensor) -> Outputs:
+            return Outputs(logits=images.mean((1, 2, 3))[:, None].repeat(1, self.num_classes))
+
+    labels = torch.tensor([0] * 30 + [1] * 9)
+    found = measure_shifted(Bright(), MemorySource("V", images_of(labels), labels), 1000)  # type: ignore[arg-type]
+    assert found["shifted_images"] == 18 and len(found["shifts"]) == 7

@@ -16,12 +16,12 @@ from prism_fast.inversion.config import InversionConfig
 from prism_fast.recipes import recipe_names
 from prism_fast.recipes.fields import build, lay_over
 from prism_fast.study import page
-from prism_fast.study.costs import affordable
+from prism_fast.study.costs import Budget, affordable
 from prism_fast.study.expected import Expected
 from prism_fast.study.experiment import BY_COUNT, EQUAL_COMPUTE, EQUAL_IMAGES, _identity
 from prism_fast.study.methods import FURTHER, MAIN, TRIALS, Method, counts, suite, synthesis_config
 from prism_fast.study.preparations import first_student, inverted_images, learned_words
-from prism_fast.study.results import claims, comparisons, controls, gap, of
+from prism_fast.study.results import claims, comparisons, controls, gap, gap_by_seed, of, overlap_comparisons
 from prism_fast.study.stages import Stages
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_charts import accuracy_chart, scale_charts
@@ -138,9 +138,9 @@ def test_ablations_differ_from_prism_in_one_thing() -> None:
 def test_methods_of_a_study_that_has_begun_stay_what_they_are() -> None:
     """With another identity a folder cannot go on: a line changes here with a dated one in the protocol alone."""
     assert {method.name: _identity(method) for method in MAIN} == {
-        "plain": "ebdca891811ebe05", "plain-cfg": "cd64d1b7792de554", "plain-reject": "8c89f056936b067f",
-        "oracle": "b35b2c1cb7ffbd5a", "random-direction": "3cf0c37b6458fa89", "dm-kd": "d4ba0e2a43e1a8e8",
-        "dda-sdedit": "28e500be742d5611", "prism": "5a361eece5235b77",
+        "plain": "fd57868f1d6b2abc", "plain-cfg": "ffffa134445195cc", "plain-reject": "cbad487aaffc424c",
+        "oracle": "f94732700b16a5f0", "random-direction": "773f96c3a890d26d", "dm-kd": "25bb8b90f0e573f9",
+        "dda-sdedit": "53cd3484402bc4c6", "prism": "3a1efc5cc541be50",
     }  # fmt: skip
 
 
@@ -299,7 +299,65 @@ def test_what_is_left_is_told_from_what_stages_of_a_kind_took(tmp_path: Any) -> 
 
 
 def test_bad_settings_are_refused() -> None:
-    for changes in ({"suite": "all"}, {"seeds": 1}, {"images": 1}, {"more": 0.5}, {"passes": 0}):
+    for changes in ({"suite": "all"}, {"seeds": 1}, {"images": 1}, {"more": 0.5}, {"passes": 0}, {"further_seeds": 6}):
         with pytest.raises(UserError):
             StudyConfig(**changes)  # type: ignore[arg-type]
     assert Method(name="x", about="").made_of == "x"
+
+
+def test_a_training_of_its_own_makes_no_other_images() -> None:
+    for name in ("dm-kd", "diffdfkd"):
+        assert _identity(METHODS[name]) == _identity(replace(METHODS[name], own=None))
+
+
+def test_what_was_tuned_on_real_images_says_so_in_the_world_where_it_was() -> None:
+    assert {name for name, method in METHODS.items() if method.caveat} == {"prism"}
+    assert (METHODS["prism"].caveat or "").startswith("oracle-tuned")
+    assert not [method.name for method in suite("imagenet-full")[0] if method.caveat]
+
+
+def test_figures_against_real_images_are_compared_in_each_networks_features() -> None:
+    made = rows(EQUAL_IMAGES, real=[0.9, 0.9], plain=[0.5, 0.6], prism=[0.7, 0.9])
+    for row in made:
+        row["figures"] += [{"metric": "recall", "extractor": "other", "value": -row["student_accuracy"]}]
+    found = {(c["extractor"], c["second"], c["figure"]): c for c in overlap_comparisons(made, ["judge", "other"])}
+    assert set(found) == {("judge", "plain", "precision"), ("judge", "plain", "recall"), ("other", "plain", "recall")}
+    assert found["judge", "plain", "recall"]["differences"] == pytest.approx([0.2, 0.3])
+    assert found["other", "plain", "recall"]["mean"] == pytest.approx(-0.25)
+    assert overlap_comparisons(rows(EQUAL_IMAGES, plain=[0.5, 0.6]), ["judge"]) == []
+
+
+def test_the_gap_has_an_interval_over_the_seeds() -> None:
+    made = rows(EQUAL_IMAGES, real=[0.9, 0.9, 0.9], plain=[0.7, 0.8, 0.7], prism=[0.8, 0.84, 0.82])
+    found = gap_by_seed(made)
+    assert found is not None and found["differences"] == pytest.approx([0.5, 0.4, 0.6])
+    assert (found["low"], found["high"]) == pytest.approx((0.5 - 0.248414, 0.5 + 0.248414), abs=1e-5)
+    assert gap(made) == pytest.approx(0.26 / 0.5)  # of the sums over the seeds
+    assert gap_by_seed(made[:3]) is None and gap(made[:3]) is None
+    no_gap = rows(EQUAL_IMAGES, real=[0.9, 0.7], plain=[0.7, 0.8], prism=[0.8, 0.8])
+    assert gap_by_seed(no_gap) is None
+
+
+def cost_rows(**seconds: float) -> list[dict[str, Any]]:
+    return [
+        {"recipe": name.replace("_", "-"), "seed": 0, "images": 10, "seconds": {"sampling": 10 * spent}}
+        for name, spent in seconds.items()
+    ]
+
+
+def test_the_costs_that_a_table_was_begun_with_stay_and_who_failed_then_comes_to_it(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, 2.0)
+    budget.begin(cost_rows(plain=1.0, prism=2.0))
+    before = budget.kept()
+    assert before["of_an_image_of_prism"] == {"plain": 0.5, "prism": 1.0}
+    written = (tmp_path / "compute.json").stat().st_ino
+    budget.begin(cost_rows(plain=3.0, prism=2.0))
+    assert budget.kept() == before and (tmp_path / "compute.json").stat().st_ino == written
+    budget.begin(cost_rows(plain=3.0, dm_kd=1.5, prism=2.0))
+    assert budget.kept()["of_an_image_of_prism"] == {"plain": 0.5, "dm-kd": 0.75, "prism": 1.0}
+
+
+def test_a_budget_never_buys_fewer_images_than_there_are() -> None:
+    """Not in whole rounds of many classes either."""
+    assert affordable(2500, 1.1, 2.0, 1000) == 2500 and affordable(25, 1.17, 2.0, 10) == 25
+    assert affordable(2500, 1.3, 2.0, 1000) == 3000

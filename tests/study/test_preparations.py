@@ -149,8 +149,10 @@ def test_a_quick_study_inverts_fewer_images(
 def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
 ) -> None:
-    asked: dict[str, int] = {}
-    monkeypatch.setattr(preparations, "learn_tokens", lambda config, *_: asked.update(words=config.steps))
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        preparations, "learn_tokens", lambda config, *_: asked.update(words=config.steps, of=config.vocabulary)
+    )
     monkeypatch.setattr(preparations, "synthesize", lambda *_, **__: None)
     monkeypatch.setattr(preparations, "ShardSource", lambda _: SimpleNamespace(set=SimpleNamespace(fingerprint="x")))
     monkeypatch.setattr(preparations, "load_teacher", lambda *_: SimpleNamespace(num_classes=10))
@@ -161,10 +163,10 @@ def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
 
     monkeypatch.setattr(preparations, "learn", distil)
     request = Request(
-        study=StudyConfig(quick=quick), folder=tmp_path, seed=3, bars=silent,
+        study=StudyConfig(quick=quick, vocabulary="names.csv"), folder=tmp_path, seed=3, bars=silent,
         config=lambda images, **_: asked.update(images=images),  # type: ignore[arg-type]
     )  # fmt: skip
     learned_words(TokensConfig(steps=60)).make(request)
     first_student(per_class=20, steps=300).make(request)
     few = {"words": QUICK_STEPS, "images": 10 * QUICK_PER_CLASS, "steps": QUICK_STEPS}
-    assert asked == (few if quick else {"words": 60, "images": 200, "steps": 300})
+    assert asked == {"of": "names.csv", **(few if quick else {"words": 60, "images": 200, "steps": 300})}

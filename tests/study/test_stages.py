@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from prism_fast.errors import UserError
-from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for
+from prism_fast.study.stages import CLOCKS, Stages, check_settings, clock_for, read_record
 
 
 class Clock:
@@ -101,3 +102,65 @@ def test_what_another_run_wrote_in_the_same_tick_is_kept(tmp_path: Path) -> None
     with one.stage("c"):
         pass
     assert set(Stages(tmp_path, clock).table()) == {"a", "b", "c"}
+
+
+def test_a_folder_begun_before_a_setting_came_has_its_default(tmp_path: Path) -> None:
+    later = {"reference": "test"}
+    check_settings(tmp_path / "old", {"images": 3}, "study", usual=later)
+    check_settings(tmp_path / "old", {"images": 3, "reference": "test"}, "study", usual=later)
+    check_settings(tmp_path / "new", {"images": 3, "reference": "V"}, "study", usual=later)
+    for folder, there, now in (("old", "test", "V"), ("new", "V", "test")):
+        with pytest.raises(UserError, match=f"reference {there} there, {now} now"):
+            check_settings(tmp_path / folder, {"images": 3, "reference": now}, "study", usual=later)
+
+
+def test_a_folder_that_another_run_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / ".study.json.1.tmp").write_text("half")
+    other = threading.Timer(0.3, lambda: (out / "study.json").write_text('{"images": 3}'))
+    other.start()
+    check_settings(out, {"images": 3}, "study")
+    other.join()
+    with pytest.raises(UserError, match="images 3 there, 4 now"):
+        check_settings(out, {"images": 4}, "study")
+
+
+def test_time_of_two_runs_in_one_stage_adds_up(tmp_path: Path) -> None:
+    clock, other_clock = Clock(), Clock()
+    one, other = Stages(tmp_path, clock), Stages(tmp_path, other_clock)
+    with one.stage("a"):
+        with other.stage("a"):
+            other_clock.now += 5
+        clock.now += 3
+    assert one.seconds("a") == 8.0 and one.finished("a")
+    clock.now += 1
+
+    def interrupted() -> None:
+        with one.stage("b"):
+            with other.stage("b"):
+                other_clock.now += 2
+            clock.now += 4
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert one.seconds("b") == 6.0 and one.finished("b")  # as the other run has it
+
+
+def test_a_run_that_ended_after_its_figures_were_kept_has_finished(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps({"identity": "x", "figures": {"a": 1}}))
+    stages = Stages(tmp_path)
+    assert stages.once("s", path, "x", lambda: {"a": 2}) == {"a": 1}
+    assert stages.finished("s") and stages.seconds("s") == 0
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": '])
+def test_a_damaged_record_is_named_with_its_cure(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "stages.json"
+    path.write_text(text)
+    for read in (lambda: Stages(tmp_path).table(), lambda: Stages.kept(path, "x"), lambda: read_record(path)):
+        with pytest.raises(UserError, match=r"stages\.json is damaged .*: move it away"):
+            read()
+    assert path.read_text() == text

@@ -23,6 +23,7 @@ from prism_fast.study.sources import Chosen, FolderSource, MemorySource, labels_
 from prism_fast.study.study import REPORT, RESULTS, run_study
 from prism_fast.study.study_config import SUITES, StudyConfig, usual
 from tests.study.folders import CLASSES, config_of, options, two_methods
+from tests.study.studies import prepared_methods
 from tests.study.worlds import forbid_real_images, one_thread
 
 
@@ -31,20 +32,31 @@ def test_a_world_of_other_classes_and_of_real_images_in_folders(
 ) -> None:
     forbid_real_images(monkeypatch)
     monkeypatch.setattr(experiment, "counts", lambda *_: (8, 16))
-    config = config_of(four_classes, tmp_path / "out", suite="imagenet-full", format="jpg")
+    config = config_of(four_classes, tmp_path / "out", suite="imagenet-full", format="jpg", further_seeds=1)
     with one_thread():
         figures = run_study(config, lambda _: None, silent, two_methods())
     assert figures["failures"] == {} and figures["compared_images"] == {config.judge: 16, config.extractor: 12}
     rows = {table: [row for row in figures["rows"] if row["table"] == table] for table in (EQUAL_IMAGES, BY_COUNT)}
     assert {row["recipe"] for row in rows[EQUAL_IMAGES]} == {"real", "plain", "prism"}
     assert {f["reference"] for row in rows[EQUAL_IMAGES] for f in row["figures"]} == {str(four_classes / "val")}
-    assert Counter((row["recipe"], row["images"]) for row in rows[BY_COUNT]) == {("plain", 8): 2, ("prism", 8): 2}
+    assert Counter((row["recipe"], row["images"]) for row in rows[BY_COUNT]) == {("plain", 8): 1, ("prism", 8): 1}
     shards = Path(config.out, "sets", "plain", "seed-0", "shards")
     assert ShardSet(shards).image_format == "jpg"
     assert f"real images, {four_classes / 'val'}" in Path(config.out, REPORT).read_text()
+    with pytest.raises(UserError, match=r"format jpg there, png now"):  # the default, which folders of old do not name
+        Experiment(replace(config, format="png"), print, silent, two_methods())
     real = config.reference, config.real
     with pytest.raises(UserError, match="of other settings"):
         Experiment(replace(config, reference=real[1], real=real[0]), print, silent, two_methods())
+
+
+@pytest.mark.slow
+def test_what_is_made_before_a_set_is_of_the_studys_classes(four_classes: Path, tmp_path: Path) -> None:
+    methods = tuple(prepared_methods()[name] for name in ("ddis", "diffdfkd"))
+    with one_thread():
+        figures = run_study(config_of(four_classes, tmp_path / "out"), lambda _: None, silent, methods)
+    assert figures["failures"] == {}
+    assert {row["recipe"] for row in figures["rows"]} == {"real", "ddis", "diffdfkd"}
 
 
 def test_without_real_images_there_is_no_ceiling(four_classes: Path, tmp_path: Path) -> None:
@@ -65,7 +77,7 @@ def test_without_real_images_there_is_no_ceiling(four_classes: Path, tmp_path: P
         ({"reference": "{world}/nowhere"}, "is neither one of .* nor a folder of images or shards"),
         ({"reference": "imagenet-val@{world}/val"}, "has ImageNet's 1000 classes, the classifier knows 4"),
         ({"real": "{world}/val/0"}, "holds images whose classes nothing says: give a folder for each class"),
-        ({"images": "200"}, "200 real images asked for, but class 0 has only 30, not 50"),
+        ({"images": "200"}, "200 images asked for, but class 0 has only 30 images, not 50"),
         ({"dtype": "float8"}, "dtype"),
     ],
 )
