@@ -65,6 +65,10 @@ class LossConfig:
         _require(energy is None or 1e-2 <= energy <= 1e6, "energy_temperature", energy, "from 0.01 to 1e6, or none")
 
 
+_OF_SGD = ("sgd", "nesterov", "momentum")
+"""In the names that timm's factory has for stochastic gradient descent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """How the learning rate goes on after its warm-up, by timm's schedulers. Times are shares of the whole run.
@@ -280,7 +284,7 @@ class DistillConfig:
         """The learning rate after warm-up."""
         if self.lr is not None:
             return self.lr
-        return 0.1 if "sgd" in self.optimizer else 2e-3
+        return 0.1 if any(word in self.optimizer for word in _OF_SGD) else 2e-3
 
     def identity(self) -> str:
         """Hash of all that decides the weights: not where they are written, nor on what device, nor what is logged."""

@@ -79,7 +79,7 @@ def _nested(dotted: Mapping[str, Any]) -> Fields:
     return fields
 
 
-_DM_KD = ("temperature", "loss", "schedule", "warmup", "weight_decay", "decay_norms", "ema")
+_DM_KD = ("temperature", "loss", "optimizer", "lr", "schedule", "warmup", "weight_decay", "decay_norms", "ema")
 """What of DM-KD's training is its own; batch, steps, views and student stay the study's."""
 
 
@@ -87,9 +87,25 @@ def _dm_kd() -> Fields:
     return {name: value for name, value in load_recipe("dm-kd", DISTILL).items() if name in _DM_KD}
 
 
+_DDA: Fields = {
+    "temperature": 20.0,
+    "loss": {"soft": 1.0, "hard": 1.0},
+    "optimizer": "momentum",
+    "lr": 0.1,
+    "warmup": 0.0,
+    "weight_decay": 1e-4,
+    "decay_norms": True,
+    "ema": 0.0,
+}
+"""Of the authors' code (github.com/SLGSP/DDA: datafree_kd.py, scripts/dda/dda_cifar10_wrn402_wrn161.sh): T² KL and the
+cross-entropy with the label, SGD with momentum 0.9, cosine to 0. Their third term, 30 times the squared distance of the
+last feature maps through a convolutional head, is left out: there is no such head here."""
+
 _DIFFDFKD: Fields = {
     "temperature": 30.0,
     "loss": {"soft": 1.0, "hard": 0.0},
+    "optimizer": "momentum",
+    "lr": 0.1,
     "schedule": {"kind": "multistep", "milestones": [0.625, 0.75, 0.875], "rate": 0.1},
     "warmup": 0.0,
     "weight_decay": 5e-4,
@@ -129,6 +145,7 @@ MAIN = (
         grid=_grid(("sampler.image_to_image.strengths", tuple([s] for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)))),
         exact=True,  # classifier-free guidance in the first 60 % would be none at all up to strength 0.4
         prepare=inverted_images(InversionConfig(per_class=10, steps=150)),
+        own=_DDA,
     ),
     Method(
         name=PRISM,

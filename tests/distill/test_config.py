@@ -111,6 +111,7 @@ def test_length_in_steps() -> None:
 
 
 def test_peak_learning_rate_follows_the_optimizer() -> None:
-    assert dataclasses.replace(_BASE, optimizer="sgd").peak_lr == 0.1
+    for name in ("sgd", "momentum", "nesterov", "lookahead_sgd"):
+        assert dataclasses.replace(_BASE, optimizer=name).peak_lr == 0.1
     assert dataclasses.replace(_BASE, optimizer="adamw").peak_lr == 2e-3
     assert dataclasses.replace(_BASE, optimizer="adamw", lr=0.5).peak_lr == 0.5

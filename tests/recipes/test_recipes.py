@@ -123,7 +123,7 @@ def test_dm_kd_is_the_published_schedule() -> None:
     weights = torch.nn.Linear(3, 2)
     optimizer = make_optimizer(weights, config)
     assert isinstance(optimizer, torch.optim.SGD)
-    assert {(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.9, 1e-4)}
+    assert {(g["momentum"], g["weight_decay"], g["nesterov"]) for g in optimizer.param_groups} == {(0.9, 1e-4, False)}
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 8
     steps = config.total_steps(5004)
     schedule = Schedule(optimizer, config, steps)

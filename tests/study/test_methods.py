@@ -146,18 +146,22 @@ def test_methods_of_a_study_that_has_begun_stay_what_they_are() -> None:
 
 def test_papers_that_say_how_they_train_a_student_have_a_training_of_their_own() -> None:
     shared = student_config(STUDY, "x", Path("x"), 0)
-    for name, temperature, milestones in (("dm-kd", 10, (0.3, 0.6, 0.9)), ("diffdfkd", 30, (0.625, 0.75, 0.875))):
+    for name, temperature, hard, kind, milestones in (
+        ("dm-kd", 10, 0, "multistep", (0.3, 0.6, 0.9)), ("diffdfkd", 30, 0, "multistep", (0.625, 0.75, 0.875)),
+        ("dda-sdedit", 20, 1, "cosine", shared.schedule.milestones),
+    ):  # fmt: skip
         own = METHODS[name].own
         assert own is not None
         made = build(DistillConfig, lay_over(DistillConfig, canonical(shared), own, "own loss"))
-        assert (made.temperature, made.loss, tuple(made.schedule.milestones)) == (temperature, LossConfig(), milestones)
-        assert (made.optimizer, made.peak_lr, made.momentum, made.ema, made.warmup) == ("sgd", 0.1, 0.9, 0, 0)
+        assert (made.temperature, made.loss) == (temperature, LossConfig(hard=hard))
+        assert (made.schedule.kind, tuple(made.schedule.milestones)) == (kind, tuple(milestones))
+        assert (made.optimizer, made.peak_lr, made.momentum, made.ema, made.warmup) == ("momentum", 0.1, 0.9, 0, 0)
         assert made.decay_norms and (made.batch, made.steps, made.augment) == (
             shared.batch,
             shared.steps,
             shared.augment,
         )
-    assert {name for name, method in METHODS.items() if method.own} == {"dm-kd", "diffdfkd"}
+    assert {name for name, method in METHODS.items() if method.own} == {"dm-kd", "dda-sdedit", "diffdfkd"}
 
 
 def test_numbers_of_images_follow_the_studys() -> None:
@@ -306,7 +310,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_a_training_of_its_own_makes_no_other_images() -> None:
-    for name in ("dm-kd", "diffdfkd"):
+    for name in ("dm-kd", "dda-sdedit", "diffdfkd"):
         assert _identity(METHODS[name]) == _identity(replace(METHODS[name], own=None))
 
 
