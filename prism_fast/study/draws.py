@@ -19,6 +19,7 @@ from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
 from prism_fast.study.methods import Method, synthesis_config
 from prism_fast.study.preparations import Request
+from prism_fast.study.sharing import locked
 from prism_fast.study.sources import Chosen, ShardSource, Source
 from prism_fast.study.stages import Stages, read_record
 from prism_fast.study.study_config import StudyConfig
@@ -157,9 +158,10 @@ class Draws:
         )
 
     def _prepared(self, method: Method, seed: int) -> Fields:
-        """What sets of this seed are made from, once for all of them."""
+        """What sets of this seed are made from, once for all of them; another run that makes it is waited for."""
         if method.prepare is None:
             return {}
+        name = _preparing(method, seed)
         request = Request(
             study=self._config,
             folder=self._out / "prepared" / method.name / f"seed-{seed}",
@@ -167,7 +169,7 @@ class Draws:
             config=partial(synthesis_config, self._config, method, chosen={}),
             bars=self._bars,
         )
-        with self._stages.stage(_preparing(method, seed)):
+        with locked(self._out / "locks" / f"{name}.lock"), self._stages.stage(name):
             return method.prepare.make(request)
 
 

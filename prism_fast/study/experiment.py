@@ -168,16 +168,12 @@ class Experiment:
         deciding = [(m, self._equal_images) for m in self.methods if m.name in DECIDING]
         others = [m for m in self.methods if m.name not in DECIDING]
         self._tabulate([(EQUAL_IMAGES, m, seed, make) for seed in seeds for m, make in (*ceiling, *deciding)])
-        self._equal_compute()
-        self._tabulate([(EQUAL_IMAGES, m, s, self._equal_images) for s in seeds for m in others if s < self._seeds(m)])
-        self._tabulate(
-            [
-                (OWN_LOSS, method, seed, self._own_loss)
-                for seed in seeds
-                for method in self.methods
-                if method.own and seed < self._seeds(method)
-            ]
-        )
+        # The rest in one go, so that nobody waits for the last piece of a table.
+        cheaper = self._equal_compute()
+        further = [(EQUAL_IMAGES, m, s, self._equal_images) for s in seeds for m in others if s < self._seeds(m)]
+        own = [(OWN_LOSS, m, s, self._own_loss) for s in seeds for m in self.methods if m.own and s < self._seeds(m)]
+        self._tabulate([*cheaper, *further, *own])
+        self._leave_out_short({method.name for _, method, _, _ in cheaper})
         if self.config.full:
             self._by_count()
         order = [REAL, *(method.name for method in self.methods)]
@@ -432,17 +428,17 @@ class Experiment:
     def _own_loss(self, method: Method, seed: int) -> Row:
         return self._row(OWN_LOSS, method.name, seed, ", own loss", self._set(method, seed), method.own)
 
-    def _equal_compute(self) -> None:
-        """Cheaper methods get as many more images as PRISM's sampling seconds buy."""
+    def _equal_compute(self) -> list[tuple[str, Method, int, Callable[..., Row]]]:
+        """Rows of the cheaper methods, which get as many more images as PRISM's sampling seconds buy."""
         if self.config.more == 1 or PRISM not in {m.name for m in self._main} or PRISM in self.found.failures:
-            return
+            return []
         if not self.config.report_only:
             own = (row for row in self.found.rows if row["table"] == EQUAL_IMAGES and row["recipe"] != REAL)
             self.budget.begin(list(own))
         self.found.compute = self.budget.kept()
         if not self.found.compute:
             self.found.unmade.append(f"table of {EQUAL_COMPUTE}")
-            return
+            return []
         ratios: dict[str, float] = self.found.compute["of_an_image_of_prism"]
         cheap = []
         for method in self._cheaper:
@@ -455,16 +451,17 @@ class Experiment:
                 self.expected.leave_out(*(f"{method.name} seed {s}, equal compute" for s in range(self.config.seeds)))
             else:
                 cheap.append((method, images))
-        self._tabulate(
-            [
-                (f"{EQUAL_COMPUTE} {images}", method, seed, partial(self._richer, images=images))
-                for seed in range(self.config.seeds)
-                for method, images in cheap
-            ]
-        )
-        # Whoever lacks a row here must not stand with those of equal images, as dearer methods do.
+        return [
+            (f"{EQUAL_COMPUTE} {images}", method, seed, partial(self._richer, images=images))
+            for seed in range(self.config.seeds)
+            for method, images in cheap
+        ]
+
+    def _leave_out_short(self, cheaper: set[str]) -> None:
+        """Takes the methods that lack a row from the table of equal compute: they must not stand there with their rows
+        of equal images, as dearer methods do."""
         have = Counter(row["recipe"] for row in self.found.rows if row["table"] == EQUAL_COMPUTE)
-        short = {method.name for method, _ in cheap if have[method.name] < self.config.seeds}
+        short = {name for name in cheaper if have[name] < self.config.seeds}
         self.found.compute = {
             name: {m: cost for m, cost in value.items() if m not in short} if isinstance(value, dict) else value
             for name, value in self.found.compute.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from prism_fast.progress import silent
 from prism_fast.study import draws
 from prism_fast.study.draws import Drawn, Draws
 from prism_fast.study.methods import MAIN
+from prism_fast.study.preparations import Preparation, Request
 from prism_fast.study.stages import Stages
 from prism_fast.study.study_config import StudyConfig
 
@@ -93,3 +96,27 @@ def test_images_that_are_drawn_again_are_told_from_the_first_where_they_differ(
     once_more = draw(tmp_path, machine="three")
     once_more.read()
     assert once_more.machine() == told.replace("two", "three")
+
+
+def test_what_is_made_before_is_made_by_one_run_at_a_time(tmp_path: Path, shards: Shards) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def make(_: Request) -> dict[str, Any]:
+        inside.append(1)
+        time.sleep(0.2)
+        most.append(len(inside))
+        inside.pop()
+        return {}
+
+    method = replace(PLAIN, prepare=Preparation(make=make))
+    runs = [Draws(STUDY, tmp_path, Stages(tmp_path), silent, {}, "one") for _ in range(3)]
+    threads = [
+        threading.Thread(target=run.draw, args=("plain seed 0: synthesize", method, {}, 10, 0, tmp_path / "set"))
+        for run in runs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
