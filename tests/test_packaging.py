@@ -191,7 +191,7 @@ def test_every_source_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 
 def test_recipes_words_and_weights_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    data = [*(PACKAGE / "recipes").glob("*.yaml"), *(p for p in (PACKAGE / "zoo/fashion").rglob("*") if p.is_file())]
+    data = [*(PACKAGE / "recipes").rglob("*.yaml"), *(p for p in (PACKAGE / "zoo/fashion").rglob("*") if p.is_file())]
     words = [p for p in (PACKAGE / "prompts").rglob("*") if p.suffix in (".gz", ".txt")]
     assert len(words) == 5  # CLIP's merges, WordNet, three lists of wnids
     data += words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prism_fast.recipes import TOKENS
 from prism_fast.recipes.command_line import CommandLine, Option
 from prism_fast.recipes.fields import build
 
@@ -22,6 +23,7 @@ def run(arguments: Sequence[str]) -> None:
         options=[
             Option(name="--out", description="safetensors file to write", metavar="FILE", default="tokens.safetensors")
         ],
+        recipe_kind=TOKENS,
     )
     parsed = line.parse(arguments)
     config = build(TokensConfig, parsed.fields)

@@ -25,7 +25,8 @@ class PromptConfig:
         per_class: prompts of each class, at most: a small grammar has fewer.
         seed: 0 <= seed < 2**63; decides which choices are combined, and their order.
         token: a learned word that stands before the words of the class, with ``{}`` for the number of the class:
-            ``<class-{}>``; the sampler has to know it (``sampler.tokens``).
+            ``<class-{}>``; the sampler has to know it (``sampler.tokens``). Other words may stand beside it:
+            ``a <class-{}>``.
         file: a parquet file of prompts made earlier; the other fields are then not used.
     """
 
@@ -44,8 +45,11 @@ class PromptConfig:
                 raise UserError(f"prompts.{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
         if self.style == "photo-only":
             object.__setattr__(self, "style", "photo")
-        if self.token is not None and (self.token.count("{}") != 1 or len(self.token.split()) != 1):
-            raise UserError(f"prompts.token is {self.token!r}, expected one word with {{}} in it, like <class-{{}}>")
+        if self.token is not None and (self.token.count("{}") != 1 or " ".join(self.token.split()) != self.token):
+            raise UserError(
+                f"prompts.token is {self.token!r}, expected one word with {{}} in it, like <class-{{}}>, and beside it "
+                "others, if any, with single spaces, like a <class-{}>"
+            )
         if self.per_class < 1:
             raise UserError(f"prompts.per_class is {self.per_class}, expected at least 1")
         if not 0 <= self.seed < 2**63:

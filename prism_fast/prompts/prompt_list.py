@@ -186,7 +186,7 @@ def _class_prompts(
 ) -> _ClassPrompts:
     sense = vocabulary.senses[index]
     phrase = class_phrase(sense, config)
-    subject = phrase if config.token is None else f"{placeholder(config.token, index)} {phrase}"
+    subject = phrase if config.token is None else f"{config.token.replace('{}', str(index))} {phrase}"
     if not fits(subject):
         raise UserError(
             f"{subject!r} is longer than the tokenizer takes: learn fewer vectors, or leave prompts.token out"
@@ -219,8 +219,9 @@ def _class_prompts(
 
 
 def placeholder(token: str, index: int) -> str:
-    """The learned word of a class."""
-    return token.replace("{}", str(index))
+    """The learned word of a class, of a ``PromptConfig.token``; without the words beside it."""
+    (word,) = (each for each in token.split() if "{}" in each)
+    return word.replace("{}", str(index))
 
 
 def class_phrase(sense: Sense, config: PromptConfig) -> str:

@@ -14,6 +14,8 @@ SYNTHESIS = ""
 """Recipes of what is drawn; their files lie in this folder."""
 DISTILL = "distill"
 """Recipes of how a student is trained; their files lie in the folder of that name."""
+TOKENS = "tokens"
+"""Recipes of how words are learned; likewise."""
 
 
 def recipe_names(kind: str = SYNTHESIS) -> list[str]:
@@ -23,7 +25,8 @@ def recipe_names(kind: str = SYNTHESIS) -> list[str]:
 
 
 def load_recipe(name: str, kind: str = SYNTHESIS) -> dict[str, Any]:
-    """The fields that a recipe sets, as nested dicts: of a synthesis or of a distillation, by its kind.
+    """The fields that a recipe sets, as nested dicts: by its kind those of a synthesis, of a distillation or of
+    words to learn.
 
     Raises:
         UserError: no such recipe; the message lists them.

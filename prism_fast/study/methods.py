@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from prism_fast.inversion.config import InversionConfig
-from prism_fast.recipes import DISTILL, load_recipe, recipe_names
+from prism_fast.recipes import DISTILL, TOKENS, load_recipe, recipe_names
 from prism_fast.recipes.fields import Fields, build, default_fields, lay_over
 from prism_fast.study.preparations import Preparation, first_student, inverted_images, learned_words
 from prism_fast.study.study_config import FULL, StudyConfig, world_of
@@ -179,7 +179,7 @@ FURTHER = (
         name="ddis",
         about="batch-norm guidance on the decoded noisy latent, a learned class token",
         exact=True,
-        prepare=learned_words(TokensConfig(steps=60)),
+        prepare=learned_words(TokensConfig(**load_recipe("ddis", TOKENS))),
     ),
     Method(
         name="diffdfkd",

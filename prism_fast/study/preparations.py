@@ -24,8 +24,8 @@ from prism_fast.tokens.config import TokensConfig
 from prism_fast.tokens.run import learn_tokens
 
 QUICK_PER_CLASS = 2
-"""Images of each class that a quick study inverts, and that its first students learn from: of as many as the study has,
-these alone would take most of its time."""
+"""Images of each class that a quick study inverts, and that its first students learn from, and images of a step of its
+words: of as many as the study has, these alone would take most of its time."""
 QUICK_STEPS = 15
 """In a quick study, of learned words and of first students, for the same reason."""
 _SHARED = ("pipeline", "vocabulary", "teacher", "seed", "device")
@@ -118,7 +118,8 @@ def _learn_words(settings: TokensConfig, request: Request) -> Fields:
         device=study.device,
     )
     if study.quick:
-        config = replace(config, steps=min(QUICK_STEPS, config.steps))
+        few = min(QUICK_PER_CLASS, config.batch)
+        config = replace(config, steps=min(QUICK_STEPS, config.steps), batch=few)
     learn_tokens(config, path, request.bars)
     return {"sampler": {"tokens": str(path)}}
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from prism_fast.config import content_hash, environment, replacing, resolve_device
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
@@ -33,8 +35,8 @@ class TokensReport:
 
     Args:
         path: of the file.
-        classes: of each placeholder ``seconds``, and the mean ``energy_before`` and ``energy_after`` of its first and
-            last steps.
+        classes: of each placeholder ``seconds``, ``steps``, and the mean ``energy_before`` and ``energy_after`` of its
+            first and last ones.
     """
 
     path: Path
@@ -74,7 +76,7 @@ def learn_tokens(config: TokensConfig, out: str | Path, progress: ProgressFactor
     told, vectors = _begun(path, key)
     names = {index: placeholder(config.token, index) for index in chosen}
     phrases = {index: class_phrase(vocabulary.senses[index], config.prompts()) for index in chosen}
-    first = {names[index]: first_vectors(plain, phrases[index], config.vectors) for index in chosen}
+    first = {names[index]: _first(plain, phrases[index], config) for index in chosen}
     pipe = with_tokens(plain, LearnedTokens(embeddings=first, metadata={}))
     prompts = build_prompts(vocabulary, config.prompts(), prompt_fits(pipe))
     learner = Learner(pipe, teacher, config)
@@ -91,11 +93,19 @@ def learn_tokens(config: TokensConfig, out: str | Path, progress: ProgressFactor
             own = [prompt.prompt for prompt in prompts.for_class(index)]
             learned = learner(words_of(names[index], config.vectors), own, index, note)
             told[names[index]] = {"seconds": round(time.monotonic() - begin, 3), **_energies(learned)}
+            bar.update(config.steps - len(learned.energies))
             vectors[names[index]] = learned.vectors
             record = {"key": key, "config": config.identity(), "classes": told}
             with replacing(path) as staged:
                 write_tensors(vectors, staged, {_RECORD: json.dumps(record)})
     return TokensReport(path=path, classes={name: told[name] for name in names.values()})
+
+
+def _first(pipe: Any, phrase: str, config: TokensConfig) -> Tensor:
+    """Where the word of a class starts, fp32 [n, D]."""
+    if config.start is None:
+        return first_vectors(pipe, phrase, config.vectors)
+    return first_vectors(pipe, config.start, config.vectors, "give another start")
 
 
 def _chosen(config: TokensConfig, vocabulary: Vocabulary) -> Sequence[int]:
@@ -130,14 +140,19 @@ def _begun(path: Path, key: str) -> tuple[dict[str, dict[str, float]], dict[str,
 def _energies(learned: Learned) -> dict[str, float]:
     share = max(1, len(learned.energies) // _SHARE)
     first, last = learned.energies[:share], learned.energies[-share:]
-    return {"energy_before": sum(first) / share, "energy_after": sum(last) / share}
+    return {
+        "steps": len(learned.energies),
+        "energy_before": sum(first) / share,
+        "energy_after": sum(last) / share,
+    }
 
 
 def tokens_text(report: TokensReport) -> str:
     """The report in lines."""
     width = max(map(len, report.classes))
     lines = [
-        f"  {name:<{width}}  energy {each['energy_before']:.3f} -> {each['energy_after']:.3f}, {each['seconds']:.1f} s"
+        f"  {name:<{width}}  energy {each['energy_before']:.3f} -> {each['energy_after']:.3f}, {each['steps']} steps, "
+        f"{each['seconds']:.1f} s"
         for name, each in report.classes.items()
     ]
     count = len(report.classes)

@@ -16,6 +16,7 @@ from prism_fast.errors import UserError
 from prism_fast.prompts import PromptConfig, Sense, Vocabulary, build_prompts, fashion, load_vocabulary, sample_text
 from prism_fast.prompts.choices import choices
 from prism_fast.prompts.english import EnglishGrammar
+from prism_fast.prompts.prompt_list import placeholder
 from prism_fast.zoo.fashion_captions import GLOSSES, NAMES, caption
 
 FASHION = load_vocabulary("fashion")
@@ -39,6 +40,20 @@ def test_bare_names_are_just_the_names() -> None:
     assert [prompt.prompt for prompt in made] == list(NAMES)
     assert {(p.content, p.style, p.source) for p in made} == {("none", "none", "grammar:fashion")}
     assert [p.prompt for p in build_prompts(ANIMALS, config)] == ["crane", "golden retriever"]
+
+
+def test_a_learned_word_stands_before_the_name_and_other_words_beside_it() -> None:
+    config = PromptConfig(sense="name", content="none", style="none", token="<class-{}>")
+    assert build_prompts(FASHION, config).prompts[3].prompt == "<class-3> dress"
+    config = replace(config, token="a <class-{}>")
+    made = build_prompts(FASHION, config)
+    assert made.prompts[3].prompt == "a <class-3> dress" and made.prompts[3].sense == "dress"
+    assert [placeholder(token, 12) for token in ("<class-{}>", "a <class-{}>", "{}th kind of")] == [
+        "<class-12>", "<class-12>", "12th"
+    ]  # fmt: skip
+    for token in ("a class", "<{}> <{}>", "a  <{}>", " <{}>"):
+        with pytest.raises(UserError, match="expected one word with"):
+            replace(config, token=token)
 
 
 def test_a_prompt_is_made_of_its_columns(seed: int) -> None:

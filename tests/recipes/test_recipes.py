@@ -10,9 +10,11 @@ import torch
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.schedule import Schedule, make_optimizer
 from prism_fast.errors import UserError
-from prism_fast.recipes import DISTILL, load_recipe, recipe_names
+from prism_fast.recipes import DISTILL, TOKENS, load_recipe, recipe_names
 from prism_fast.recipes.fields import build, default_fields, lay_over
+from prism_fast.sampling.guidance import gradient_steps
 from prism_fast.synthesis.config import SynthesisConfig
+from prism_fast.tokens.config import TokensConfig
 
 
 def config_of(name: str) -> SynthesisConfig:
@@ -67,13 +69,25 @@ def test_guided_arms_differ_from_their_halves_in_guidance_alone(guided: str, ung
     assert differences(one.sampler, other.sampler) == {"guidance"}
 
 
-def test_ddis_moves_the_noisy_latents_down_the_norms_alone() -> None:
+def test_ddis_moves_the_noisy_latents_down_the_norms_alone_at_all_steps_but_the_last() -> None:
     config = config_of("ddis")
     guidance = config.sampler.guidance
     assert guidance is not None
     assert (guidance.at, guidance.moves, guidance.bn_form, guidance.gate) == ("noisy", "sample", "norm", "none")
     assert (guidance.free_weight, guidance.class_weight, guidance.bn_weight) == (0, 0, 1)
-    assert (config.sampler.steps, config.sampler.cfg_scale, config.prompts.token) == (30, 10, "<class-{}>")
+    assert (guidance.step, guidance.scale) == ("plain", pytest.approx(50 * 0.01 * 0.001))
+    assert gradient_steps(guidance, config.sampler.steps) == tuple(range(29))
+    assert (config.sampler.steps, config.sampler.cfg_scale, config.prompts.token) == (30, 10, "a <class-{}>")
+
+
+@pytest.mark.parametrize("name", recipe_names(TOKENS))
+def test_words_of_a_recipe_are_those_that_its_images_are_drawn_with(name: str) -> None:
+    tokens, drawn = TokensConfig(**load_recipe(name, TOKENS)), config_of(name)
+    guidance = drawn.sampler.guidance
+    assert guidance is not None and tokens.recipe == name == drawn.recipe
+    assert (tokens.token, tokens.guidance_scale) == (drawn.prompts.token, guidance.scale)
+    assert (tokens.denoising_steps, tokens.cfg_scale) == (drawn.sampler.steps, drawn.sampler.cfg_scale)
+    assert (tokens.steps * tokens.batch, tokens.stop_at, tokens.class_weight, tokens.bn_weight) == (150, 0.7, 1, 0)
 
 
 def test_diffdfkd_has_its_three_terms_and_mixes() -> None:

@@ -13,7 +13,7 @@ from prism_fast.config import canonical
 from prism_fast.distill.config import DistillConfig, LossConfig
 from prism_fast.errors import UserError
 from prism_fast.inversion.config import InversionConfig
-from prism_fast.recipes import recipe_names
+from prism_fast.recipes import TOKENS, load_recipe, recipe_names
 from prism_fast.recipes.fields import build, lay_over
 from prism_fast.study import page
 from prism_fast.study.costs import Budget, affordable
@@ -94,11 +94,13 @@ def test_a_method_is_another_one_with_another_preparation() -> None:
     ]  # fmt: skip
     identities = [_identity(method) for method in (dda, *others)]
     assert len(set(identities)) == len(identities)
-    assert _identity(ddis) != _identity(replace(ddis, prepare=learned_words(TokensConfig(steps=61))))
+    words = TokensConfig(**load_recipe("ddis", TOKENS))
+    for fields in ({"steps": 16}, {"stop_at": None}, {"start": None}, {"guidance_scale": 0.0}):
+        assert _identity(ddis) != _identity(replace(ddis, prepare=learned_words(replace(words, **fields))))
     steps = {_identity(replace(ddis, prepare=first_student(per_class=20, steps=n))) for n in (300, 301)}
     assert len(steps) == 2
     # what the study itself decides is none of it
-    same = replace(ddis, prepare=learned_words(TokensConfig(steps=60, seed=7, device="cpu", teacher="other")))
+    same = replace(ddis, prepare=learned_words(replace(words, seed=7, device="cpu", teacher="other")))
     assert _identity(same) == _identity(ddis)
 
 

@@ -151,7 +151,9 @@ def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(
-        preparations, "learn_tokens", lambda config, *_: asked.update(words=config.steps, of=config.vocabulary)
+        preparations,
+        "learn_tokens",
+        lambda config, *_: asked.update(words=(config.steps, config.batch), of=config.vocabulary),
     )
     monkeypatch.setattr(preparations, "synthesize", lambda *_, **__: None)
     monkeypatch.setattr(preparations, "ShardSource", lambda _: SimpleNamespace(set=SimpleNamespace(fingerprint="x")))
@@ -168,5 +170,5 @@ def test_a_quick_study_learns_words_and_first_students_in_fewer_steps(
     )  # fmt: skip
     learned_words(TokensConfig(steps=60)).make(request)
     first_student(per_class=20, steps=300).make(request)
-    few = {"words": QUICK_STEPS, "images": 10 * QUICK_PER_CLASS, "steps": QUICK_STEPS}
-    assert asked == {"of": "names.csv", **(few if quick else {"words": 60, "images": 200, "steps": 300})}
+    few = {"words": (QUICK_STEPS, QUICK_PER_CLASS), "images": 10 * QUICK_PER_CLASS, "steps": QUICK_STEPS}
+    assert asked == {"of": "names.csv", **(few if quick else {"words": (60, 8), "images": 200, "steps": 300})}
