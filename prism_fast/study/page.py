@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -115,7 +116,7 @@ PALETTE = (
 
 def arm_rules(names: Sequence[str]) -> str:
     """CSS: names without a colour in :data:`STYLE` get that of their place in :data:`PALETTE`, and dotted lines."""
-    others = [name for name in names if f".arm-{name} " not in STYLE]
+    others = [name for name in names if not re.search(rf"\.arm-{re.escape(name)}[ ,]", STYLE)]  # a rule may be of two
     colours = [(name, *PALETTE[place % len(PALETTE)]) for place, name in enumerate(others)]
     light = [f".arm-{name} {{ --c: {colour}; }}" for name, colour, _ in colours]
     dark = [f".arm-{name} {{ --c: {colour}; }}" for name, _, colour in colours]

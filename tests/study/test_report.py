@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prism_fast.study import page
 from prism_fast.study.arms import DemoConfig
 from prism_fast.study.measure import distribution_settings
 from prism_fast.study.pairs import Pair, pair_figures
@@ -141,6 +142,27 @@ def test_histograms_put_the_median_mark_at_the_median(seed: int) -> None:
     assert second > first
     assert len(svg.findall("polygon")) == 2
     svg_of(ridges([("plain", "plain", torch.zeros(5))], "energy"))  # all the same: still a chart
+
+
+def rules_of(html: str, name: str) -> dict[str, str]:
+    """What a document's style says of an arm on light paper, and of its lines: the last rule that names it."""
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    style = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", style)
+    found = {}
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", style):
+        if {f".arm-{name}", f"svg .arm-{name}.line"} & {selector.strip() for selector in selectors.split(",")}:
+            found |= dict(re.findall(r"([\w-]+): ([^;]+);", body))
+    return found
+
+
+def test_arms_that_have_a_colour_keep_it() -> None:
+    named = ("plain", "unguided", "prism", "guided", "eda", "dm-kd", "real")
+    assert page.arm_rules(named) == ""
+    html = page.page("x", [], page.arm_rules(["real", "plain", "prism", "new", "prism-new", "dm"]))
+    assert rules_of(html, "prism") == {"--c": "var(--prism)"} and rules_of(html, "plain") == {"--c": "var(--plain)"}
+    assert rules_of(html, "real") == {"--c": "var(--real)", "stroke-dasharray": "5 3"}
+    for place, name in enumerate(("new", "prism-new", "dm")):
+        assert rules_of(html, name) == {"--c": page.PALETTE[place][0], "stroke-dasharray": "2 2"}
 
 
 def metrics_of(
