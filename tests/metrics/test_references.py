@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,10 @@ from prism_fast.metrics.frechet import FrechetTo, frechet_distance, moments
 from prism_fast.metrics.kernel_distance import kernel_distance, weighted_distances
 from prism_fast.metrics.prdc import PRDC, Prdc, prdc
 
-prdc_of_authors = pytest.importorskip("prdc", reason="the package prdc is not installed: pip install 'prism_fast[dev]'")
+
+@pytest.fixture
+def prdc_of_authors() -> Any:
+    return pytest.importorskip("prdc", reason="the package prdc is not installed: pip install 'prism_fast[dev]'")
 
 
 def feature_sets(seed: int, real: int, generated: int, width: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +32,9 @@ SIZES = [(600, 500, 24), (300, 700, 200)]
 
 
 @pytest.mark.parametrize(("real", "generated", "width"), SIZES)
-def test_prdc_is_exactly_that_of_its_authors_in_fp64(real: int, generated: int, width: int, seed: int) -> None:
+def test_prdc_is_exactly_that_of_its_authors_in_fp64(
+    real: int, generated: int, width: int, seed: int, prdc_of_authors: Any
+) -> None:
     first, second = feature_sets(seed, real, generated, width)
     theirs = prdc_of_authors.compute_prdc(first.double().numpy(), second.double().numpy(), nearest_k=5)
     for method in ("product", "direct"):
@@ -58,7 +65,9 @@ def lattice_sets(seed: int, real: int, generated: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["product", "direct"])
-def test_where_distances_equal_radii_each_figure_is_its_references(method: str, seed: int) -> None:
+def test_where_distances_equal_radii_each_figure_is_its_references(
+    method: str, seed: int, prdc_of_authors: Any
+) -> None:
     """Precision and recall have closed balls, as torch-fidelity's, density and coverage open ones, as ``prdc``'s.
 
     Of 128 and 64 points: the means of so many whole numbers have no rounding error, nor has anything after them.
