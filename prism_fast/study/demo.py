@@ -24,6 +24,7 @@ from prism_fast.study.measure import (
     measure_accuracy,
     measure_distribution,
 )
+from prism_fast.study.page import write_page
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.real import balanced_rows, most_balanced, real_images
 from prism_fast.study.samples import overview
@@ -81,7 +82,7 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     Raises:
         UserError: the folder holds another demo, or anything that synthesis, distillation and measuring refuse.
     """
-    from prism_fast.study.report import write_report
+    from prism_fast.study.report import report_html
 
     out = Path(config.out)
     # What cannot be loaded must not claim the folder: the corrected command would be one of other settings.
@@ -93,7 +94,7 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     outcome = _Demo(config, out, say, bars, teacher, judge).run()
     write_json(out / METRICS, outcome.metrics)
     (out / PICTURE).write_bytes(overview(outcome.pairs["prism"], outcome.sets["prism"].class_names))
-    write_report(outcome, out / REPORT)
+    write_page(report_html(outcome), out / REPORT)
     say(text.demo_summary(outcome.metrics, config, out / REPORT, out / METRICS))
     return outcome
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.config import canonical, replacing
+from prism_fast.config import canonical
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.study import page
@@ -28,16 +28,6 @@ _AGREEMENTS = ("teacher_agreement", "judge_agreement")
 _TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
 _WITHIN = {**{metric: metric for metric in PRDC}, **_TITLES}
 Row = Mapping[str, Any]
-
-
-def write_page(html: str, path: Path) -> None:
-    """Writes a report as one file, by a rename.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
 
 
 def page_html(found: Comparison, config: EvaluateConfig) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+from prism_fast.config import replacing
 
 STYLE = """
 :root {
@@ -138,6 +141,16 @@ def page(title: str, body: Sequence[str], style: str = "") -> str:
         + "\n".join(body).replace(" %", "\u00a0%")  # a number and its sign stay on one line
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def write_page(html: str, path: Path) -> None:
+    """Writes a document as one file, by a rename.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with replacing(path) as staged:
+        staged.write_text(html, encoding="utf-8")
 
 
 def tiles(items: Sequence[tuple[str, str]]) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.config import replacing
 from prism_fast.study import page
 from prism_fast.study.arms import ARMS, CEILING
 from prism_fast.study.plots import Series, line_chart, ridges
@@ -21,13 +19,6 @@ if TYPE_CHECKING:
 
 _COVER = ("precision", "recall", "density", "coverage")
 _TITLE = "A student that never saw its teacher's data"
-
-
-def write_report(outcome: Outcome, path: Path) -> None:
-    """Writes the report as one file, by a rename."""
-    html = report_html(outcome)
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
 
 
 def report_html(outcome: Outcome) -> str:

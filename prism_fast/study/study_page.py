@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import replacing
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.shifts import SHIFTS
@@ -27,19 +26,12 @@ _DISTANCES = (FRECHET, KERNEL)
 Figures = Mapping[str, Any]
 
 
-def write_page(study: Experiment, figures: Figures, path: Path) -> None:
-    """Writes the report as one file, by a rename.
+def page_html(study: Experiment, figures: Figures) -> str:
+    """The whole document.
 
     Raises:
-        UserError: the place cannot be written, or a set cannot be read again.
+        UserError: an image cannot be read again.
     """
-    html = page_html(study, figures)
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
-
-
-def page_html(study: Experiment, figures: Figures) -> str:
-    """The whole document."""
     title = "PRISM beside its rivals"
     config = study.config
     methods = {method.name: method for method in study.methods}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prism_fast.errors import UserError
 from prism_fast.study import page
 from prism_fast.study.arms import DemoConfig
 from prism_fast.study.measure import distribution_settings
@@ -109,9 +110,15 @@ def svg_of(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text[: text.index("</svg>") + 6])
 
 
+def axis_titles(svg: ElementTree.Element) -> list[str | None]:
+    """Of x in the middle below, of y turned, beside the middle."""
+    return [label.text for label in svg.findall("text") if label.get("y") == "246.0" or label.get("transform")]
+
+
 def test_line_charts_keep_to_their_frame_and_leave_out_what_is_not_finite() -> None:
     points = [(0.0, 1.0), (1.0, math.nan), (2.0, 5.0), (3.0, -2.0)]
     svg = svg_of(line_chart([Series(name="plain", title="a <b>", points=points)], "x", "y"))
+    assert axis_titles(svg) == ["x", "y"]
     (line,) = svg.findall("polyline")
     assert line.get("class") == "line arm-plain"
     places = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
@@ -125,6 +132,7 @@ def test_scatter_charts_show_every_mark_and_write_the_labels_apart() -> None:
     marks = [Mark(name="prism", title=title, x=x, y=y) for title, x, y in (("a", 1, 1), ("b", 1, 1), ("c", 2, -0.5))]
     text = scatter_chart(marks, "ms", "kept", 0.9, {"a", "b"}, [Series(name="prism", title="all", points=())])
     svg = svg_of(text)
+    assert axis_titles(svg) == ["ms", "kept"]
     places = [(float(dot.get("cx", "nan")), float(dot.get("cy", "nan"))) for dot in svg.findall("circle")]
     assert len(places) == 3 and places[2][0] > places[0][0] and places[2][1] > places[0][1]
     assert all(0 <= x <= 440 and 0 <= y <= 250 for x, y in places)
@@ -142,6 +150,16 @@ def test_histograms_put_the_median_mark_at_the_median(seed: int) -> None:
     assert second > first
     assert len(svg.findall("polygon")) == 2
     svg_of(ridges([("plain", "plain", torch.zeros(5))], "energy"))  # all the same: still a chart
+
+
+def test_a_page_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page.html"
+    page.write_page("é", path)
+    with pytest.raises(UnicodeEncodeError):
+        page.write_page("\ud800", path)
+    assert path.read_bytes() == "é".encode() and list(path.parent.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot write"):
+        page.write_page("x", path / "below.html")
 
 
 def rules_of(html: str, name: str) -> dict[str, str]:
