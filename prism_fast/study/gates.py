@@ -18,7 +18,6 @@ from torch import Tensor
 from prism_fast.config import canonical, environment
 from prism_fast.data.fashion_mnist import as_images, load_split
 from prism_fast.metrics.accuracy import accuracy
-from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
@@ -124,10 +123,11 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
         plan = plan_of(pipe, config)
         images, classes = sampled[name] = sample_rows(pipe, config, [plan.row(i) for i in range(len(plan))])
         overlap = prdc(reference, features(judge, images))
+        agreed = accuracy(teacher, images, classes)
         arms[name] = {
-            "teacher_agreement": agreement(teacher, images, classes).value,
-            "judge_agreement": agreement(judge, images, classes).value,
-            "by_class": agreement(teacher, images, classes).by_class,
+            "teacher_agreement": agreed.value,
+            "judge_agreement": accuracy(judge, images, classes).value,
+            "by_class": agreed.by_class,
             "precision": overlap.precision,
             "recall": overlap.recall,
             "density": overlap.density,

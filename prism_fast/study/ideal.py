@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prism_fast.data.fashion_mnist import load_split
 from prism_fast.distill.trainer import distill_images
-from prism_fast.metrics.agreement import agreement
+from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.pipeline.load import load_pipeline
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name, shown in ((arm, images), (f"{arm}, through the VAE", reconstruct(pipe, images))):
             overlap = prdc(compared, features(judge, shown[:COMPARED]))
             arms[name] = {
-                "teacher_agreement": agreement(teacher, shown, classes).value,
-                "judge_agreement": agreement(judge, shown, classes).value,
+                "teacher_agreement": accuracy(teacher, shown, classes).value,
+                "judge_agreement": accuracy(judge, shown, classes).value,
                 "precision": overlap.precision,
                 "recall": overlap.recall,
                 "coverage": overlap.coverage,
