@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prism_fast.config import canonical, environment
 from prism_fast.data.fashion_mnist import as_images, load_split
+from prism_fast.errors import UserError
 from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
@@ -88,9 +89,23 @@ def sample_rows(
 
 
 def balanced(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The first ``count`` images, shared out evenly over the classes: uint8 [count, 3, 32, 32]."""
+    """The first ``count`` images, as many of each class: uint8 [count, 3, 32, 32].
+
+    Args:
+        images, labels: uint8 [N, 28, 28] and int64 [N].
+        count: how many.
+
+    Raises:
+        UserError: they cannot be shared out evenly, or a class has too few.
+    """
     classes = int(labels.max()) + 1
     rows = torch.cat([torch.nonzero(labels == c).flatten()[: count // classes] for c in range(classes)])
+    if len(rows) != count:
+        most = classes * int(torch.bincount(labels, minlength=classes).min())
+        raise UserError(
+            f"{count} real images, as many of each of {classes} classes, cannot be had: give a multiple of {classes}, "
+            f"at most {most}"
+        )
     return as_images(images[rows])
 
 
@@ -105,12 +120,22 @@ def reconstruct(pipe: Any, images: Tensor, batch: int = 100) -> Tensor:
 
 
 def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstructed: int) -> dict[str, Any]:
-    """All figures of the first four gates, and the gates. The real images are those of split V."""
+    """All figures of the first four gates, and the gates. The real images are those of split V.
+
+    Args:
+        pipe, teacher, judge: the built-in ones.
+        count: images an arm, and real ones that each is compared with.
+        reconstructed: real images through the VAE; all where there are fewer.
+
+    Raises:
+        UserError: there are not as many real images of each class.
+    """
     real, labels = load_split("V")
+    compared = balanced(real, labels, count)
     subset, labels_of_subset = as_images(real[:reconstructed]), labels[:reconstructed]
     direct = accuracy(teacher, subset, labels_of_subset).value
     through = accuracy(teacher, reconstruct(pipe, subset), labels_of_subset).value
-    reference = features(judge, balanced(real, labels, count))
+    reference = features(judge, compared)
     arms: dict[str, dict[str, Any]] = {}
     sampled = {}
     for name, prompts in PROMPTS.items():
@@ -143,7 +168,7 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
     rows = [{"name": g.name, "value": round(g.value, 4), "low": g.low, "high": g.high, "met": g.met} for g in gates]
     return {
         "images": count,
-        "reconstructed": reconstructed,
+        "reconstructed": len(subset),
         "sampler": canonical(SAMPLER),
         "teacher_on_real": direct,
         "arms": arms,
@@ -162,7 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for gates.json and grids")
     options = parser.parse_args(arguments)
     pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
-    result = measure(pipe, teacher, judge, options.images, options.reconstructed)
+    try:
+        result = measure(pipe, teacher, judge, options.images, options.reconstructed)
+    except UserError as error:
+        parser.error(str(error))
     sampled = result.pop("sampled")
     for gate in result["gates"]:
         mark = "met" if gate["met"] else "MISSED"
