@@ -6,7 +6,6 @@ They are measured on unguided samples and decide whether the world is one in whi
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.config import canonical, environment
+from prism_fast.config import canonical, check_file, environment
 from prism_fast.data.fashion_mnist import as_images, load_split
 from prism_fast.errors import UserError
 from prism_fast.metrics.accuracy import accuracy
@@ -28,6 +27,7 @@ from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
+from prism_fast.study.scripts import write_figures
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.teachers.base import Teacher
@@ -37,6 +37,7 @@ PROMPTS = {
     "plain": PromptConfig(sense="name", content="none", style="none"),
     "oracle": PromptConfig(sense="gloss", content="frequency", style="photo"),
 }
+FIGURES = "gates.json"
 SAMPLER = SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100)
 
 
@@ -186,8 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", default="fashion")
     parser.add_argument("--out", type=Path, help="folder for gates.json and grids")
     options = parser.parse_args(arguments)
-    pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
     try:
+        if options.out:
+            check_file(options.out / FIGURES)  # before the measuring, which takes minutes
+        pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
         result = measure(pipe, teacher, judge, options.images, options.reconstructed)
     except UserError as error:
         parser.error(str(error))
@@ -201,8 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         from torchvision.utils import save_image
 
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gates.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_figures(options.out / FIGURES, result)
         for name, (images, _) in sampled.items():
             save_image(images[:100].float() / 255, str(options.out / f"{name}.png"), nrow=10, padding=1)
 

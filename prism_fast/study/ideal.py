@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -32,6 +30,7 @@ from prism_fast.study.arms import CEILING, DemoConfig, distill_config
 from prism_fast.study.gates import balanced, made_from, reconstruct
 from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import real_images
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -120,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=DemoConfig().images, help="images an arm")
     parser.add_argument("--pipeline", default="fashion")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=out_file, help="JSON file")
     options = parser.parse_args(arguments)
     pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
     compared = min(COMPARED, options.images)
@@ -133,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     if options.out:
         found = {"images": options.images, "compared": compared, "arms": arms, **made_from(pipe, teacher, judge)}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        write_figures(options.out, found)
 
 
 if __name__ == "__main__":
