@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +17,14 @@ from prism_fast.progress import silent
 from prism_fast.prompts import fashion
 from prism_fast.study import demo as demo_module
 from prism_fast.study.arms import ARMS, DEFAULT_ARMS, DemoConfig
-from prism_fast.study.demo import UNGUIDED, Outcome, run_demo
-from prism_fast.study.measure import measure_accuracy
+from prism_fast.study.demo import UNGUIDED, Outcome, _Demo, run_demo
+from prism_fast.study.measure import distribution_settings, measure_accuracy
 from prism_fast.study.real import real_images
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 from prism_fast.zoo.fashion_captions import NAMES
-from tests.study.worlds import TEST_IMAGES, make_world, one_thread, use_fake_images
+from tests.study.worlds import TEST_IMAGES, fake_images, make_world, one_thread, use_fake_images
 
 IMAGES = 20
 
@@ -87,6 +88,28 @@ def test_the_figures(finished: Finished) -> None:
     settings = metrics["distribution"]["settings"]
     assert settings["extractor"] == config.judge and settings["reference"] == "test"
     assert (settings["k_precision_recall"], settings["generated_images"]) == (3, IMAGES)
+
+
+def test_figures_are_stated_with_the_images_that_were_measured() -> None:
+    """Not with those that were asked for: an arm may lack some, and another have all."""
+    made = {"plain": 18, "prism": 20}
+    measured = {
+        arm: {
+            **dict.fromkeys(("student_accuracy", "teacher_agreement", "judge_agreement"), 0.5),
+            "distribution": {"recall": 0.5, "settings": distribution_settings("judge", "test", count, count)},
+        }
+        for arm, count in made.items()
+    }
+    demo = SimpleNamespace(
+        config=DemoConfig(images=IMAGES),
+        stages=SimpleNamespace(total=1.0, table=dict),
+        environment={},
+        test=MemorySource("test", *fake_images(TEST_IMAGES)),
+    )
+    found = _Demo._metrics(demo, {}, measured, {})["distribution"]  # type: ignore[arg-type]
+    for arm, count in made.items():
+        told = {**found["settings"], **found["arms"][arm]}
+        assert (told["generated_images"], told["real_images"]) == (count, count)
 
 
 def test_the_student_that_is_measured_is_the_one_that_is_saved(finished: Finished, measured: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from prism_fast.errors import UserError
 from prism_fast.study import page
 from prism_fast.study.arms import DemoConfig
+from prism_fast.study.demo import distribution
 from prism_fast.study.measure import distribution_settings
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.plots import Mark, Series, line_chart, ridges, scatter_chart, ticks
@@ -23,7 +24,7 @@ from prism_fast.study.reading import conclusions
 from prism_fast.study.samples import class_picture, overview
 from prism_fast.study.sets import LabelledSet
 from prism_fast.study.sources import MemorySource
-from prism_fast.study.text import demo_summary, duration, percent, points
+from prism_fast.study.text import compared_images, demo_summary, duration, percent, points
 from tests.study.test_measure import Brightness
 
 
@@ -235,6 +236,25 @@ def test_the_summary_lines_up() -> None:
     assert len({len(line) for line in table}) == 1 and table[1].endswith("81.2 %")
     assert "PRISM over plain: +11.2 points" in "\n".join(lines) and "1 min 15 s" in "\n".join(lines)
     assert "Precision and recall: features of judge, k = 3, 20 generated against 30 real images (test)." in lines
+
+
+def test_arms_of_other_numbers_of_images_say_their_own() -> None:
+    """Figures are stated with the images that they were measured on, in as few words as that takes."""
+    settings = {"plain": (1990, 1990), "prism": (2000, 2000)}
+    found = distribution(
+        {
+            arm: {"recall": 0.5, "settings": distribution_settings("judge", "test", *counts)}
+            for arm, counts in settings.items()
+        }
+    )
+    assert not {"generated_images", "real_images"} & found["settings"].keys()
+    assert found["settings"]["k_precision_recall"] == 3
+    assert found["arms"]["plain"] == {"recall": 0.5, "generated_images": 1990, "real_images": 1990}
+    told = "plain 1,990 generated against 1,990 real images, PRISM 2,000 generated against 2,000 real images"
+    assert compared_images(found, ",") == told
+    alike = distribution({arm: {"settings": distribution_settings("judge", "test", 2000, 1000)} for arm in settings})
+    assert alike == {"settings": distribution_settings("judge", "test", 2000, 1000), "arms": {"plain": {}, "prism": {}}}
+    assert compared_images(alike) == "2000 generated against 1000 real images"
 
 
 def test_numbers_in_words() -> None:
