@@ -135,10 +135,22 @@ def check_new_file(path: Path) -> None:
         UserError: something is there already, or the place cannot be written.
     """
     try:
+        if not path.is_dir() and (path.is_symlink() or path.exists()):
+            raise UserError(f"{path} exists already and is left as it is: give another file, or move it away first")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Finds that a file can be written at ``path``, in place of one that may be there, and makes none.
+
+    Raises:
+        UserError: it is a folder, or the place cannot be written.
+    """
+    try:
         if path.is_dir():
             raise UserError(f"{path} is a folder: give a file")
-        if path.is_symlink() or path.exists():
-            raise UserError(f"{path} exists already and is left as it is: give another file, or move it away first")
         with suppress(FileNotFoundError):
             _beside(path).lstat()  # a name that is too long
         with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):

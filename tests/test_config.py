@@ -113,6 +113,20 @@ def test_a_new_files_place_is_looked_at_and_left(tmp_path: Path) -> None:
         config.check_new_file(tmp_path / ("n" * 250))
 
 
+def test_a_files_place_may_hold_one_unless_it_has_to_be_new(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("older")
+    config.check_file(path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"c.json": "older"}
+    with pytest.raises(UserError, match="exists already and is left as it is"):
+        config.check_new_file(path)
+    for check in (config.check_file, config.check_new_file):
+        with pytest.raises(UserError, match="is a folder: give a file"):
+            check(tmp_path)
+        with pytest.raises(UserError, match="cannot write"):
+            check(path / "below.json")
+
+
 def test_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PRISM_FAST_DATA", raising=False)
     monkeypatch.setenv("PRISM_FAST_CACHE", str(tmp_path / "cache"))

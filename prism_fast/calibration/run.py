@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from prism_fast.config import (
     check_new_file,
     content_hash,
     environment,
-    replacing,
     resolve_device,
     resolve_dtype,
 )
@@ -41,6 +40,7 @@ from prism_fast.sampling.levels import make_sampler
 from prism_fast.sampling.schedules import build_schedule
 from prism_fast.sampling.serving import resolved
 from prism_fast.sampling.step_kind import step_kinds
+from prism_fast.study.page import write_page
 from prism_fast.synthesis.config import identity
 from prism_fast.synthesis.interruption import StopRequest
 from prism_fast.synthesis.label import Labeller
@@ -105,7 +105,7 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
     if there:
         found = _kept(figures, key)
         if not page.exists() and not page.is_symlink():
-            _write_page(page, found)
+            write_page(calibration_page(found), page)
         return found
     plan = Plan(synthesis, vocabulary, prompts)
     gate = _gate(pipe, teacher, config, plan, progress) if synthesis.needs_pilot else None
@@ -114,7 +114,7 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         measured = _measure(bench, options, config.fidelity, progress)
     found = {"identity": key, **head, "timesteps": steps, "left_out": left_out, **measured}
     write_json(figures, found)
-    _write_page(page, found)
+    write_page(calibration_page(found), page)
     return found
 
 
@@ -189,11 +189,6 @@ def _kept(path: Path, key: str) -> dict[str, Any]:
     if not same:
         raise UserError(f"{path} exists and holds something else than this calibration: give another --out")
     return {**found, "kept": True}
-
-
-def _write_page(path: Path, found: Mapping[str, Any]) -> None:
-    with replacing(path) as staged:
-        staged.write_text(calibration_page(found), encoding="utf-8")
 
 
 def _drawn(drawn: Drawn) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def run(arguments: Sequence[str]) -> None:
     from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
     from prism_fast.study.evaluate import evaluate, figures_text, holds_images
-    from prism_fast.study.evaluation_page import page_html, write_page
+    from prism_fast.study.evaluation_page import page_html
+    from prism_fast.study.page import write_page
     from prism_fast.study.robustness_page import robustness_html
 
     if report is not None and not config.shifts and not holds_images(config.target):

@@ -119,12 +119,12 @@ def claim(out: Path, identity: str) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by a rename: readers see the old file or the new one.
+def write_json(path: Path, value: Any, indent: int = 1) -> None:
+    """Writes JSON by a rename: readers see the old file or the new one. Folders that lack on the way are made.
 
     Raises:
         UserError: the place cannot be written.
     """
-    text = json.dumps(value, indent=1) + "\n"
+    text = json.dumps(value, indent=indent) + "\n"
     with replacing(path) as staged:
         staged.write_text(text)

@@ -86,16 +86,6 @@ class Prdc:
         return self.covered.share
 
     @property
-    def real_count(self) -> int:
-        """Points of the real set."""
-        return len(self.recalled.counts)
-
-    @property
-    def generated_count(self) -> int:
-        """Points of the generated set."""
-        return len(self.precise.counts)
-
-    @property
     def values(self) -> dict[str, Tensor]:
         """What each figure is the mean of, fp64: by generated point, or by real point for recall and coverage."""
         return {

@@ -38,6 +38,7 @@ from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import PromptList, Vocabulary, build_prompts, load_vocabulary
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.guidance import GateThresholds
+from prism_fast.study.page import write_page
 from prism_fast.synthesis.config import identity
 from prism_fast.synthesis.models import Models
 from prism_fast.synthesis.pilot import gate_thresholds
@@ -108,8 +109,7 @@ def pilot(config: PilotConfig, out: str, progress: ProgressFactory = silent) -> 
     for name, content in pictures.items():
         with replacing(folder / name) as staged:
             staged.write_bytes(content)
-    with replacing(folder / PAGE) as staged:
-        staged.write_text(pilot_page(found, pictures[MATRIX], pictures[SAMPLES]), encoding="utf-8")
+    write_page(pilot_page(found, pictures[MATRIX], pictures[SAMPLES]), folder / PAGE)
     write_json(folder / FIGURES, found)
     return found
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prism_fast.config import canonical
@@ -26,6 +25,7 @@ from prism_fast.recipes.fields import build, default_fields, lay_over
 from prism_fast.study.gates import made_from, plan_of, sample_rows
 from prism_fast.study.measure import measure_accuracy, measure_distribution
 from prism_fast.study.real import real_images
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[500, 1000, 2000], help="images an arm and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=out_file, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     pipe, judge = load_pipeline("fashion"), load_teacher(JUDGE)
     reference = MemorySource("test", *real_images("test"))
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         config = canonical(config_of(names[-1], max(options.images), options.seeds[0], options.batch))
         result = {"config": config, "rows": table, "summary": summary, **made_from(pipe, judge)}
-        options.out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_figures(options.out, result)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,13 @@ from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study import text
 from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
 from prism_fast.study.commit import commit
-from prism_fast.study.measure import (
-    distribution_settings,
-    gap_closed,
-    measure_accuracy,
-    measure_distribution,
-)
+from prism_fast.study.measure import gap_closed, measure_accuracy, measure_distribution
+from prism_fast.study.page import write_page
 from prism_fast.study.pairs import Pair, pair_figures
-from prism_fast.study.real import balanced_rows, most_balanced, real_images
+from prism_fast.study.real import balanced_rows, real_images
 from prism_fast.study.samples import overview
 from prism_fast.study.sets import LabelledSet, read_set
-from prism_fast.study.sources import MemorySource, labels_of
+from prism_fast.study.sources import MemorySource
 from prism_fast.study.stages import Stages, check_settings
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
@@ -81,7 +77,7 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     Raises:
         UserError: the folder holds another demo, or anything that synthesis, distillation and measuring refuse.
     """
-    from prism_fast.study.report import write_report
+    from prism_fast.study.report import report_html
 
     out = Path(config.out)
     # What cannot be loaded must not claim the folder: the corrected command would be one of other settings.
@@ -93,7 +89,7 @@ def run_demo(config: DemoConfig, say: Say = _say, bars: ProgressFactory = progre
     outcome = _Demo(config, out, say, bars, teacher, judge).run()
     write_json(out / METRICS, outcome.metrics)
     (out / PICTURE).write_bytes(overview(outcome.pairs["prism"], outcome.sets["prism"].class_names))
-    write_report(outcome, out / REPORT)
+    write_page(report_html(outcome), out / REPORT)
     say(text.demo_summary(outcome.metrics, config, out / REPORT, out / METRICS))
     return outcome
 
@@ -112,6 +108,27 @@ def load_classifiers(config: DemoConfig) -> tuple[Teacher, Teacher]:
             "the judge must know the teacher's classes"
         )
     return teacher, judge
+
+
+def distribution(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of each arm, and what they depend on: once what is the same in all arms, in an arm what is its own.
+
+    Args:
+        measured: by arm, what :func:`prism_fast.study.measure.measure_distribution` gave. An arm of which rows were
+            left without an image has fewer images than the others.
+    """
+    every = [found["settings"] for found in measured.values()]
+    shared = {name: value for name, value in every[0].items() if all(each[name] == value for each in every)}
+    return {
+        "settings": shared,
+        "arms": {
+            arm: {
+                **{name: value for name, value in found.items() if name != "settings"},
+                **{name: value for name, value in found["settings"].items() if name not in shared},
+            }
+            for arm, found in measured.items()
+        },
+    }
 
 
 class _Demo:
@@ -250,13 +267,12 @@ class _Demo:
         self, references: dict[str, float], figures: dict[str, dict[str, Any]], same_seeds: dict[str, dict[str, Any]]
     ) -> dict[str, Any]:
         arms = self.config.arms
-        count = self.config.images
         metrics: dict[str, Any] = {
             **references,
             "student_accuracy": {arm: figures[arm]["student_accuracy"] for arm in arms},
             "teacher_agreement": {arm: figures[arm]["teacher_agreement"] for arm in arms},
             "judge_agreement": {arm: figures[arm]["judge_agreement"] for arm in arms},
-            "images": count,
+            "images": self.config.images,
             "seconds": self.stages.total,
         }
         if self.config.full:
@@ -264,11 +280,7 @@ class _Demo:
             ceiling = figures[CEILING]["student_accuracy"]
             metrics["real_data_student_accuracy"] = ceiling
             metrics["gap_closed"] = gap_closed(students["plain"], students["prism"], ceiling)
-        real = most_balanced(labels_of(self.test), count)
-        metrics["distribution"] = {
-            "settings": distribution_settings(self.config.judge, self.test.name, count, real),
-            "arms": {arm: {k: v for k, v in figures[arm]["distribution"].items() if k != "settings"} for arm in arms},
-        }
+        metrics["distribution"] = distribution({arm: figures[arm]["distribution"] for arm in arms})
         metrics["same_seeds"] = same_seeds
         metrics["stages_seconds"] = self.stages.table()
         metrics["config"] = canonical(self.config)

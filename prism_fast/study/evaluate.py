@@ -130,6 +130,7 @@ def figures_text(figures: Mapping[str, Any]) -> str:
                 ends = row["interval"]
                 between = "" if ends is None else f"  ({ends['low']:.4g} to {ends['high']:.4g})"
                 lines.append(f"  {row['name']:<{width}}  {row['value']:.4g}{between}")
+    lines += _extremes(figures)
     copies = figures["copies"]
     lines.append(
         f"\n{copies['same_pixels_as_another']} of {copies['generated_images']} images repeat another, "
@@ -138,3 +139,28 @@ def figures_text(figures: Mapping[str, Any]) -> str:
         f"{percent(copies['close_share_of_real'], 0)} of the real ones to another"
     )
     return "\n".join(lines)
+
+
+def _extremes(figures: Mapping[str, Any]) -> list[str]:
+    """The classes of lowest and of highest precision and recall; nothing where there are not two of them."""
+    from prism_fast.study.compared import GENERATED
+
+    lines = []
+    for metric in ("precision", "recall"):
+        rows = [row for row in figures["figures"] if (row["of"], row["metric"]) == (GENERATED, metric)]
+        rows = sorted((row for row in rows if row["class_name"] is not None), key=lambda row: float(row["value"]))
+        if len(rows) < 2:
+            continue
+        low, high = rows[0], rows[-1]
+        told = f"lowest {_of_class(low)}, highest {_of_class(high)}"
+        if low["value"] == high["value"]:
+            told = f"{low['value']:.2f} in each of {len(rows)} classes"
+        lines.append(f"{metric} by class ({figures['headline']}, k = {low['k']}): {told}")
+    return ["", *lines] if lines else []
+
+
+def _of_class(row: Mapping[str, Any]) -> str:
+    """``coat 0.31 (0.25 to 0.38, N = 200)``."""
+    ends = row["interval"]
+    between = "" if ends is None else f"{ends['low']:.2f} to {ends['high']:.2f}, "
+    return f"{row['class_name']} {row['value']:.2f} ({between}N = {row['count']})"

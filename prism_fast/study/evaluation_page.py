@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.config import canonical, replacing
+from prism_fast.config import canonical
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.study import page
@@ -28,16 +28,6 @@ _AGREEMENTS = ("teacher_agreement", "judge_agreement")
 _TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
 _WITHIN = {**{metric: metric for metric in PRDC}, **_TITLES}
 Row = Mapping[str, Any]
-
-
-def write_page(html: str, path: Path) -> None:
-    """Writes a report as one file, by a rename.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
 
 
 def page_html(found: Comparison, config: EvaluateConfig) -> str:
@@ -122,17 +112,24 @@ def _head(row: Row | None, metric: str) -> str:
     return f"{_TITLES.get(metric, metric)}{k}"
 
 
-def _cell(row: Row | None, share: bool = False) -> str:
+def _cell(row: Row | None, share: bool = False, digits: int = 3) -> str:
+    """A figure above its interval."""
     if row is None:
         return "–"
+    ends = _ends(row, share, digits)
+    return _said(row, row["value"], share, digits) + (f"<small>{ends}</small>" if ends else "")
 
-    def said(value: float) -> str:
-        if share:
-            return percent(value)
-        return {FRECHET: f"{value:.2f}", KERNEL: f"{1000 * value:.2f}"}.get(row["metric"], f"{value:.3f}")
 
+def _ends(row: Row, share: bool, digits: int) -> str:
+    """Of a figure's interval; nothing where it has none."""
     ends = row["interval"]
-    return said(row["value"]) + ("" if ends is None else f"<small>{said(ends['low'])} – {said(ends['high'])}</small>")
+    return "" if ends is None else " – ".join(_said(row, ends[end], share, digits) for end in ("low", "high"))
+
+
+def _said(row: Row, value: float, share: bool, digits: int) -> str:
+    if share:
+        return percent(value)
+    return {FRECHET: f"{value:.2f}", KERNEL: f"{1000 * value:.2f}"}.get(row["metric"], f"{value:.{digits}f}")
 
 
 def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
@@ -144,23 +141,25 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
     for name, own in by_class.items():
         if not own:
             continue
-        agreed = [_pick(own, GENERATED, metric) for metric in _AGREEMENTS]
-        cells = [escape(name), *("–" if row is None else percent(row["value"]) for row in agreed)]
+        cells = [escape(name), *(_cell(_pick(own, GENERATED, metric), share=True) for metric in _AGREEMENTS)]
         count = None
         for metric in _WITHIN:
             made, real = (_pick(own, of, metric) for of in (GENERATED, CEILING))
             if made is None or real is None:
                 cells.append("–")
                 continue
-            count, times = made["count"], 1000 if metric == KERNEL else 1
-            cells.append(f"{times * made['value']:.2f}<small>real {times * real['value']:.2f}</small>")
+            count, ends = made["count"], _ends(real, share=False, digits=2)
+            beside = f"real {_said(real, real['value'], share=False, digits=2)}{f' ({ends})' * bool(ends)}"
+            cells.append(f"{_cell(made, digits=2)}<small>{beside}</small>")
         cells[0] += "" if count is None else f"<small>N = {count:,}</small>"
         lines.append((cells, False))
     if not lines:
         return []
     note = (
-        f'<p class="note">Within each class, in features of {escape(found.figures["headline"])}; below, what other '
-        "real images of the class get. A dash: too few images, for the Fréchet distance no more than features.</p>"
+        f'<p class="note">Within each class, in features of {escape(found.figures["headline"])}. Small print: 95 % '
+        "bootstrap intervals, and what other real images of the class get. The lowest of many classes lies lower, and "
+        "the highest higher, than it would in another draw. A dash: too few images, for the Fréchet distance no more "
+        "than features.</p>"
     )
     return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *_WITHIN.values()], lines) + note]
 

@@ -8,10 +8,8 @@ never guides, sees at least 80 % of the published loop's gain in agreement.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +22,7 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.gates import made_from, plan_of, sample_rows
 from prism_fast.study.scale import pilot_gate
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -107,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=out_file, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     pipe, teacher, judge = load_pipeline("fashion"), load_teacher("fashion"), load_teacher("fashion-judge")
     config = SynthesisConfig(
@@ -122,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         table.append(row)
     if options.out:
         found = {"config": canonical(config), "settings": table, **made_from(pipe, teacher, judge)}
-        options.out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        write_figures(options.out, found)
 
 
 if __name__ == "__main__":

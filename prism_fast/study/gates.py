@@ -6,7 +6,6 @@ They are measured on unguided samples and decide whether the world is one in whi
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_fast.config import canonical, environment
+from prism_fast.config import canonical, check_file, environment
 from prism_fast.data.fashion_mnist import as_images, load_split
+from prism_fast.errors import UserError
 from prism_fast.metrics.accuracy import accuracy
-from prism_fast.metrics.agreement import agreement
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
@@ -28,6 +27,7 @@ from prism_fast.prompts import PromptConfig, build_prompts, load_vocabulary
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.sampling.levels import make_sampler
+from prism_fast.study.scripts import write_figures
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.plan import Plan, Row, sampler_arguments
 from prism_fast.teachers.base import Teacher
@@ -37,6 +37,7 @@ PROMPTS = {
     "plain": PromptConfig(sense="name", content="none", style="none"),
     "oracle": PromptConfig(sense="gloss", content="frequency", style="photo"),
 }
+FIGURES = "gates.json"
 SAMPLER = SamplerConfig(steps=20, cfg_scale=3.0, compute_batch=100)
 
 
@@ -89,9 +90,23 @@ def sample_rows(
 
 
 def balanced(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The first ``count`` images, shared out evenly over the classes: uint8 [count, 3, 32, 32]."""
+    """The first ``count`` images, as many of each class: uint8 [count, 3, 32, 32].
+
+    Args:
+        images, labels: uint8 [N, 28, 28] and int64 [N].
+        count: how many.
+
+    Raises:
+        UserError: they cannot be shared out evenly, or a class has too few.
+    """
     classes = int(labels.max()) + 1
     rows = torch.cat([torch.nonzero(labels == c).flatten()[: count // classes] for c in range(classes)])
+    if len(rows) != count:
+        most = classes * int(torch.bincount(labels, minlength=classes).min())
+        raise UserError(
+            f"{count} real images, as many of each of {classes} classes, cannot be had: give a multiple of {classes}, "
+            f"at most {most}"
+        )
     return as_images(images[rows])
 
 
@@ -106,12 +121,22 @@ def reconstruct(pipe: Any, images: Tensor, batch: int = 100) -> Tensor:
 
 
 def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstructed: int) -> dict[str, Any]:
-    """All figures of the first four gates, and the gates. The real images are those of split V."""
+    """All figures of the first four gates, and the gates. The real images are those of split V.
+
+    Args:
+        pipe, teacher, judge: the built-in ones.
+        count: images an arm, and real ones that each is compared with.
+        reconstructed: real images through the VAE; all where there are fewer.
+
+    Raises:
+        UserError: there are not as many real images of each class.
+    """
     real, labels = load_split("V")
+    compared = balanced(real, labels, count)
     subset, labels_of_subset = as_images(real[:reconstructed]), labels[:reconstructed]
     direct = accuracy(teacher, subset, labels_of_subset).value
     through = accuracy(teacher, reconstruct(pipe, subset), labels_of_subset).value
-    reference = features(judge, balanced(real, labels, count))
+    reference = features(judge, compared)
     arms: dict[str, dict[str, Any]] = {}
     sampled = {}
     for name, prompts in PROMPTS.items():
@@ -124,10 +149,11 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
         plan = plan_of(pipe, config)
         images, classes = sampled[name] = sample_rows(pipe, config, [plan.row(i) for i in range(len(plan))])
         overlap = prdc(reference, features(judge, images))
+        agreed = accuracy(teacher, images, classes)
         arms[name] = {
-            "teacher_agreement": agreement(teacher, images, classes).value,
-            "judge_agreement": agreement(judge, images, classes).value,
-            "by_class": agreement(teacher, images, classes).by_class,
+            "teacher_agreement": agreed.value,
+            "judge_agreement": accuracy(judge, images, classes).value,
+            "by_class": agreed.by_class,
             "precision": overlap.precision,
             "recall": overlap.recall,
             "density": overlap.density,
@@ -143,7 +169,7 @@ def measure(pipe: Any, teacher: Teacher, judge: Teacher, count: int, reconstruct
     rows = [{"name": g.name, "value": round(g.value, 4), "low": g.low, "high": g.high, "met": g.met} for g in gates]
     return {
         "images": count,
-        "reconstructed": reconstructed,
+        "reconstructed": len(subset),
         "sampler": canonical(SAMPLER),
         "teacher_on_real": direct,
         "arms": arms,
@@ -161,8 +187,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", default="fashion")
     parser.add_argument("--out", type=Path, help="folder for gates.json and grids")
     options = parser.parse_args(arguments)
-    pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
-    result = measure(pipe, teacher, judge, options.images, options.reconstructed)
+    try:
+        if options.out:
+            check_file(options.out / FIGURES)  # before the measuring, which takes minutes
+        pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
+        result = measure(pipe, teacher, judge, options.images, options.reconstructed)
+    except UserError as error:
+        parser.error(str(error))
     sampled = result.pop("sampled")
     for gate in result["gates"]:
         mark = "met" if gate["met"] else "MISSED"
@@ -173,8 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         from torchvision.utils import save_image
 
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gates.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_figures(options.out / FIGURES, result)
         for name, (images, _) in sampled.items():
             save_image(images[:100].float() / 255, str(options.out / f"{name}.png"), nrow=10, padding=1)
 

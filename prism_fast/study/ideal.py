@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
+from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from prism_fast.data.fashion_mnist import load_split
 from prism_fast.distill.trainer import distill_images
-from prism_fast.metrics.agreement import agreement
+from prism_fast.errors import UserError
+from prism_fast.metrics.accuracy import accuracy
 from prism_fast.metrics.features import features
 from prism_fast.metrics.prdc import prdc
 from prism_fast.pipeline.load import load_pipeline
@@ -30,6 +30,7 @@ from prism_fast.study.arms import CEILING, DemoConfig, distill_config
 from prism_fast.study.gates import balanced, made_from, reconstruct
 from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import real_images
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -39,7 +40,7 @@ from prism_fast.zoo.fashion_captions import NAMES, OTHER_SENSES
 from prism_fast.zoo.garments import Garments
 
 COMPARED = 1000
-"""Images compared with as many of split V, as for the gates."""
+"""Images compared with as many of split V, as for the gates; all where an arm has fewer."""
 
 
 def perfect(source: Garments, arm: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -80,34 +81,58 @@ def student_accuracy(images: Tensor, classes: Tensor, teacher: Teacher, referenc
         return measure_accuracy(load_teacher(str(report.student)), reference, "student")
 
 
+def measure(
+    pipe: Any, teacher: Teacher, judge: Teacher, count: int, compared: int
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Names and figures of both arms, before and after the VAE.
+
+    Args:
+        pipe, teacher, judge: the built-in ones.
+        count: images an arm.
+        compared: of them, the first so many are compared with as many of split V; at most ``count``.
+
+    Raises:
+        UserError: there are not as many real images of each class.
+    """
+    real = features(judge, balanced(*load_split("V"), compared))
+    reference = MemorySource("V", *real_images("V"))
+    source = Garments(world.WorldConfig())
+    for arm in ("plain", "oracle"):
+        images, classes = perfect(source, arm, count, 0)
+        for name, shown in ((arm, images), (f"{arm}, through the VAE", reconstruct(pipe, images))):
+            overlap = prdc(real, features(judge, shown[:compared]))
+            yield (
+                name,
+                {
+                    "teacher_agreement": accuracy(teacher, shown, classes).value,
+                    "judge_agreement": accuracy(judge, shown, classes).value,
+                    "precision": overlap.precision,
+                    "recall": overlap.recall,
+                    "coverage": overlap.coverage,
+                    "student_on_V": student_accuracy(shown, classes, teacher, reference),
+                },
+            )
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the figures of both arms, before and after the VAE, and of real photos."""
+    """Prints the figures of both arms, before and after the VAE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=DemoConfig().images, help="images an arm")
     parser.add_argument("--pipeline", default="fashion")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=out_file, help="JSON file")
     options = parser.parse_args(arguments)
     pipe, teacher, judge = load_pipeline(options.pipeline), load_teacher("fashion"), load_teacher("fashion-judge")
-    reference = MemorySource("V", *real_images("V"))
-    compared = features(judge, balanced(*load_split("V"), COMPARED))
-    source = Garments(world.WorldConfig())
-    arms: dict[str, Any] = {}
-    for arm in ("plain", "oracle"):
-        images, classes = perfect(source, arm, options.images, 0)
-        for name, shown in ((arm, images), (f"{arm}, through the VAE", reconstruct(pipe, images))):
-            overlap = prdc(compared, features(judge, shown[:COMPARED]))
-            arms[name] = {
-                "teacher_agreement": agreement(teacher, shown, classes).value,
-                "judge_agreement": agreement(judge, shown, classes).value,
-                "precision": overlap.precision,
-                "recall": overlap.recall,
-                "coverage": overlap.coverage,
-                "student_on_V": student_accuracy(shown, classes, teacher, reference),
-            }
-            print(name, {key: round(value, 3) for key, value in arms[name].items()}, flush=True)
+    compared = min(COMPARED, options.images)
+    arms: dict[str, dict[str, float]] = {}
+    try:
+        for name, figures in measure(pipe, teacher, judge, options.images, compared):
+            arms[name] = figures
+            print(name, {key: round(value, 3) for key, value in figures.items()}, flush=True)
+    except UserError as error:
+        parser.error(str(error))
     if options.out:
-        found = {"images": options.images, "compared": COMPARED, "arms": arms, **made_from(pipe, teacher, judge)}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        found = {"images": options.images, "compared": compared, "arms": arms, **made_from(pipe, teacher, judge)}
+        write_figures(options.out, found)
 
 
 if __name__ == "__main__":

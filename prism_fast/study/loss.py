@@ -36,6 +36,7 @@ from prism_fast.study.experiment import TRIAL_SEED
 from prism_fast.study.gates import made_from
 from prism_fast.study.methods import MAIN, PLAIN, synthesis_config
 from prism_fast.study.real import real_images
+from prism_fast.study.scripts import out_file
 from prism_fast.study.stages import CLOCKS, Stages, clock_for
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import StudyConfig
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4000, help="in the set; the steps follow from them")
     parser.add_argument("--seed", type=int, default=0, help="of the students")
     parser.add_argument("--runs", type=Path, default=Path("runs/loss"), help="set and students; continues there")
-    parser.add_argument("--out", type=Path, default=Path("docs/study/loss.json"), help="JSON file for the figures")
+    parser.add_argument("--out", type=out_file, default="docs/study/loss.json", help="JSON file for the figures")
     options = parser.parse_args(arguments)
     try:
         found = check(StudyConfig(images=options.images), options.seed, options.runs)

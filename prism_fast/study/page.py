@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+from prism_fast.config import replacing
 
 STYLE = """
 :root {
@@ -115,7 +119,7 @@ PALETTE = (
 
 def arm_rules(names: Sequence[str]) -> str:
     """CSS: names without a colour in :data:`STYLE` get that of their place in :data:`PALETTE`, and dotted lines."""
-    others = [name for name in names if f".arm-{name} " not in STYLE]
+    others = [name for name in names if not re.search(rf"\.arm-{re.escape(name)}[ ,]", STYLE)]  # a rule may be of two
     colours = [(name, *PALETTE[place % len(PALETTE)]) for place, name in enumerate(others)]
     light = [f".arm-{name} {{ --c: {colour}; }}" for name, colour, _ in colours]
     dark = [f".arm-{name} {{ --c: {colour}; }}" for name, _, colour in colours]
@@ -137,6 +141,16 @@ def page(title: str, body: Sequence[str], style: str = "") -> str:
         + "\n".join(body).replace(" %", "\u00a0%")  # a number and its sign stay on one line
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def write_page(html: str, path: Path) -> None:
+    """Writes a document as one file, by a rename.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with replacing(path) as staged:
+        staged.write_text(html, encoding="utf-8")
 
 
 def tiles(items: Sequence[tuple[str, str]]) -> str:

@@ -84,9 +84,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, y_range: Po
     for line, points in zip(series, kept, strict=True):
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="line arm-{escape(line.name)}" points="{path}"/>')
-    parts.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle"))
-    turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
-    parts.append(f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(_axis_titles(x_label, y_label))
     return _svg(WIDTH, HEIGHT, parts, f"{y_label} against {x_label}") + legend(series)
 
 
@@ -127,9 +125,7 @@ def scatter_chart(
             spot = next((spot for spot, full in zip(spots, taken, strict=True) if not full), spots[0])
             written.append(spot)
             parts.append(_text(x + (7 if right else -7), spot[1], mark.title, "start" if right else "end"))
-    parts.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle"))
-    turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
-    parts.append(f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(_axis_titles(x_label, y_label))
     return _svg(WIDTH, HEIGHT, parts, f"{y_label} against {x_label}") + legend(groups)
 
 
@@ -203,6 +199,12 @@ def _x_axis(values: Sequence[float], scale: Scale, base: float, top: float | Non
         )
     )
     return lines + "".join(_text(scale(v), base + 15, f"{v:g}", "middle") for v in values)
+
+
+def _axis_titles(x_label: str, y_label: str) -> str:
+    turn = f"translate(11 {HEIGHT / 2:.0f}) rotate(-90)"
+    title = f'<text class="label" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>'
+    return _text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle") + title
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -5,29 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_fast.config import replacing
 from prism_fast.study import page
 from prism_fast.study.arms import ARMS, CEILING
 from prism_fast.study.plots import Series, line_chart, ridges
 from prism_fast.study.reading import conclusions
 from prism_fast.study.samples import class_picture
-from prism_fast.study.text import duration, percent, points
+from prism_fast.study.text import compared_images, duration, percent, points
 
 if TYPE_CHECKING:
     from prism_fast.study.demo import Outcome
 
 _COVER = ("precision", "recall", "density", "coverage")
 _TITLE = "A student that never saw its teacher's data"
-
-
-def write_report(outcome: Outcome, path: Path) -> None:
-    """Writes the report as one file, by a rename."""
-    html = report_html(outcome)
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
 
 
 def report_html(outcome: Outcome) -> str:
@@ -92,14 +83,12 @@ def _arms(outcome: Outcome) -> str:
                 False,
             )
         )
-    settings = metrics["distribution"]["settings"]
+    settings, beside = metrics["distribution"]["settings"], compared_images(metrics["distribution"], ",")
     note = (
         '<p class="note">Agreement: share of the images that the classifier takes for the class asked for. Student: '
         "accuracy on the real test images, final weights. Precision and recall "
         f"(k = {settings['k_precision_recall']}), density and coverage (k = {settings['k_density_coverage']}): "
-        f"features of {escape(settings['extractor'])}, "
-        f"{settings['generated_images']:,} generated against {settings['real_images']:,} real images "
-        f"({escape(settings['reference'])}).</p>"
+        f"features of {escape(settings['extractor'])}, {escape(beside)} ({escape(settings['reference'])}).</p>"
     )
     return page.table(head, rows) + note
 

@@ -62,6 +62,12 @@ def paired_rows(above: Sequence[Tensor], below: Sequence[Tensor]) -> bytes:
     return _png(sheet)
 
 
+def paired_columns(png: bytes) -> int:
+    """How many cells a row of a picture of :func:`paired_rows` has."""
+    width, height = Image.open(io.BytesIO(png)).size
+    return 2 * (width + _GAP) // (height + _GAP)
+
+
 def _class_strip(pair: Pair, class_index: int, columns: int) -> Image.Image:
     rows = (pair.classes == class_index).nonzero()[:columns, 0]
     side = pair.unguided.images.shape[-1] * ZOOM

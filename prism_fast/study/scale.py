@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from prism_fast.sampling.config import GuidanceConfig, SamplerConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.gates import made_from, plan_of, sample_rows
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
@@ -118,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", default="fashion")
     parser.add_argument("--teacher", default="fashion")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="JSON file for the sweep")
+    parser.add_argument("--out", type=out_file, help="JSON file for the sweep")
     options = parser.parse_args(arguments)
     pipe, teacher = load_pipeline(options.pipeline), load_teacher(options.teacher)
     config = SynthesisConfig(
@@ -132,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"chosen scale: {choose(table)}")
     if options.out:
         found = {"config": canonical(config), "sweep": table, "chosen": choose(table), **made_from(pipe, teacher)}
-        options.out.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        write_figures(options.out, found)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from prism_fast.study.arms import DemoConfig, distill_config, synthesis_config
 from prism_fast.study.gates import made_from
 from prism_fast.study.measure import measure_accuracy
 from prism_fast.study.real import real_images
+from prism_fast.study.scripts import out_file
 from prism_fast.study.sources import MemorySource, Source
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.job import synthesize
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="pairs; at least 2")
     parser.add_argument("--images", type=int, default=DemoConfig().images, help="in each training set")
     parser.add_argument("--runs", type=Path, default=Path("runs/students"), help="sets and students; continues there")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=out_file, help="JSON file for the figures")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds must be 2 or more: one pair has no spread")

@@ -11,6 +11,7 @@ from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study.experiment import Experiment, Say
 from prism_fast.study.helpers import divided_threads, helpers, workers_of
 from prism_fast.study.methods import Method
+from prism_fast.study.page import write_page
 from prism_fast.study.results import results
 from prism_fast.study.study_config import StudyConfig
 from prism_fast.study.study_text import study_heading, study_summary
@@ -39,7 +40,7 @@ def run_study(
         UserError: the folder holds another study; a network cannot be used; several workers on a GPU; or, after all
             else is finished and written, methods failed: they are named.
     """
-    from prism_fast.study.study_page import write_page
+    from prism_fast.study.study_page import page_html
 
     workers = workers_of(config)
     with divided_threads(workers):
@@ -50,7 +51,7 @@ def run_study(
     out = Path(config.out)
     figures = results(study, found)
     write_json(out / RESULTS, figures)
-    write_page(study, figures, out / REPORT)
+    write_page(page_html(study, figures), out / REPORT)
     say(study_summary(figures, out / REPORT, out / RESULTS))
     if found.failures:
         told = "; ".join(f"{name}: {reason}" for name, reason in found.failures.items())

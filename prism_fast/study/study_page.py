@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import replacing
 from prism_fast.metrics.comparison import FRECHET, KERNEL
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.shifts import SHIFTS
@@ -18,7 +17,7 @@ from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import OVERLAPS, accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
 from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
-from prism_fast.study.study_samples import COLUMNS
+from prism_fast.study.study_samples import sample_figures
 from prism_fast.study.study_text import in_table, interval, seeds_of, verdict, with_spread
 from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
@@ -27,19 +26,12 @@ _TITLES = {**{name: name for name in PRDC}, FRECHET: "Fréchet distance", KERNEL
 Figures = Mapping[str, Any]
 
 
-def write_page(study: Experiment, figures: Figures, path: Path) -> None:
-    """Writes the report as one file, by a rename.
+def page_html(study: Experiment, figures: Figures) -> str:
+    """The whole document.
 
     Raises:
-        UserError: the place cannot be written, or a set cannot be read again.
+        UserError: an image cannot be read again.
     """
-    html = page_html(study, figures)
-    with replacing(path) as staged:
-        staged.write_text(html, encoding="utf-8")
-
-
-def page_html(study: Experiment, figures: Figures) -> str:
-    """The whole document."""
     title = "PRISM beside its rivals"
     config = study.config
     methods = {method.name: method for method in study.methods}
@@ -213,8 +205,9 @@ def _controls(figures: Figures) -> str:
 def _further_tables(figures: Figures, methods: Mapping[str, Method]) -> list[str]:
     parts = []
     notes = {
-        EQUAL_COMPUTE: "Each method has as many images as PRISM's seconds of sampling buy, at most twice as many, and "
-        "never fewer than in the first table; all students have as many steps.",
+        EQUAL_COMPUTE: "Each method has as many images as PRISM's seconds of sampling buy, at most "
+        f"{figures['config']['more']:g} times as many, and never fewer than in the first table; all students have as "
+        "many steps.",
         OWN_LOSS: "Students that are trained as the method's paper does it, beside PRISM's of the first table.",
     }
     for table, note in notes.items():
@@ -313,22 +306,9 @@ def _shifts(figures: Figures, usual: int) -> str:
 
 def _samples(study: Experiment, figures: Figures) -> str:
     """Of every method the first images of each class, of seed 0."""
-    parts = []
-    for name in in_table(figures, EQUAL_IMAGES):
-        if name not in study.found.shown:
-            continue
-        data = study.found.shown[name]["samples"]
-        parts.append(
-            f"<figure><figcaption><b>{escape(name)}</b></figcaption>"
-            f'<img alt="samples of {escape(name, quote=True)}" src="data:image/png;base64,{data}"></figure>'
-        )
-    known = study.eyes.teacher.label_names or tuple(map(str, range(study.classes)))
-    names = known[:COLUMNS]
-    note = _note(
-        f"A column is a class, from left to right: {escape(', '.join(names))}. A place in it is one row of the plan: "
-        "the same seed of the noise in every method."
-    )
-    return f'<div class="classes">{"".join(parts)}</div>{note}'
+    names = study.eyes.teacher.label_names or tuple(map(str, range(study.classes)))
+    drawn = [name for name in in_table(figures, EQUAL_IMAGES) if name in study.found.shown]
+    return sample_figures({name: study.found.shown[name]["samples"] for name in drawn}, names)
 
 
 def _settings(figures: Figures) -> str:

@@ -58,11 +58,11 @@ def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, f
         )
     if config.full:
         rows.append(["real images (ceiling)", *["–"] * 4, percent(metrics["real_data_student_accuracy"])])
-    of = metrics["distribution"]["settings"]
+    of, beside = metrics["distribution"]["settings"], compared_images(metrics["distribution"])
     lines = ["", *aligned(rows), ""]
     lines.append(
         f"Precision and recall: features of {Path(of['extractor']).name}, k = {of['k_precision_recall']}, "
-        f"{of['generated_images']} generated against {of['real_images']} real images ({of['reference']})."
+        f"{beside} ({of['reference']})."
     )
     students = metrics["student_accuracy"]
     lines.append(f"PRISM over plain: {points(students['prism'] - students['plain'])} of student accuracy.")
@@ -80,6 +80,22 @@ def demo_summary(metrics: Mapping[str, Any], config: DemoConfig, report: Path, f
     )
     lines += ["", f"{duration(metrics['seconds'])} in all. Figures: {figures}", f"Report: {report}"]
     return "\n".join(lines)
+
+
+def compared_images(distribution: Mapping[str, Any], grouping: str = "") -> str:
+    """``2000 generated against 2000 real images``; where arms differ in these numbers, each one's.
+
+    Args:
+        distribution: of a demo's ``metrics.json``.
+        grouping: what stands between thousands.
+    """
+    told = {}
+    for arm, own in distribution["arms"].items():
+        made, real = ({**distribution["settings"], **own}[f"{which}_images"] for which in ("generated", "real"))
+        told[arm] = f"{made:{grouping}} generated against {real:{grouping}} real images"
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return ", ".join(f"{ARMS[arm].title} {each}" for arm, each in told.items())
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

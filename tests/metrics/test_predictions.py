@@ -12,9 +12,8 @@ from torch import Tensor
 
 from prism_fast.errors import UserError
 from prism_fast.metrics.accuracy import accuracy
-from prism_fast.metrics.agreement import agreement, agreement_of_logits
 from prism_fast.metrics.features import features
-from prism_fast.metrics.predictions import predict
+from prism_fast.metrics.predictions import largest, predict
 
 
 class _MeanClassifier:
@@ -67,10 +66,8 @@ def test_batches_do_not_matter(batch: int, seed: int) -> None:
 
 
 def test_agreement_is_with_the_requested_class() -> None:
-    requested = torch.tensor([0, 1, 2, 2])
-    assert agreement(_MeanClassifier(), _greys([0, 1, 2, 3]), requested).value == 0.75
-    logits = torch.eye(5)[[0, 1, 2, 3]].half()
-    assert agreement_of_logits(logits, requested) == agreement(_MeanClassifier(), _greys([0, 1, 2, 3]), requested)
+    found = accuracy(_MeanClassifier(), _greys([0, 1, 2, 3]), torch.tensor([0, 1, 2, 2]))
+    assert found.value == 0.75 and found.by_class[2] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -104,10 +101,9 @@ def test_what_is_not_finite_is_no_prediction(value: float) -> None:
             return super().features(images) * value
 
     images, labels = _greys([1, 4]), torch.tensor([1, 4])
-    for measure in (accuracy, agreement):
-        with pytest.raises(UserError, match=r"logits are not finite for . of 2 images"):
-            measure(Damaged(), images, labels)
+    with pytest.raises(UserError, match=r"logits are not finite for . of 2 images"):
+        accuracy(Damaged(), images, labels)
     with pytest.raises(UserError, match="features are not finite"):
         features(Damaged(), images)
     with pytest.raises(UserError, match="not finite for 1 of 2"):
-        agreement_of_logits(torch.tensor([[0.0, 1.0], [value, 1.0]]), torch.tensor([1, 1]))
+        largest(torch.tensor([[0.0, 1.0], [value, 1.0]]))

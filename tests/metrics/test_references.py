@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,10 @@ from prism_fast.metrics.frechet import FrechetTo, frechet_distance, moments
 from prism_fast.metrics.kernel_distance import kernel_distance, weighted_distances
 from prism_fast.metrics.prdc import PRDC, Prdc, prdc
 
-prdc_of_authors = pytest.importorskip("prdc", reason="the package prdc is not installed: pip install 'prism_fast[dev]'")
+
+@pytest.fixture
+def prdc_of_authors() -> Any:
+    return pytest.importorskip("prdc", reason="the package prdc is not installed: pip install 'prism_fast[dev]'")
 
 
 def feature_sets(seed: int, real: int, generated: int, width: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +32,9 @@ SIZES = [(600, 500, 24), (300, 700, 200)]
 
 
 @pytest.mark.parametrize(("real", "generated", "width"), SIZES)
-def test_prdc_is_exactly_that_of_its_authors_in_fp64(real: int, generated: int, width: int, seed: int) -> None:
+def test_prdc_is_exactly_that_of_its_authors_in_fp64(
+    real: int, generated: int, width: int, seed: int, prdc_of_authors: Any
+) -> None:
     first, second = feature_sets(seed, real, generated, width)
     theirs = prdc_of_authors.compute_prdc(first.double().numpy(), second.double().numpy(), nearest_k=5)
     for method in ("product", "direct"):
@@ -58,7 +65,9 @@ def lattice_sets(seed: int, real: int, generated: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["product", "direct"])
-def test_where_distances_equal_radii_each_figure_is_its_references(method: str, seed: int) -> None:
+def test_where_distances_equal_radii_each_figure_is_its_references(
+    method: str, seed: int, prdc_of_authors: Any
+) -> None:
     """Precision and recall have closed balls, as torch-fidelity's, density and coverage open ones, as ``prdc``'s.
 
     Of 128 and 64 points: the means of so many whole numbers have no rounding error, nor has anything after them.
@@ -160,16 +169,26 @@ def test_the_kernel_distance_of_whole_sets_is_torch_fidelitys(seed: int) -> None
     assert found.value == pytest.approx(float(weighted_distances(first, second, once)), rel=1e-9)
 
 
-def test_the_kernel_distance_of_subsets_is_torch_fidelitys(seed: int) -> None:
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
+def test_the_kernel_distance_of_subsets_is_the_mean_over_them(seed: int) -> None:
+    """By the definition, in fp64; which subsets there are is torch-fidelity's, drawn from a seed as it does."""
     first, second = feature_sets(seed, 300, 350, 24)
     found = kernel_distance(first, second, subsets=20, subset_size=100, seed=seed)
-    theirs = kid_features_to_metric(
-        first, second, kid_subsets=20, kid_subset_size=100, rng_seed=seed, verbose=False
-    )  # fmt: skip
-    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3, abs=1e-7)
-    assert found.spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3, abs=1e-7)
+    source = np.random.RandomState(seed % 2**32)
+    each = []
+    for _ in range(20):
+        left, right = (sets[source.choice(len(sets), 100, replace=False)] for sets in (first, second))
+        each.append(squared_mmd(left, right))
+    assert (found.subsets, found.subset_size) == (20, 100)
+    assert found.value == pytest.approx(np.mean(each), rel=1e-8)
+    assert found.spread == pytest.approx(np.std(each), rel=1e-8)
+
+
+def squared_mmd(left: Tensor, right: Tensor) -> float:
+    """Squared maximum mean discrepancy of [N,D] and [N,D] with k(x, y) = (x·y/D + 1)³, unbiased, in fp64."""
+    (count, width), sets = left.shape, (left.double(), right.double())
+    kernels = {(i, j): (sets[i] @ sets[j].T / width + 1) ** 3 for i, j in ((0, 0), (1, 1), (0, 1))}
+    within = [kernels[i, i].sum() - kernels[i, i].trace() for i in (0, 1)]  # no point with itself
+    return float(sum(within) / (count * (count - 1)) - 2 * kernels[0, 1].mean())
 
 
 def test_resampled_kernel_distances_leave_out_pairs_of_a_point_with_itself(seed: int) -> None:

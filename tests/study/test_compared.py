@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,11 @@ from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.levels import make_sampler
 from prism_fast.study import compared
 from prism_fast.study.compared import CEILING, GENERATED, load_networks
-from prism_fast.study.evaluate import evaluate
+from prism_fast.study.evaluate import evaluate, figures_text
 from prism_fast.study.evaluate_config import EvaluateConfig
+from prism_fast.study.evaluation_page import page_html
 from prism_fast.study.sources import FolderSource, Source, in_batches
+from prism_fast.study.text import percent
 from prism_fast.synthesis.shards import CONFIG_FILE, INFO_FILE
 from prism_fast.teachers.load import load_teacher
 from tests.data.sets import write_set
@@ -128,6 +132,58 @@ def test_distances_within_a_class(seed: int) -> None:
         assert all(figure.class_name == "coat" and "class coat" in figure.name for figure in found)
     whole = distance_figures(made[:6], real[:6], shared, GENERATED)
     assert [figure.metric for figure in whole] == ["frechet_distance", "kernel_distance"]
+
+
+def test_each_class_has_its_intervals_in_the_page(world: World, folders: tuple[Path, Path]) -> None:
+    config = settings(world, *folders)
+    found = evaluate(config, silent)
+    assert found.comparison is not None
+    html = page_html(found.comparison, config).replace("\u00a0", " ")
+    rows = dict(re.findall(r"<tr><td>(class \d)<small>N = 10</small></td>(.*?)</tr>", html))
+    assert set(rows) == {"class 0", "class 1"}
+    shown = 0
+    for row in found.figures["figures"]:
+        if row["class_name"] not in rows or row["metric"] == "frechet_distance":
+            continue
+        numbers = [row["value"], row["interval"]["low"], row["interval"]["high"]]
+        if row["metric"].endswith("_agreement"):
+            if row["of"] == CEILING:
+                continue
+            value, low, high = map(percent, numbers)
+        else:
+            value, low, high = (f"{(1000 if row['metric'] == 'kernel_distance' else 1) * each:.2f}" for each in numbers)
+        made = f"{value}<small>{low} – {high}</small>"
+        assert (made if row["of"] == GENERATED else f"<small>real {value} ({low} – {high})</small>") in rows[
+            row["class_name"]
+        ]
+        shown += 1
+    assert shown == 2 * (2 + 5 + 5)
+    bare = replace(config, resamples=0)
+    found = evaluate(bare, silent)
+    assert found.comparison is not None
+    html = page_html(found.comparison, bare)
+    assert len(re.findall(r"<td>[\d.-]+<small>real [\d.-]+</small></td>", html)) == 2 * 5 and " – " not in html
+
+
+def test_the_classes_of_lowest_and_highest_figures_are_told(world: World, folders: tuple[Path, Path]) -> None:
+    figures = evaluate(settings(world, *folders), silent).figures
+    known = {"class 0": (0.25, 0.2, 0.3), "class 1": (0.75, 0.7, 0.9)}
+    for row in figures["figures"]:
+        if row["class_name"] in known and row["metric"] in ("precision", "recall"):
+            of_real = row["of"] == CEILING  # of which the lines do not tell
+            value, low, high = (0.0, 0.0, 0.0) if of_real else known[row["class_name"]]
+            row |= {"value": value, "interval": {"low": low, "high": high}}
+    head = f"by class ({world.judge}, k = 3):"
+    told = f"{head} lowest class 0 0.25 (0.20 to 0.30, N = 10), highest class 1 0.75 (0.70 to 0.90, N = 10)"
+    assert [line for line in figures_text(figures).splitlines() if "by class" in line] == [
+        f"precision {told}",
+        f"recall {told}",
+    ]
+    for row in figures["figures"]:
+        row |= {"value": 0.5, "interval": None}
+    assert f"recall {head} 0.50 in each of 2 classes" in figures_text(figures)
+    one = [row for row in figures["figures"] if row["class_name"] != "class 1"]
+    assert "by class" not in figures_text({**figures, "figures": one})
 
 
 def test_images_without_classes_are_compared_as_a_whole(world: World, tmp_path: Path, seed: int) -> None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,14 @@ from prism_fast.progress import silent
 from prism_fast.prompts import fashion
 from prism_fast.study import demo as demo_module
 from prism_fast.study.arms import ARMS, DEFAULT_ARMS, DemoConfig
-from prism_fast.study.demo import UNGUIDED, Outcome, run_demo
+from prism_fast.study.demo import UNGUIDED, Outcome, _Demo, run_demo
+from prism_fast.study.measure import distribution_settings, measure_accuracy
+from prism_fast.study.real import real_images
+from prism_fast.study.sources import MemorySource, Source
+from prism_fast.teachers.base import Teacher
 from prism_fast.teachers.load import load_teacher
 from prism_fast.zoo.fashion_captions import NAMES
-from tests.study.worlds import TEST_IMAGES, make_world, one_thread, use_fake_images
+from tests.study.worlds import TEST_IMAGES, fake_images, make_world, one_thread, use_fake_images
 
 IMAGES = 20
 
@@ -41,10 +47,24 @@ def tiny_demo(folder: Path) -> DemoConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DemoConfig, Outcome, list[str]]]:
+def measured() -> dict[str, str]:
+    """Of what the demo measured on real images, by what it was called: the fingerprint of the network."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, measured: dict[str, str]
+) -> Iterator[tuple[DemoConfig, Outcome, list[str]]]:
     said: list[str] = []
+
+    def recorded(classifier: Teacher, labelled: Source, label: str = "", *more: Any) -> float:
+        measured[label] = classifier.fingerprint
+        return measure_accuracy(classifier, labelled, label, *more)
+
     with pytest.MonkeyPatch.context() as patch, one_thread():
         use_fake_images(patch)
+        patch.setattr(demo_module, "measure_accuracy", recorded)
         config = tiny_demo(tmp_path_factory.mktemp("demo"))
         yield config, run_demo(config, said.append, silent), said
 
@@ -70,12 +90,41 @@ def test_the_figures(finished: Finished) -> None:
     assert (settings["k_precision_recall"], settings["generated_images"]) == (3, IMAGES)
 
 
-def test_the_student_that_is_measured_is_the_one_that_is_saved(finished: Finished) -> None:
+def test_figures_are_stated_with_the_images_that_were_measured() -> None:
+    """Not with those that were asked for: an arm may lack some, and another have all."""
+    made = {"plain": 18, "prism": 20}
+    measured = {
+        arm: {
+            **dict.fromkeys(("student_accuracy", "teacher_agreement", "judge_agreement"), 0.5),
+            "distribution": {"recall": 0.5, "settings": distribution_settings("judge", "test", count, count)},
+        }
+        for arm, count in made.items()
+    }
+    demo = SimpleNamespace(
+        config=DemoConfig(images=IMAGES),
+        stages=SimpleNamespace(total=1.0, table=dict),
+        environment={},
+        test=MemorySource("test", *fake_images(TEST_IMAGES)),
+    )
+    found = _Demo._metrics(demo, {}, measured, {})["distribution"]  # type: ignore[arg-type]
+    for arm, count in made.items():
+        told = {**found["settings"], **found["arms"][arm]}
+        assert (told["generated_images"], told["real_images"]) == (count, count)
+
+
+def test_the_student_that_is_measured_is_the_one_that_is_saved(finished: Finished, measured: dict[str, str]) -> None:
+    """Students of so little training may be equally bad: the network that was measured is looked at too."""
     config, outcome, _ = finished
+    test = MemorySource("test", *real_images("test"))
+    fingerprints = set()
     for arm in DEFAULT_ARMS:
         student = load_teacher(str(Path(config.out, arm, "student", "student")))
+        assert outcome.metrics["student_accuracy"][arm] == measure_accuracy(student, test)
+        assert measured[f"{arm}: student on real images"] == student.fingerprint
+        fingerprints.add(student.fingerprint)
         assert student.num_classes == 10
         assert outcome.students[arm].steps == 1
+    assert len(fingerprints) == len(DEFAULT_ARMS)
 
 
 def test_the_pair_is_the_same_rows_with_and_without_guidance(finished: Finished) -> None:

@@ -13,7 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from prism_fast.errors import UserError
+from prism_fast.study import page
 from prism_fast.study.arms import DemoConfig
+from prism_fast.study.demo import distribution
 from prism_fast.study.measure import distribution_settings
 from prism_fast.study.pairs import Pair, pair_figures
 from prism_fast.study.plots import Mark, Series, line_chart, ridges, scatter_chart, ticks
@@ -21,7 +24,7 @@ from prism_fast.study.reading import conclusions
 from prism_fast.study.samples import class_picture, overview
 from prism_fast.study.sets import LabelledSet
 from prism_fast.study.sources import MemorySource
-from prism_fast.study.text import demo_summary, duration, percent, points
+from prism_fast.study.text import compared_images, demo_summary, duration, percent, points
 from tests.study.test_measure import Brightness
 
 
@@ -108,9 +111,15 @@ def svg_of(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text[: text.index("</svg>") + 6])
 
 
+def axis_titles(svg: ElementTree.Element) -> list[str | None]:
+    """Of x in the middle below, of y turned, beside the middle."""
+    return [label.text for label in svg.findall("text") if label.get("y") == "246.0" or label.get("transform")]
+
+
 def test_line_charts_keep_to_their_frame_and_leave_out_what_is_not_finite() -> None:
     points = [(0.0, 1.0), (1.0, math.nan), (2.0, 5.0), (3.0, -2.0)]
     svg = svg_of(line_chart([Series(name="plain", title="a <b>", points=points)], "x", "y"))
+    assert axis_titles(svg) == ["x", "y"]
     (line,) = svg.findall("polyline")
     assert line.get("class") == "line arm-plain"
     places = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
@@ -124,6 +133,7 @@ def test_scatter_charts_show_every_mark_and_write_the_labels_apart() -> None:
     marks = [Mark(name="prism", title=title, x=x, y=y) for title, x, y in (("a", 1, 1), ("b", 1, 1), ("c", 2, -0.5))]
     text = scatter_chart(marks, "ms", "kept", 0.9, {"a", "b"}, [Series(name="prism", title="all", points=())])
     svg = svg_of(text)
+    assert axis_titles(svg) == ["ms", "kept"]
     places = [(float(dot.get("cx", "nan")), float(dot.get("cy", "nan"))) for dot in svg.findall("circle")]
     assert len(places) == 3 and places[2][0] > places[0][0] and places[2][1] > places[0][1]
     assert all(0 <= x <= 440 and 0 <= y <= 250 for x, y in places)
@@ -141,6 +151,37 @@ def test_histograms_put_the_median_mark_at_the_median(seed: int) -> None:
     assert second > first
     assert len(svg.findall("polygon")) == 2
     svg_of(ridges([("plain", "plain", torch.zeros(5))], "energy"))  # all the same: still a chart
+
+
+def test_a_page_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page.html"
+    page.write_page("é", path)
+    with pytest.raises(UnicodeEncodeError):
+        page.write_page("\ud800", path)
+    assert path.read_bytes() == "é".encode() and list(path.parent.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot write"):
+        page.write_page("x", path / "below.html")
+
+
+def rules_of(html: str, name: str) -> dict[str, str]:
+    """What a document's style says of an arm on light paper, and of its lines: the last rule that names it."""
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    style = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", style)
+    found = {}
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", style):
+        if {f".arm-{name}", f"svg .arm-{name}.line"} & {selector.strip() for selector in selectors.split(",")}:
+            found |= dict(re.findall(r"([\w-]+): ([^;]+);", body))
+    return found
+
+
+def test_arms_that_have_a_colour_keep_it() -> None:
+    named = ("plain", "unguided", "prism", "guided", "eda", "dm-kd", "real")
+    assert page.arm_rules(named) == ""
+    html = page.page("x", [], page.arm_rules(["real", "plain", "prism", "new", "prism-new", "dm"]))
+    assert rules_of(html, "prism") == {"--c": "var(--prism)"} and rules_of(html, "plain") == {"--c": "var(--plain)"}
+    assert rules_of(html, "real") == {"--c": "var(--real)", "stroke-dasharray": "5 3"}
+    for place, name in enumerate(("new", "prism-new", "dm")):
+        assert rules_of(html, name) == {"--c": page.PALETTE[place][0], "stroke-dasharray": "2 2"}
 
 
 def metrics_of(
@@ -195,6 +236,25 @@ def test_the_summary_lines_up() -> None:
     assert len({len(line) for line in table}) == 1 and table[1].endswith("81.2 %")
     assert "PRISM over plain: +11.2 points" in "\n".join(lines) and "1 min 15 s" in "\n".join(lines)
     assert "Precision and recall: features of judge, k = 3, 20 generated against 30 real images (test)." in lines
+
+
+def test_arms_of_other_numbers_of_images_say_their_own() -> None:
+    """Figures are stated with the images that they were measured on, in as few words as that takes."""
+    settings = {"plain": (1990, 1990), "prism": (2000, 2000)}
+    found = distribution(
+        {
+            arm: {"recall": 0.5, "settings": distribution_settings("judge", "test", *counts)}
+            for arm, counts in settings.items()
+        }
+    )
+    assert not {"generated_images", "real_images"} & found["settings"].keys()
+    assert found["settings"]["k_precision_recall"] == 3
+    assert found["arms"]["plain"] == {"recall": 0.5, "generated_images": 1990, "real_images": 1990}
+    told = "plain 1,990 generated against 1,990 real images, PRISM 2,000 generated against 2,000 real images"
+    assert compared_images(found, ",") == told
+    alike = distribution({arm: {"settings": distribution_settings("judge", "test", 2000, 1000)} for arm in settings})
+    assert alike == {"settings": distribution_settings("judge", "test", 2000, 1000), "arms": {"plain": {}, "prism": {}}}
+    assert compared_images(alike) == "2000 generated against 1000 real images"
 
 
 def test_numbers_in_words() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from prism_fast.cli import main
 from prism_fast.data.imagenet_folder import CLASSES
@@ -17,9 +20,11 @@ from prism_fast.metrics.bootstrap import mean_interval
 from prism_fast.metrics.predictions import predict
 from prism_fast.metrics.shifts import SEVERITIES, SHIFTS, shifted
 from prism_fast.progress import silent
+from prism_fast.study import robustness
 from prism_fast.study.evaluate import evaluate
 from prism_fast.study.evaluate_config import EvaluateConfig
 from prism_fast.study.real import real_images
+from prism_fast.study.sources import Source, in_batches
 from prism_fast.teachers.imagenet import PACKAGED
 from prism_fast.teachers.load import load_teacher
 from tests.data.test_imagenet_folder import classes_in, lay_out, wnid
@@ -75,15 +80,24 @@ def test_a_classifier_beside_its_copy_differs_by_nothing(world: World, tmp_path:
     assert "shifts" not in found
 
 
-def test_fewer_images_are_a_choice_of_the_seed(world: World, seed: int) -> None:
-    whole = EvaluateConfig(target=str(world.teacher), images=20, seed=seed, device="cpu")
-    first = evaluate(whole, silent)
-    assert first.figures["images"] == 20
-    assert first.robustness is not None
-    again = evaluate(whole, silent)
-    assert again.robustness is not None
-    name = str(world.teacher)
-    assert torch.equal(first.robustness.verdicts[name].plain, again.robustness.verdicts[name].plain)
+def test_fewer_images_are_a_choice_of_the_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[int]] = []
+
+    def recorded(source: Source, rows: Tensor, *more: Any) -> Iterator[Tensor]:
+        chosen.append(rows.tolist())
+        return in_batches(source, rows, *more)
+
+    monkeypatch.setattr(robustness, "in_batches", recorded)
+    config = EvaluateConfig(target=str(world.teacher), images=20, seed=seed, device="cpu")
+    images, labels = real_images("test")
+    right = predict(load_teacher(str(world.teacher)), images) == labels
+    for asked in (config, config, replace(config, seed=seed + 1)):
+        found = evaluate(asked, silent)
+        assert found.figures["images"] == 20 and found.robustness is not None
+        assert found.robustness.verdicts[str(world.teacher)].plain.equal(right[chosen[-1]])
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0]))
+    assert chosen[2] != chosen[0] and len(set(chosen[2])) == 20  # of 60 images: once in 10¹⁵ they are the same
+    assert chosen[0] != list(range(20))
 
 
 def test_the_report_has_a_panel_for_each_shift(

@@ -5,36 +5,66 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from prism_fast.study import sharing
 from prism_fast.study.sharing import locked, share
 
 
-def test_every_piece_is_made_once_and_told_in_order(tmp_path: Path) -> None:
-    """Two runs at once; what one makes the other finds."""
-    made: dict[str, int] = {}
-    begun = threading.Barrier(2, timeout=60)
+class Pieces:
+    """What two runs of one folder make at the same time: six numbers.
 
-    def piece(name: str) -> int:
-        if name not in made:
-            made[name] = threading.get_ident()
-            if len(made) <= 2:
-                begun.wait()  # both runs are inside a piece at the same time
+    Attributes:
+        results: of each run.
+        makers: by name, the thread that made it.
+        shared: names that a thread entered while the other was inside.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.results: list[list[int]] = [[], []]
+        self.makers: dict[str, int] = {}
+        self.shared: set[str] = set()
+        self._inside: list[str] = []
+        self._begun = threading.Barrier(2, timeout=60)
+        threads = [threading.Thread(target=self._run, args=(folder, found)) for found in self.results]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+    def _run(self, folder: Path, found: list[int]) -> None:
+        found += share(folder, [(str(n), partial(self._piece, str(n))) for n in range(6)], lambda _: time.sleep(0.002))
+
+    def _piece(self, name: str) -> int:
+        self._inside.append(name)
+        if self._inside.count(name) > 1:
+            self.shared.add(name)
+        if name not in self.makers:
+            self.makers[name] = threading.get_ident()
+            if len(self.makers) <= 2:
+                self._begun.wait()  # the first piece is not left before the other run is inside one too
+            time.sleep(0.02)
+        self._inside.remove(name)
         return int(name)
 
-    def run(found: list[int]) -> None:
-        found += share(tmp_path, [(str(n), lambda name=str(n): piece(name)) for n in range(6)], lambda _: None)  # type: ignore[misc]
 
-    results: list[list[int]] = [[], []]
-    threads = [threading.Thread(target=run, args=(found,)) for found in results]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert results == [list(range(6))] * 2
-    assert len(set(made.values())) == 2
+def test_every_piece_is_made_by_one_run_and_told_in_order(tmp_path: Path) -> None:
+    """Two runs at once; what one makes the other finds."""
+    pieces = Pieces(tmp_path)
+    assert pieces.shared == set()
+    assert pieces.results == [list(range(6))] * 2
+    assert len(set(pieces.makers.values())) == 2
+
+
+def test_without_locks_two_runs_are_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the test above can fail."""
+    monkeypatch.setattr(sharing, "locked", lambda *_, **__: nullcontext(True))
+    assert Pieces(tmp_path).shared
 
 
 def test_a_piece_of_a_killed_run_is_made_by_another(tmp_path: Path) -> None:

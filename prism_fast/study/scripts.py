@@ -1,0 +1,36 @@
+"""What the study's scripts, ``python -m prism_fast.study.NAME``, do alike."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prism_fast.config import check_file
+from prism_fast.distill.report import write_json
+from prism_fast.errors import UserError
+
+INDENT = 2
+"""Of the committed files of figures."""
+
+
+def out_file(name: str) -> Path:
+    """A script's ``--out``, for argparse: what cannot be written is found before the work, which may take hours.
+
+    Raises:
+        argparse.ArgumentTypeError: a folder, or a place that cannot be written.
+    """
+    try:
+        check_file(Path(name))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(name)
+
+
+def write_figures(path: Path, figures: Any) -> None:
+    """Writes a script's figures as JSON, by a rename, in a folder that is made where it is missing.
+
+    Raises:
+        UserError: the place cannot be written; what was there is as it was.
+    """
+    write_json(path, figures, INDENT)
