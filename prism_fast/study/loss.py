@@ -23,7 +23,6 @@ from torch import Tensor
 from prism_fast.config import canonical, environment, resolve_device
 from prism_fast.data.sources import load_source_models
 from prism_fast.distill.config import DistillConfig
-from prism_fast.distill.report import write_json
 from prism_fast.distill.trainer import distill
 from prism_fast.errors import UserError
 from prism_fast.metrics.predictions import predict
@@ -36,7 +35,7 @@ from prism_fast.study.experiment import TRIAL_SEED
 from prism_fast.study.gates import made_from
 from prism_fast.study.methods import MAIN, PLAIN, synthesis_config
 from prism_fast.study.real import real_images
-from prism_fast.study.scripts import out_file
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.stages import CLOCKS, Stages, clock_for
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import StudyConfig
@@ -203,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         found = check(StudyConfig(images=options.images), options.seed, options.runs)
-        write_json(options.out, found)
+        write_figures(options.out, found)
     except UserError as error:
         parser.error(str(error))
     print(table(found))

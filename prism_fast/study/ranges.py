@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study.commit import commit
@@ -24,6 +22,7 @@ from prism_fast.study.experiment import Experiment, Say
 from prism_fast.study.helpers import divided_threads, helpers, workers_of
 from prism_fast.study.methods import PLAIN, PRISM, Method
 from prism_fast.study.results import figure
+from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.study_config import StudyConfig
 
 SPLIT = "V"
@@ -129,11 +128,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4000, help="in each set; the steps follow from them")
     parser.add_argument("--runs", default="runs/ranges", help="sets and students; continues there")
-    parser.add_argument("--out", type=Path, default=Path("docs/study/ranges.json"), help="JSON file for the figures")
+    parser.add_argument("--out", type=out_file, default="docs/study/ranges.json", help="JSON file for the figures")
     options = parser.parse_args(arguments)
     try:
         found = look(study_of(options.runs, options.images), print)
-        write_json(options.out, found)
+        write_figures(options.out, found)
     except UserError as error:
         parser.error(str(error))
     print(table(found["rows"]))
