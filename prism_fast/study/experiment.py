@@ -66,8 +66,8 @@ class Found:
     Attributes:
         rows: one a recipe, seed and table.
         trials: by method, with the place of the chosen one.
-        shown: by method, of the first seed: ``points``, precision and recall over k; ``samples``, a PNG in base64; and
-            ``energies`` of generated images.
+        shown: by method, of the first seed: ``points``, precision and recall over k; ``samples``, as
+            :func:`prism_fast.study.study_samples.samples` gives them; and ``energies`` of generated images.
         failures: what went wrong, by method.
         missing: methods whose recipes are not there.
         unmade: names of the pieces that nobody has made yet; of a study that is only read.
