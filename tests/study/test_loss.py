@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from prism_fast.config import canonical
-from prism_fast.data import fashion_mnist
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.students import build_student
 from prism_fast.errors import UserError
@@ -23,7 +22,7 @@ from prism_fast.study.loss import STUDY, check, compare, main, set_config, stude
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import IMAGES, tiny_study
-from tests.study.worlds import fake_images
+from tests.study.worlds import use_fake_splits
 
 CHANGED: dict[str, Any] = {
     "study": {},
@@ -42,18 +41,7 @@ REAL = 40
 @pytest.fixture
 def split_v(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the real images V alone is to be had; which splits were asked for."""
-    asked = []
-
-    def load_split(name: str) -> Any:
-        asked.append(name)
-        return fake_images(REAL)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("other real images were asked for")
-
-    monkeypatch.setattr(fashion_mnist, "load_split", load_split)
-    monkeypatch.setattr(fashion_mnist, "load", refuse)
-    return asked
+    return use_fake_splits(monkeypatch, REAL)
 
 
 def test_settings_change_one_thing_of_the_study() -> None:

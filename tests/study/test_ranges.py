@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from prism_fast.data import fashion_mnist
 from prism_fast.study import ranges
 from prism_fast.study.methods import MAIN, synthesis_config
 from prism_fast.study.ranges import SETTINGS, main, study_of, table
 from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import IMAGES, tiny_study
-from tests.study.worlds import TRAIN_IMAGES, fake_images, one_thread
+from tests.study.worlds import TRAIN_IMAGES, one_thread, use_fake_splits
 
 METHODS = {method.name: method for method in (*MAIN, *SETTINGS)}
 
@@ -37,27 +36,16 @@ def test_settings_are_those_of_the_study_with_other_values() -> None:
 
 
 @pytest.fixture
-def splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+def splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Which splits were asked for; the test set is not to be had."""
-    asked: set[str] = set()
-
-    def load_split(name: str) -> Any:
-        asked.add(name)
-        return fake_images(TRAIN_IMAGES)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the test set was asked for")
-
-    monkeypatch.setattr(fashion_mnist, "load_split", load_split)
-    monkeypatch.setattr(fashion_mnist, "load", refuse)
     with one_thread():
-        yield asked
+        yield use_fake_splits(monkeypatch, TRAIN_IMAGES)
 
 
 def test_it_runs_and_goes_on(
     networks: Path,
     tmp_path: Path,
-    splits: set[str],
+    splits: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -72,7 +60,7 @@ def test_it_runs_and_goes_on(
     command = ["--images", str(IMAGES), "--runs", str(tmp_path / "runs"), "--out", str(out)]
     main(command)
     found = json.loads(out.read_text())
-    assert splits == {"T", "V"}
+    assert set(splits) == {"T", "V"}
     assert [row["setting"] for row in found["rows"]] == ["real", "plain-cfg-1.5", "prism-cfg-1"]
     assert found["real"] == {"split": "V", "images": TRAIN_IMAGES}
     for row in found["rows"]:

@@ -58,6 +58,22 @@ def use_fake_images(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fashion_mnist, "load_split", lambda name: fake_images(TRAIN_IMAGES))
 
 
+def use_fake_splits(patch: pytest.MonkeyPatch, count: int) -> list[str]:
+    """Of the real images the splits alone are to be had, of so many images each; which ones were asked for."""
+    asked: list[str] = []
+
+    def load_split(name: str) -> tuple[Tensor, Tensor]:
+        asked.append(name)
+        return fake_images(count)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the test images were asked for")
+
+    patch.setattr(fashion_mnist, "load_split", load_split)
+    patch.setattr(fashion_mnist, "load", refuse)
+    return asked
+
+
 def forbid_real_images(patch: pytest.MonkeyPatch) -> None:
     """The data set is not to be had: whoever asks for it fails."""
 
