@@ -22,6 +22,8 @@ from prism_fast.metrics.kernel_distance import kernel_distance, weighted_distanc
 from prism_fast.metrics.prdc import DENSITY_NEIGHBOURS, NEIGHBOURS, PRDC, prdc
 
 FRECHET, KERNEL = "frechet_distance", "kernel_distance"
+OVERLAPS = (*PRDC, FRECHET, KERNEL)
+"""Figures of generated images against real ones."""
 K = {"precision": NEIGHBOURS, "recall": NEIGHBOURS, "density": DENSITY_NEIGHBOURS, "coverage": DENSITY_NEIGHBOURS}
 
 

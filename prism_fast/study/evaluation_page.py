@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_fast.config import canonical
-from prism_fast.metrics.comparison import FRECHET, KERNEL
+from prism_fast.metrics.comparison import FRECHET, KERNEL, OVERLAPS
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.study import page
 from prism_fast.study.compared import CEILING, GENERATED
@@ -25,8 +25,8 @@ CLASSES = 12
 """How many classes are shown with their images; all are in the table."""
 
 _AGREEMENTS = ("teacher_agreement", "judge_agreement")
-_TITLES = {FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
-_WITHIN = {**{metric: metric for metric in PRDC}, **_TITLES}
+TITLES = {**{metric: metric for metric in PRDC}, FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
+"""Of columns, by figure."""
 Row = Mapping[str, Any]
 
 
@@ -80,14 +80,13 @@ def _tiles(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[tuple[str, s
 
 def _overlap(whole: Sequence[Row], figures: Mapping[str, Any], labelled: bool) -> str:
     extractors = dict.fromkeys(row["extractor"] for row in whole if row["metric"] == "precision")
-    metrics = (*PRDC, FRECHET, KERNEL)
     lines = []
     for extractor in extractors:
         for of, what in ((GENERATED, "generated"), (CEILING, "real, in their place")):
-            found = [_pick(whole, of, metric, extractor) for metric in metrics]
+            found = [_pick(whole, of, metric, extractor) for metric in OVERLAPS]
             cells = [f"{what}<small>features of {escape(extractor)}</small>", *map(_cell, found)]
             lines.append((cells, of == GENERATED and extractor == figures["headline"]))
-    head = ["", *(_head(_pick(whole, GENERATED, metric), metric) for metric in metrics)]
+    head = ["", *(_head(_pick(whole, GENERATED, metric), metric) for metric in OVERLAPS)]
     ties = sum(row["ties"] or 0 for row in whole)
     note = (
         f'<p class="note">N = {figures["compared"]:,} images on either side{", as many of each class" * labelled}; '
@@ -109,7 +108,7 @@ def _overlap(whole: Sequence[Row], figures: Mapping[str, Any], labelled: bool) -
 
 def _head(row: Row | None, metric: str) -> str:
     k = "" if row is None or row["k"] is None else f" (k = {row['k']})"
-    return f"{_TITLES.get(metric, metric)}{k}"
+    return f"{TITLES.get(metric, metric)}{k}"
 
 
 def _cell(row: Row | None, share: bool = False, digits: int = 3) -> str:
@@ -143,7 +142,7 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
             continue
         cells = [escape(name), *(_cell(_pick(own, GENERATED, metric), share=True) for metric in _AGREEMENTS)]
         count = None
-        for metric in _WITHIN:
+        for metric in OVERLAPS:
             made, real = (_pick(own, of, metric) for of in (GENERATED, CEILING))
             if made is None or real is None:
                 cells.append("–")
@@ -161,7 +160,7 @@ def _classes(found: Comparison, rows: Sequence[Row]) -> list[str]:
         "the highest higher, than it would in another draw. A dash: too few images, for the Fréchet distance no more "
         "than features.</p>"
     )
-    return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *_WITHIN.values()], lines) + note]
+    return ["<h2>Classes</h2>", page.table(["", "teacher agrees", "judge agrees", *TITLES.values()], lines) + note]
 
 
 def _copies(found: Comparison) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from prism_fast.config import canonical
-from prism_fast.metrics.comparison import FRECHET, KERNEL
+from prism_fast.metrics.comparison import OVERLAPS
 from prism_fast.metrics.prdc import PRDC
 from prism_fast.metrics.statistics import CONFIDENCE, PairedDifference, holm, paired_difference
 from prism_fast.study.commit import commit
@@ -30,8 +30,6 @@ GAP = 0.5
 ALPHA = 1 - CONFIDENCE
 CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
 """What moving images anywhere does, and what moving them along the energy does beyond it."""
-OVERLAPS = (*PRDC, FRECHET, KERNEL)
-"""Figures of generated images against real ones."""
 _PLACES = ("out", "workers", "report_only")
 """Settings of a study that are no part of its results."""
 Row = Mapping[str, Any]

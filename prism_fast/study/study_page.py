@@ -7,14 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from prism_fast.metrics.comparison import FRECHET, KERNEL
-from prism_fast.metrics.prdc import PRDC
+from prism_fast.metrics.comparison import FRECHET, KERNEL, OVERLAPS
 from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.study import page
+from prism_fast.study.evaluation_page import TITLES
 from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
 from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
-from prism_fast.study.results import OVERLAPS, accuracy, figure, mean_and_spread, of
+from prism_fast.study.results import accuracy, figure, mean_and_spread, of
 from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
 from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import sample_figures
@@ -22,7 +22,6 @@ from prism_fast.study.study_text import in_table, interval, seeds_of, verdict, w
 from prism_fast.study.study_trials import trials_table
 from prism_fast.study.text import duration, percent
 
-_TITLES = {**{name: name for name in PRDC}, FRECHET: "Fréchet distance", KERNEL: "kernel distance × 1000"}
 Figures = Mapping[str, Any]
 
 
@@ -224,7 +223,7 @@ def _overlaps(figures: Figures) -> list[str]:
         headline, width = extractor == figures["headline"], figures["feature_widths"][extractor]
         few = count <= width  # a covariance of fewer images than features says more of N than of the images
         head = ["", *(f"{who} agrees" for who in CLASSIFIERS * headline)]
-        head += [_TITLES[metric] for metric in OVERLAPS]
+        head += [TITLES[metric] for metric in OVERLAPS]
         rows = []
         for name in names:
             own = of(figures["rows"], EQUAL_IMAGES, name)
@@ -237,8 +236,7 @@ def _overlaps(figures: Figures) -> list[str]:
                 if not values or (metric == FRECHET and few):
                     cells.append("–")
                     continue
-                mean = mean_and_spread(values)[0]
-                cells.append(f"{1000 * mean:.2f}" if metric == KERNEL else f"{mean:.3f}")
+                cells.append(_said(mean_and_spread(values)[0], metric))
             rows.append((cells, name == PRISM))
         shown = [metric for metric in OVERLAPS if not (metric == FRECHET and few)]
         role = "the judge, the headline" if headline else "an unrelated network"
@@ -266,15 +264,19 @@ def _overlap_changes(figures: Figures, extractor: str, metrics: Sequence[str]) -
         if change["extractor"] == extractor:
             changes.setdefault(change["second"], {})[change["figure"]] = change
     rows = [([escape(name), *(_difference(own.get(m), m) for m in metrics)], False) for name, own in changes.items()]
-    return page.table(["PRISM − this", *(_TITLES[metric] for metric in metrics)], rows) if rows else ""
+    return page.table(["PRISM − this", *(TITLES[metric] for metric in metrics)], rows) if rows else ""
 
 
 def _difference(change: Figures | None, metric: str) -> str:
     if change is None:
         return "–"
-    factor, digits = (1000, 2) if metric == KERNEL else (1, 3)
-    mean, low, high = (factor * change[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f}<small>[{low:+.{digits}f}, {high:+.{digits}f}]</small>"
+    mean, low, high = (_said(change[name], metric, "+") for name in ("mean", "low", "high"))
+    return f"{mean}<small>[{low}, {high}]</small>"
+
+
+def _said(value: float, metric: str, sign: str = "") -> str:
+    """A figure as its title says it."""
+    return f"{1000 * value:{sign}.2f}" if metric == KERNEL else f"{value:{sign}.3f}"
 
 
 def _shifts(figures: Figures, usual: int) -> str:
