@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1] / "prism_fast"
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "__init__ errors config keyed registry progress wide zoo-language",
+        "__init__ errors config keyed registry progress records wide zoo-language",
         "recipes kernels",
         "ops",
         "pipeline energy teachers prompts",

@@ -26,13 +26,13 @@ from prism_fast.config import (
     resolve_device,
     resolve_dtype,
 )
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline, pipeline_fingerprint
 from prism_fast.pipeline.text import prompt_fits
 from prism_fast.pipeline.tokens import load_tokens, with_tokens
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
+from prism_fast.records import write_json
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.sampling.guidance import GateThresholds

@@ -44,8 +44,8 @@ def run(arguments: Sequence[str]) -> None:
     for path in (out, report):
         if path is not None:
             check_new_file(path)  # before the measuring, which takes minutes
-    from prism_fast.distill.report import write_json
     from prism_fast.progress import progress
+    from prism_fast.records import write_json
     from prism_fast.study.evaluate import evaluate, figures_text, holds_images
     from prism_fast.study.evaluation_page import page_html
     from prism_fast.study.page import write_page

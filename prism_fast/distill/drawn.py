@@ -14,11 +14,12 @@ from prism_fast.distill.batches import Freeze
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.growing import Part
 from prism_fast.distill.images import MemoryImages
-from prism_fast.distill.report import GUIDES, RUN, SNAPSHOTS, write_json
+from prism_fast.distill.report import GUIDES, RUN, SNAPSHOTS
 from prism_fast.errors import UserError
 from prism_fast.progress import NoBar, ProgressFactory, silent
 from prism_fast.recipes.command_line import CommandLine
 from prism_fast.recipes.fields import build
+from prism_fast.records import write_json
 from prism_fast.sampling.energy import CURRENT_STUDENT
 from prism_fast.synthesis.config import SynthesisConfig
 from prism_fast.synthesis.drawer import Drawer, Drawn, encode_lossy

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from prism_fast.config import make_own_folder, replacing
+from prism_fast.config import make_own_folder
 from prism_fast.errors import UserError
+from prism_fast.records import read_object, write_json
 
 RUN = "run.json"
 """What a folder says about whose it is, from the first moment on."""
@@ -88,12 +89,9 @@ class DistillReport:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     """A JSON object of a finished run."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): {_CURE}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged (no JSON object): {_CURE}")
+    found = read_object(path, _CURE)
+    if found is None:
+        raise UserError(f"{path} is missing: {_CURE}")
     return found
 
 
@@ -117,14 +115,3 @@ def claim(out: Path, identity: str) -> None:
             f"{out} holds another run (identity {found}, asked for {identity}: configuration, images or teacher "
             "differ; see its config.yaml): give another output folder"
         )
-
-
-def write_json(path: Path, value: Any, indent: int = 1) -> None:
-    """Writes JSON by a rename: readers see the old file or the new one. Folders that lack on the way are made.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    text = json.dumps(value, indent=indent) + "\n"
-    with replacing(path) as staged:
-        staged.write_text(text)

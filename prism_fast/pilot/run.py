@@ -12,7 +12,6 @@ import torch
 
 from prism_fast.config import canonical, content_hash, environment, make_own_folder, replacing
 from prism_fast.data.sources import load_source_models
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.pilot.agreement import Agreement, agreement
 from prism_fast.pilot.checks import (
@@ -36,6 +35,7 @@ from prism_fast.pilot.proposal import command, with_scale
 from prism_fast.pilot.scales import Chosen, Eye, decide, slope_of, try_scales
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import PromptList, Vocabulary, build_prompts, load_vocabulary
+from prism_fast.records import write_json
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.page import write_page

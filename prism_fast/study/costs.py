@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
+from prism_fast.records import write_json
 from prism_fast.study.methods import PRISM
 from prism_fast.study.sharing import locked
 from prism_fast.study.stages import read_record

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from prism_fast.config import canonical, content_hash, environment, peak_memory_bytes, resolve_device, save_yaml
-from prism_fast.distill.report import DistillReport, write_json
+from prism_fast.distill.report import DistillReport
 from prism_fast.distill.trainer import distill, distill_images
 from prism_fast.errors import UserError
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import ProgressFactory, progress
+from prism_fast.records import write_json
 from prism_fast.study import text
 from prism_fast.study.arms import ARMS, CEILING, DemoConfig, distill_config, paired_config, synthesis_config
 from prism_fast.study.commit import commit

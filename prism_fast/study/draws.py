@@ -13,10 +13,10 @@ import torch
 
 from prism_fast.config import canonical, content_hash
 from prism_fast.data.sources import load_source_models
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory
 from prism_fast.recipes.fields import Fields
+from prism_fast.records import write_json
 from prism_fast.study.methods import Method, synthesis_config
 from prism_fast.study.preparations import Request
 from prism_fast.study.sharing import locked

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_fast.config import check_file
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
+from prism_fast.records import write_json
 
 INDENT = 2
 """Of the committed files of figures."""

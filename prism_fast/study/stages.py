@@ -5,7 +5,6 @@ Runs that share a folder add to one file: each writes its own stages under a loc
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_fast.config import canonical, make_own_folder
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
+from prism_fast.records import read_object, write_json
 from prism_fast.study.sharing import locked
 
 _STAGES = "stages.json"
@@ -40,15 +39,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): {_CURE}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged (no JSON object): {_CURE}")
-    return found
+    return read_object(path, _CURE) or {}
 
 
 def check_settings(

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from prism_fast.config import canonical
-from prism_fast.distill.report import write_json
 from prism_fast.distill.trainer import distill
 from prism_fast.metrics.statistics import paired_difference
 from prism_fast.pipeline.load import load_pipeline
 from prism_fast.progress import progress
 from prism_fast.recipes import load_recipe
 from prism_fast.recipes.fields import build, lay_over
+from prism_fast.records import write_json
 from prism_fast.study.arms import DemoConfig, distill_config, synthesis_config
 from prism_fast.study.gates import made_from
 from prism_fast.study.measure import measure_accuracy

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prism_fast.distill.report import write_json
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, progress
+from prism_fast.records import write_json
 from prism_fast.study.experiment import Experiment, Say
 from prism_fast.study.helpers import divided_threads, helpers, workers_of
 from prism_fast.study.methods import Method
