@@ -288,7 +288,8 @@ def test_damaged_figures_of_a_finished_run_are_told(name: str, damage: str, tmp_
         (out / name).mkdir()
     elif damage != "gone":
         (out / name).write_text(damage)
-    with pytest.raises(UserError, match=f"{name} is .*damaged.*another output folder, or move metrics.json away"):
+    told = "missing" if damage == "gone" else "damaged .*"
+    with pytest.raises(UserError, match=f"{name} is {told}: give another output folder, or move metrics.json away"):
         DistillReport.load(out)
 
 
