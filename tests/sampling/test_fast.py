@@ -623,6 +623,21 @@ def test_half_precision_on_cuda_stays_near_fp32(tmp_path: Any, seed: int, dtype:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_xformers_attention_is_torchs_but_for_rounding(seed: int, dtype: str, limit: float) -> None:
+    pytest.importorskip("xformers.ops", reason="xformers is not installed")
+    own = _converted(getattr(torch, dtype), "cuda")
+    chosen, usual = (
+        FastSampler(own, _config(dtype=dtype, compile="off", attention=name)) for name in ("xformers", "sdpa")
+    )
+    found, expected = (sampler.sample(PROMPTS, CLASSES, _seeds(seed)).latents for sampler in (chosen, usual))
+    used = chosen._copies.of("unet, attention xformers", own.unet).attn_processors.values()
+    assert {type(processor).__name__ for processor in used} == {"XFormersAttnProcessor"}
+    assert len(chosen._graphs) > 0
+    assert (found - expected).square().mean().sqrt() < limit * expected.square().mean().sqrt()
+
+
+@pytest.mark.gpu
 def test_the_loop_never_waits_for_the_device(tmp_path: Any, seed: int) -> None:
     sampler, _ = _on_cuda(seed, tmp_path, compile="off")
     sampler.sample(PROMPTS, CLASSES, _seeds(seed))  # captures
