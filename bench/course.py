@@ -23,6 +23,7 @@ from prism_fast.pipeline.decoder import to_uint8
 from prism_fast.pipeline.load import is_xl
 from prism_fast.sampling.batch import SampleBatch, Sampler
 from prism_fast.sampling.config import SamplerConfig
+from prism_fast.sampling.copies import Copies, copies_for, is_compiled
 from prism_fast.sampling.fast import FastSampler
 from prism_fast.sampling.levels import make_sampler
 from prism_fast.sampling.reference import ReferenceSampler
@@ -76,6 +77,7 @@ class Course:
         self._pipe, self._teacher, self._peak = pipe, teacher, peak
         self._device: torch.device = pipe.unet.device
         self._counted: dict[SamplerConfig, tuple[list[int], list[int]]] = {}
+        self._copies: Copies | None = None
 
     def agreement(self, exact: SamplerConfig) -> dict[str, float]:
         """How far level ``exact`` is from the reference, step by step from the same states.
@@ -159,7 +161,10 @@ class Course:
         one, batch = replace(one, config=config), config.compute_batch
         # Not make_sampler's, which halves its batch by itself: what a row says of it would be wrong.
         ours = one.by == "prism_fast" and config.level != "reference"
-        sampler = FastSampler(self._pipe, config, self._teacher) if ours else None
+        if ours and is_compiled(config, self._device) and self._copies is None:
+            self._copies = copies_for(config, self._device)  # one for all of ours: compiled once
+        copies = self._copies if is_compiled(config, self._device) else None
+        sampler = FastSampler(self._pipe, config, self._teacher, copies=copies) if ours else None
         flop, uses = self._work(config)
         times: tuple[PhaseTime, ...] = ()
         if with_phases and sampler is not None:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     verdict, begin = Verdict(), time.perf_counter()
     try:
         status = int(pytest.main([*files(), "-m", "gpu", *parallel(arguments), *arguments], plugins=[verdict]))
-        verdict.finished = True
+        verdict.finished = status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)  # pytest swallows an interrupt
     finally:
         verdict.seconds = time.perf_counter() - begin
         append([verdict], environment(torch.device("cuda")), RESULTS / "tests-cuda.jsonl")

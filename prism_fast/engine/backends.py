@@ -62,6 +62,12 @@ def _no_cuda() -> str | None:
     return "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
 
 
+def _no_xformers() -> str | None:
+    from prism_fast.pipeline.attention import why_no_xformers
+
+    return _no_cuda() or why_no_xformers()
+
+
 def _no_engines(flavour: str) -> str | None:
     import torch
 
@@ -90,7 +96,7 @@ def _extra(name: str) -> str:
 
 _PROBES = {
     "triton": _Probe("triton", "triton", "pip install triton", "prism_fast.kernels", _no_cuda),
-    "xformers": _Probe("xformers", "xformers.ops", _extra("xformers"), None, _no_cuda),
+    "xformers": _Probe("xformers", "xformers.ops", _extra("xformers"), None, _no_xformers),
     "tensorrt": _Probe(
         "tensorrt", "tensorrt", _extra("trt"), "prism_fast.teachers.tensorrt", partial(_no_engines, "tensorrt")
     ),

@@ -93,3 +93,15 @@ def test_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = json.loads((tmp_path / "results/tests-cuda.jsonl").read_text())
     assert (row["passed"], row["skipped"], row["finished"], row["device"]) == (1, 0, True, "a GPU")
     assert [name.partition("::")[2] for name in row["failed"]] == ["test_fails"] and seen[0].type == "cuda"
+
+
+def test_an_interrupted_session_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = tmp_path / "test_example.py"
+    test.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_stopped():\n    raise KeyboardInterrupt\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: of a GPU\n")
+    monkeypatch.setattr(gpu_tests, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_tests, "environment", lambda device: {})
+    monkeypatch.setattr(gpu_tests, "files", lambda: [str(test)])
+    arguments = ["-q", "-p", "no:cacheprovider", "-n", "0", "-c", str(tmp_path / "pytest.ini")]
+    assert gpu_tests.main(arguments) == pytest.ExitCode.INTERRUPTED
+    assert json.loads((tmp_path / "tests-cuda.jsonl").read_text())["finished"] is False

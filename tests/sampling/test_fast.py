@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_fast.errors import UserError
+from prism_fast.pipeline.attention import why_no_xformers
 from prism_fast.pipeline.denoiser import added_conditions
 from prism_fast.pipeline.feature_reuse import SplitUNet, features_shape
 from prism_fast.pipeline.load import load_pipeline
@@ -625,7 +626,8 @@ def test_half_precision_on_cuda_stays_near_fp32(tmp_path: Any, seed: int, dtype:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-3), ("bfloat16", 0.1)])
 def test_xformers_attention_is_torchs_but_for_rounding(seed: int, dtype: str, limit: float) -> None:
-    pytest.importorskip("xformers.ops", reason="xformers is not installed")
+    if reason := why_no_xformers():
+        pytest.skip(f"xformers cannot be used: {reason}")
     own = _converted(getattr(torch, dtype), "cuda")
     chosen, usual = (
         FastSampler(own, _config(dtype=dtype, compile="off", attention=name)) for name in ("xformers", "sdpa")
@@ -678,7 +680,8 @@ def test_cuda_agrees_with_the_reference(
 
 
 @pytest.mark.gpu
-def test_a_hidden_write_to_the_weights_is_noticed(tmp_path: Path, seed: int) -> None:
+def test_a_hidden_write_to_the_weights_is_noticed(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_fast.sampling.fast.copies_for", lambda *_: Copies(True))  # compiled networks have these
     sampler, own = _on_cuda(seed, tmp_path, compile="off")
     before = sampler.sample(PROMPTS, CLASSES, _seeds(seed))
     weight = own.unet.conv_out.weight
