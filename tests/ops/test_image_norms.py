@@ -56,11 +56,12 @@ def test_refusals(gradient: Tensor, message: str) -> None:
 
 @pytest.mark.parametrize(("capability", "integers"), INTEGERS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_cubin(dtype: str, capability: int, integers: str) -> None:
+@pytest.mark.parametrize("dense", [True, False])
+def test_cubin(dense: bool, dtype: str, capability: int, integers: str) -> None:
     cubin = compile_cubin(
         kernels._image_norms_kernel,
         {"gradient": POINTERS[dtype], "out": "*fp32"},
-        {"CHANNELS_LAST": True, "BLOCK": kernels.BLOCK},
+        {"DENSE": dense, "BLOCK": kernels.block(getattr(torch, dtype).itemsize, dense)},
         capability,
         kernels.NUM_WARPS,
         integers,
