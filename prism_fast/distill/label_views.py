@@ -19,12 +19,12 @@ def label_views(config: ViewsConfig, *, progress: ProgressFactory = silent) -> P
         UserError: the place is taken; what the set, the teacher and :func:`write_views` refuse.
     """
     from prism_fast.data.shards import ShardSet
-    from prism_fast.teachers.load import load_teacher
+    from prism_fast.teachers.extractors import load_observer
 
     path, run = Path(config.out).expanduser(), config.run()
     check_new_file(path)
     device = resolve_device(config.device)
-    teacher, source = load_teacher(config.teacher, device), open_set(run, ShardSet(config.data))
+    teacher, source = load_observer(config.teacher, device), open_set(run, ShardSet(config.data))
     loader = ViewLoader(run, source, teacher, device)
     loader.try_targets(config.batch)
     views = config.augment.views or 0

@@ -57,7 +57,7 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
         UserError: no such set, or a damaged one, or an incomplete one that is not to be followed; no such teacher; what
             :func:`train` refuses.
     """
-    from prism_fast.teachers.load import load_teacher
+    from prism_fast.teachers.extractors import load_observer
 
     world = this_world()
     device = world.device(config.device, resolve_device(config.device))
@@ -65,7 +65,7 @@ def distill(config: DistillConfig, *, progress: ProgressFactory = silent) -> Dis
         with refused_alike(world.local_rank):
             batches: Batches
             shards = None if config.grows else ShardSet(config.data)
-            teacher = load_teacher(config.teacher, device) if config.targets == "online" else None
+            teacher = load_observer(config.teacher, device) if config.targets == "online" else None
             if shards is None:
                 batches = GrowingBatches(config, growing_set(config, world, progress), teacher, device, world)
             elif streams(config, shards):
