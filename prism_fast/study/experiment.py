@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prism_fast.config import canonical, content_hash, environment, resolve_device, save_yaml
+from prism_fast.config import canonical, content_hash, environment, require, resolve_device, save_yaml
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.report import DistillReport
 from prism_fast.errors import UserError
@@ -43,7 +43,7 @@ TRIAL_SEED = 1_000_000
 MORE = "more images"
 MORE_SEED = 100_000
 """Sets that are added to that of seed s have the seed s + MORE_SEED: no row is drawn twice."""
-_FREE = ("out", "device", "workers", "suite", "more", "further_seeds", "allow_partial", "report_only")
+_FREE = ("out", "device", "workers", "suite", "more", "further_seeds", "every_seed", "allow_partial", "report_only")
 """Settings that may change within a study: where it is made, and how many tables it has."""
 _LATER = ("vocabulary", "reference", "real", "dtype", "decoder", "tiny", "format")
 """Settings that came later: a study begun before has their defaults."""
@@ -111,6 +111,9 @@ class Experiment:
         there, missing = suite(config.suite)
         self.config, self.say, self.bars = config, say, bars
         self.methods = there if methods is None else methods
+        names = [method.name for method in self.methods]
+        for name in config.everywhere:
+            require(name in names, "every_seed", name, f"of the suite's methods: {', '.join(names)}")
         self.found = Found(missing=missing if methods is None else ())
         self.out = Path(config.out)
         self.device = resolve_device(config.device)
@@ -182,7 +185,8 @@ class Experiment:
 
     def _seeds(self, method: Method) -> int:
         """How many seeds a method has rows of."""
-        return self.config.seeds if method in self._main else self.config.further
+        every = method in self._main or method.name in self.config.everywhere
+        return self.config.seeds if every else self.config.further
 
     def _share(self, pieces: Sequence[Piece[Made]]) -> list[Made]:
         """Every piece, whoever makes it."""

@@ -28,8 +28,8 @@ from prism_fast.study.methods import DECIDING, PLAIN, PRISM, RIVALS, synthesis_c
 GAP = 0.5
 """Share of the gap to the real ceiling that PRISM is to close."""
 ALPHA = 1 - CONFIDENCE
-CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"))
-"""What moving images anywhere does, and what moving them along the energy does beyond it."""
+CONTROLS = (("random-direction", PLAIN), ("eda", "random-direction"), ("scale-away", "dpe"))
+"""What moving images anywhere does; what along the energy does beyond that; and what against it does."""
 _PLACES = ("out", "workers", "report_only")
 """Settings of a study that are no part of its results."""
 Row = Mapping[str, Any]
@@ -161,7 +161,8 @@ def comparisons(rows: Sequence[Row], costs: Mapping[str, float]) -> list[dict[st
 
 
 def controls(rows: Sequence[Row], cfg_scales: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The random direction minus ``plain``, and where it is there guidance alone minus the random direction.
+    """The random direction minus ``plain``, and where they are there guidance alone minus the random direction, and
+    guidance against the energy minus none.
 
     Args:
         rows: of the study.

@@ -125,6 +125,7 @@ class StudyConfig:
         passes: of a student over ``images``; sets of other sizes get as many steps.
         further_seeds: of these, how many the ablations, further methods and numbers of images of a ``-full`` suite
             have; None: all.
+        every_seed: ablations and further methods, with commas between them, that have all the seeds none the less.
         more: the table of equal compute gives a cheap method at most so many times ``images``; 1 leaves it out.
         report_only: tables and report of what there is of a study in ``out``, which may be running; nothing is made.
     """
@@ -157,6 +158,7 @@ class StudyConfig:
     trial_images: int = 500
     passes: int = PASSES
     further_seeds: int | None = None
+    every_seed: str = ""
     more: float = 2.0
     report_only: bool = False
 
@@ -184,6 +186,11 @@ class StudyConfig:
     def further(self) -> int:
         """Seeds of the ablations, further methods and numbers of images."""
         return self.seeds if self.further_seeds is None else self.further_seeds
+
+    @property
+    def everywhere(self) -> list[str]:
+        """The ablations and further methods of ``every_seed``."""
+        return [name.strip() for name in self.every_seed.split(",") if name.strip()]
 
     @property
     def student_batch(self) -> int:

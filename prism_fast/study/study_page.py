@@ -188,7 +188,7 @@ def _probability(value: float | None) -> str:
 
 
 def _controls(figures: Figures) -> str:
-    """What a random direction does, and what the energy's does beyond it."""
+    """What other directions do, and what the energy's does beyond a random one."""
     if not figures["control"]:
         return ""
     rows = []
@@ -196,8 +196,8 @@ def _controls(figures: Figures) -> str:
         scales = [f"{scale:g}" for scale in line["cfg_scales"]]
         rows.append(([f"{line['first']} − {line['second']}", *scales, interval(line)], False))
     return page.table(["", "CFG of the first", "of the second", "difference, points"], rows) + _note(
-        "Students at equal images, paired as above. random-direction and eda have the CFG that was chosen for PRISM, "
-        "plain has its own: where these differ, the difference is not of the direction alone."
+        "Students at equal images, paired as above. All but plain have the CFG that was chosen for PRISM: where these "
+        "differ, the difference is not of the direction alone."
     )
 
 

@@ -256,13 +256,15 @@ def test_what_the_rows_say() -> None:
 
 def test_the_random_direction_is_paired_with_plain_and_with_the_energys() -> None:
     made = rows(EQUAL_IMAGES, plain=[0.70, 0.71], random_direction=[0.70, 0.73], prism=[0.8, 0.8])
-    scales = {"plain": 3.0, "random-direction": 2.0, "eda": 2.0}
+    scales = {"plain": 3.0, "random-direction": 2.0, "eda": 2.0, "dpe": 2.0, "scale-away": 2.0}
     (line,) = controls(made, scales)
     assert (line["first"], line["second"], line["cfg_scales"]) == ("random-direction", "plain", [2.0, 3.0])
     assert line["differences"] == pytest.approx([0.0, 0.02]) and line["table"] == EQUAL_IMAGES
     found = controls([*made, *rows(EQUAL_IMAGES, eda=[0.75, 0.76])], scales)
     assert [(line["first"], line["second"]) for line in found][1:] == [("eda", "random-direction")]
     assert found[1]["differences"] == pytest.approx([0.05, 0.03])
+    (away,) = controls(rows(EQUAL_IMAGES, dpe=[0.7, 0.71], scale_away=[0.75, 0.75]), scales)
+    assert (away["first"], away["second"]) == ("scale-away", "dpe") and away["mean"] == pytest.approx(0.045)
     assert controls(rows(EQUAL_IMAGES, plain=[0.7, 0.7]), scales) == []
 
 

@@ -346,10 +346,16 @@ def test_preparation_own_loss_and_equal_compute(
     spent = {"seconds_per_image": {"plain": 0.1, "made": 0.11, "prism": 0.16}, "of_an_image_of_prism": ratios}
     monkeypatch.setattr(costs, "costs_of", lambda _: spent)
     config = tiny_study(networks, tmp_path / "out", more=2.0)
-    figures = run_study(config, lambda _: None, silent, (plain, made, replace(prism, grid=prism.grid[:1])))
+    methods = (plain, made, replace(prism, grid=prism.grid[:1]))
+    figures = run_study(config, lambda _: None, silent, methods)
     with pytest.raises(UserError, match=r"equal compute with --more 2\.0, not 3\.0: give that"):
         Experiment(replace(config, more=3.0), print, silent, (plain,))
     assert Experiment(replace(config, more=1.0), print, silent, (plain,)).out == Path(config.out)
+    for every, seeds in (("", {0}), ("prism, made", {0, 1})):
+        known = Experiment(replace(config, more=1.0, further_seeds=1, every_seed=every), print, silent, methods)
+        assert {seed for seed in range(3) if f"made seed {seed}: distil" in known._planned()} == seeds
+    with pytest.raises(UserError, match="every_seed is 'eda'; it must be of the suite's methods: plain, made"):
+        Experiment(replace(config, more=1.0, every_seed="made,eda"), print, silent, (plain, made))
     info = json.loads(Path(config.out, "sets/made/seed-0/shards/_info.json").read_text())["made_from"]
     assert info["sampler"]["cfg_scale"] == 2.5 and {request.seed for request in asked} >= {0, 1}
     assert all("preparation" in row["seconds"] for row in figures["rows"] if row["recipe"] == "made")
