@@ -161,9 +161,9 @@ class Course:
         one, batch = replace(one, config=config), config.compute_batch
         # Not make_sampler's, which halves its batch by itself: what a row says of it would be wrong.
         ours = one.by == "prism_fast" and config.level != "reference"
-        if ours and is_compiled(config, self._device) and self._copies is None:
-            self._copies = copies_for(config, self._device)  # one for all of ours: compiled once
-        copies = self._copies if is_compiled(config, self._device) else None
+        copies = None
+        if ours and is_compiled(config, self._device):
+            copies = self._copies = self._copies or copies_for(config, self._device)  # of all: compiled once
         sampler = FastSampler(self._pipe, config, self._teacher, copies=copies) if ours else None
         flop, uses = self._work(config)
         times: tuple[PhaseTime, ...] = ()

@@ -158,7 +158,7 @@ class StudyConfig:
     trial_images: int = 500
     passes: int = PASSES
     further_seeds: int | None = None
-    every_seed: str = ""
+    every_seed: str | None = None
     more: float = 2.0
     report_only: bool = False
 
@@ -190,7 +190,7 @@ class StudyConfig:
     @property
     def everywhere(self) -> list[str]:
         """The ablations and further methods of ``every_seed``."""
-        return [name.strip() for name in self.every_seed.split(",") if name.strip()]
+        return [name.strip() for name in (self.every_seed or "").split(",") if name.strip()]
 
     @property
     def student_batch(self) -> int:

@@ -351,7 +351,7 @@ def test_preparation_own_loss_and_equal_compute(
     with pytest.raises(UserError, match=r"equal compute with --more 2\.0, not 3\.0: give that"):
         Experiment(replace(config, more=3.0), print, silent, (plain,))
     assert Experiment(replace(config, more=1.0), print, silent, (plain,)).out == Path(config.out)
-    for every, seeds in (("", {0}), ("prism, made", {0, 1})):
+    for every, seeds in ((None, {0}), ("prism, made", {0, 1})):
         known = Experiment(replace(config, more=1.0, further_seeds=1, every_seed=every), print, silent, methods)
         assert {seed for seed in range(3) if f"made seed {seed}: distil" in known._planned()} == seeds
     with pytest.raises(UserError, match="every_seed is 'eda'; it must be of the suite's methods: plain, made"):
