@@ -32,6 +32,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FINGERPRINT_PACKAGES = ("torch", "diffusers", "transformers", "timm")
 
 
+def comma_separated(text: str) -> list[str]:
+    """The names in ``text``, empty ones left out."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Refuses an option's value in words.
 
@@ -251,7 +256,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that torch sees, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    named = comma_separated(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     count = torch.cuda.device_count()
     return named[:count] if named else [str(index) for index in range(count)]
 

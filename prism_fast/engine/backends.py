@@ -65,7 +65,7 @@ def _no_cuda() -> str | None:
 def _no_xformers() -> str | None:
     from prism_fast.pipeline.attention import why_no_xformers
 
-    return _no_cuda() or why_no_xformers()
+    return _no_cuda() or _does_not_load("xformers.ops") or why_no_xformers()
 
 
 def _no_engines(flavour: str) -> str | None:

@@ -20,7 +20,7 @@ def why_no_xformers() -> str | None:
     image = torch.ones(1, 2, 1, 40, device="cuda", dtype=torch.float16)
     try:
         memory_efficient_attention(image, image, image)
-    except (NotImplementedError, RuntimeError):  # the first is its own, and many lines long
+    except RuntimeError:  # NotImplementedError among them, many lines long
         return f"its kernels do not fit torch {torch.__version__} (python -m xformers.info says why)"
     return None
 
@@ -30,9 +30,10 @@ def use_xformers(unet: Any) -> None:
     Raises:
         UserError: xformers is not installed, or cannot be used here.
     """
-    if reason := why_no_xformers():
+    try:
+        unet.enable_xformers_memory_efficient_attention()  # asks it for a result too
+    except (ImportError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"attention: xformers cannot be used here: {reason}. Install a build of xformers for this torch on a "
-            "machine with CUDA (prism_fast[xformers]), or set attention: sdpa"
-        )
-    unet.enable_xformers_memory_efficient_attention()
+            f"attention: xformers cannot be used here: {why_no_xformers() or error}. Install a build of xformers for "
+            "this torch on a machine with CUDA (prism_fast[xformers]), or set attention: sdpa"
+        ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prism_fast.config import canonical
+from prism_fast.config import canonical, comma_separated
 from prism_fast.errors import UserError
 from prism_fast.metrics.comparison import Figure, Settings, agreement_figure, distance_figures, overlap_figures
 from prism_fast.metrics.features import Observed, observe
@@ -96,7 +96,7 @@ def extractor_names(text: str) -> list[str]:
     """The names in a setting: ``auto``, ``none``, or names with commas between them."""
     if text == "none":
         return []
-    return [UNRELATED] if text == "auto" else [name.strip() for name in text.split(",") if name.strip()]
+    return [UNRELATED] if text == "auto" else comma_separated(text)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from prism_fast.config import DTYPES, require, require_whole
+from prism_fast.config import DTYPES, comma_separated, require, require_whole
 from prism_fast.synthesis.images import IMAGE_FORMATS, ImageFormat
 
 PASSES, VIEWS, TEMPERATURE = 30, 10, 4.0
@@ -190,7 +190,7 @@ class StudyConfig:
     @property
     def everywhere(self) -> list[str]:
         """The ablations and further methods of ``every_seed``."""
-        return [name.strip() for name in (self.every_seed or "").split(",") if name.strip()]
+        return comma_separated(self.every_seed or "")
 
     @property
     def student_batch(self) -> int:

@@ -81,27 +81,28 @@ def test_they_are_collected_where_little_is_installed(tmp_path: Path) -> None:
     assert collected == marked - {"tests/bench/test_gpu_tests.py"}  # which has the marker in a string
 
 
-def test_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    test = tmp_path / "test_example.py"
-    test.write_text(MODULE)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: of a GPU\n")
-    seen: list[Any] = []
-    monkeypatch.setattr(gpu_tests, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(gpu_tests, "environment", lambda device: seen.append(device) or {"device": "a GPU"})
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> list[str]:
+    """Makes ``module`` the only GPU tests, and the folder's ``results`` the results'; returns pytest's arguments."""
+    test = folder / "test_example.py"
+    test.write_text(module)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: of a GPU\n")
+    monkeypatch.setattr(gpu_tests, "RESULTS", folder / "results")
+    monkeypatch.setattr(gpu_tests, "environment", lambda _: {})
     monkeypatch.setattr(gpu_tests, "files", lambda: [str(test)])
-    assert gpu_tests.main(["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini")]) == 1
+    return ["-q", "-p", "no:cacheprovider", "-c", str(folder / "pytest.ini")]
+
+
+def test_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, seen = stand_in(tmp_path, monkeypatch, MODULE), list[Any]()
+    monkeypatch.setattr(gpu_tests, "environment", lambda device: seen.append(device) or {"device": "a GPU"})
+    assert gpu_tests.main(arguments) == 1
     row = json.loads((tmp_path / "results/tests-cuda.jsonl").read_text())
     assert (row["passed"], row["skipped"], row["finished"], row["device"]) == (1, 0, True, "a GPU")
     assert [name.partition("::")[2] for name in row["failed"]] == ["test_fails"] and seen[0].type == "cuda"
 
 
 def test_an_interrupted_session_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    test = tmp_path / "test_example.py"
-    test.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_stopped():\n    raise KeyboardInterrupt\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: of a GPU\n")
-    monkeypatch.setattr(gpu_tests, "RESULTS", tmp_path)
-    monkeypatch.setattr(gpu_tests, "environment", lambda device: {})
-    monkeypatch.setattr(gpu_tests, "files", lambda: [str(test)])
-    arguments = ["-q", "-p", "no:cacheprovider", "-n", "0", "-c", str(tmp_path / "pytest.ini")]
-    assert gpu_tests.main(arguments) == pytest.ExitCode.INTERRUPTED
-    assert json.loads((tmp_path / "tests-cuda.jsonl").read_text())["finished"] is False
+    stopped = "import pytest\n\n@pytest.mark.gpu\ndef test_stopped():\n    raise KeyboardInterrupt\n"
+    arguments = stand_in(tmp_path, monkeypatch, stopped)
+    assert gpu_tests.main([*arguments, "-n", "0"]) == pytest.ExitCode.INTERRUPTED
+    assert json.loads((tmp_path / "results/tests-cuda.jsonl").read_text())["finished"] is False
