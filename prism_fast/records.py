@@ -31,6 +31,27 @@ def read_object(path: Path, cure: str) -> dict[str, Any] | None:
     return found
 
 
+def read_kept(path: Path, identity: str, what: str) -> dict[str, Any]:
+    """What an earlier run of the same identity left, with ``kept`` set.
+
+    Args:
+        path: of a file that is there, a JSON object with the ``identity`` of what made it.
+        identity: of the run that asks.
+        what: it makes, for the error.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    cure = "give another --out"
+    try:
+        found = read_object(path, cure)
+    except UserError:
+        found = None  # a file of somebody's own is not damaged
+    if found is None or found.get("identity") != identity:
+        raise UserError(f"{path} exists and holds something else than {what}: {cure}")
+    return {**found, "kept": True}
+
+
 def write_json(path: Path, value: Any, indent: int = 1) -> None:
     """Writes JSON by a rename: readers see the old file or the new one. Folders that lack on the way are made.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +31,7 @@ from prism_fast.pipeline.text import prompt_fits
 from prism_fast.pipeline.tokens import load_tokens, with_tokens
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import build_prompts, load_vocabulary
-from prism_fast.records import write_json
+from prism_fast.records import read_kept, write_json
 from prism_fast.sampling.config import SamplerConfig
 from prism_fast.sampling.energy import student_fingerprint
 from prism_fast.sampling.guidance import GateThresholds
@@ -103,7 +102,7 @@ def calibrate(config: CalibrateConfig, out: str, progress: ProgressFactory = sil
         own["tokens"] = tokens.fingerprint
     key = content_hash({**head, "config": own, "prompts": prompts.fingerprint})
     if there:
-        found = _kept(figures, key)
+        found = read_kept(figures, key, "this calibration")
         if not page.exists() and not page.is_symlink():
             write_page(calibration_page(found), page)
         return found
@@ -178,17 +177,6 @@ def _gate(
     label, rows = Labeller(teacher, base.guidance, base.compute_batch), plan.pilot_rows()
     energies = pilot_energies(rows, sampler, label, base.compute_batch, StopRequest(), progress)
     return gate_thresholds(rows, energies, len(plan.counts), config.guidance)
-
-
-def _kept(path: Path, key: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-        same = found["identity"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"{path} exists and holds something else than this calibration: give another --out")
-    return {**found, "kept": True}
 
 
 def _drawn(drawn: Drawn) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from prism_fast.pilot.proposal import command, with_scale
 from prism_fast.pilot.scales import Chosen, Eye, decide, slope_of, try_scales
 from prism_fast.progress import ProgressFactory, silent
 from prism_fast.prompts import PromptList, Vocabulary, build_prompts, load_vocabulary
-from prism_fast.records import write_json
+from prism_fast.records import read_kept, write_json
 from prism_fast.sampling.batch import Sampler
 from prism_fast.sampling.guidance import GateThresholds
 from prism_fast.study.page import write_page
@@ -98,7 +97,7 @@ def pilot(config: PilotConfig, out: str, progress: ProgressFactory = silent) -> 
         {**head, "config": own, "prompts": world.prompts.fingerprint, "vocabulary": list(world.vocabulary.names)}
     )
     if (folder / FIGURES).exists():
-        return _kept(folder / FIGURES, key)
+        return read_kept(folder / FIGURES, key, "this pilot")
     make_own_folder(folder, "this pilot")
     found, drawn, seen = look(config, world, progress)
     found = {"identity": key, **head, **found}
@@ -281,14 +280,3 @@ def _class_rows(
             "unusable": reasons.get(c),
         })  # fmt: skip
     return rows
-
-
-def _kept(path: Path, key: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        same = found["identity"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"{path} exists and holds something else than this pilot: give another --out")
-    return {**found, "kept": True}
