@@ -37,6 +37,7 @@ from prism_fast.config import check_new_file, peak_memory_bytes, resolve_device
 from prism_fast.data.augment_config import AugmentConfig
 from prism_fast.distill.batches import RowBatches, TrainingBatch
 from prism_fast.distill.config import AMP, DistillConfig
+from prism_fast.distill.host_memory import keep_freed_memory
 from prism_fast.distill.images import MemoryImages
 from prism_fast.distill.loop import Run
 from prism_fast.distill.losses import distillation_loss
@@ -218,6 +219,8 @@ def measure(options: argparse.Namespace, config: DistillConfig, peak: float) -> 
     names = ["plain", "ours", *(["compiled"] if options.compile or device.type == "cuda" else [])]
     rows: list[Row] = []
     for name in names:
+        if name != "plain" and device.type == "cpu":
+            keep_freed_memory()  # as the trainer does, for the rest of the process
         torch.manual_seed(0)
         run = runs(options, replace(config, compile="on" if name == "compiled" else "off"))
         ready = [run.batches.take() for _ in range(config.accumulate)]

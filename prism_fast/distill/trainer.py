@@ -22,6 +22,7 @@ from prism_fast.distill.curve import curves
 from prism_fast.distill.drawn import DrawnSet, drawn_config, without_current_student
 from prism_fast.distill.follow import FollowedSet
 from prism_fast.distill.growing import GrowingBatches, GrowingSet
+from prism_fast.distill.host_memory import keep_freed_memory
 from prism_fast.distill.images import ImageSource, LazyImages, MemoryImages, open_images
 from prism_fast.distill.loop import Run
 from prism_fast.distill.refusals import refused_alike
@@ -186,6 +187,8 @@ def train_batches(
         return DistillReport.load(out)
     run = Run(config, batches, identity, world)
     open_curve = curves(config, identity, world)
+    if run.device.type == "cpu":
+        keep_freed_memory()
     with stop_on_signals() as stop, joined(world, run.device, config.rank_timeout_s):
         if world.writes:
             claim(out, identity)

@@ -63,9 +63,11 @@ figcaption b { color: var(--ink); font-weight: 600; }
 table + h3, .scroll + h3 { margin-top: 1.5rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg .label { fill: var(--soft); font-size: 11px; font-family: inherit; }
+svg .at { paint-order: stroke; stroke: var(--paper); stroke-width: 3; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 svg .area { fill: var(--c); fill-opacity: .3; stroke: var(--c); stroke-width: 1.2; stroke-linejoin: round; }
+svg .dot { fill: var(--c); }
 svg .median { stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .4rem; }
 .swatch, .key { display: inline-block; height: .22rem; border-radius: 2px; vertical-align: middle; }

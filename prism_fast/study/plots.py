@@ -27,11 +27,13 @@ class Series:
         name: the arm, which decides the colour (CSS class ``arm-NAME``).
         title: for the legend.
         points: (x, y).
+        labels: written at each point, which is drawn as a dot; empty: a line alone.
     """
 
     name: str
     title: str
     points: Sequence[Point]
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,20 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, y_range: Point | None = None) -> str:
+def line_chart(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    y_range: Point | None = None,
+    x_ticks: Sequence[float] | None = None,
+) -> str:
     """Lines over a common x, with a legend below.
 
     Args:
         series: lines; points that are not finite are left out.
         x_label, y_label: with units.
         y_range: default: what the lines need.
+        x_ticks: positive; x is logarithmic then. Default: round numbers, and x is linear.
     """
     kept = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
     every = [point for points in kept for point in points] or [(0.0, 0.0), (1.0, 1.0)]
@@ -78,12 +87,16 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, y_range: Po
     if y_range is None:
         margin = 0.05 * (y_high - y_low) or 1.0
         y_low, y_high = (0.0 if 0 <= y_low < 0.3 * y_high else y_low - margin), y_high + margin
-    x_scale = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
+    x_scale = (_scale if x_ticks is None else _log_scale)(x_low, x_high, _LEFT, WIDTH - _RIGHT)
     y_scale = _scale(y_low, y_high, HEIGHT - _BOTTOM, _TOP)
-    parts = [_y_axis(ticks(y_low, y_high), y_scale), _x_axis(ticks(x_low, x_high), x_scale, HEIGHT - _BOTTOM)]
+    shown = ticks(x_low, x_high) if x_ticks is None else x_ticks
+    parts = [_y_axis(ticks(y_low, y_high), y_scale), _x_axis(shown, x_scale, HEIGHT - _BOTTOM)]
     for line, points in zip(series, kept, strict=True):
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="line arm-{escape(line.name)}" points="{path}"/>')
+        for (x, y), label in zip(line.points, line.labels, strict=bool(line.labels)):
+            if math.isfinite(x) and math.isfinite(y):
+                parts.append(_dot(line.name, x_scale(x), y_scale(y), label))
     parts.append(_axis_titles(x_label, y_label))
     return _svg(WIDTH, HEIGHT, parts, f"{y_label} against {x_label}") + legend(series)
 
@@ -182,10 +195,22 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: start + (value - low) / width * (end - start)
 
 
+def _log_scale(low: float, high: float, start: float, end: float) -> Scale:
+    inner = _scale(math.log(low), math.log(high), start, end)
+    return lambda value: inner(math.log(value))
+
+
+def _dot(name: str, x: float, y: float, label: str) -> str:
+    """A point with its label above it, inside the frame."""
+    anchor = "start" if x < _LEFT + 12 else "end" if x > WIDTH - _RIGHT - 12 else "middle"
+    look = f'class="dot arm-{escape(name)}" cx="{x:.1f}" cy="{y:.1f}" r="3"'
+    return f"<circle {look}/>" + _text(x, y - 7, label, anchor, "label at")
+
+
 def _y_axis(values: Sequence[float], scale: Scale) -> str:
     return "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{scale(v):.1f}" y2="{scale(v):.1f}"/>'
-        + _text(_LEFT - 6, scale(v) + 4, f"{v:g}", "end")
+        + _text(_LEFT - 6, scale(v) + 4, f"{v:,g}", "end")
         for v in values
     )
 
@@ -198,7 +223,7 @@ def _x_axis(values: Sequence[float], scale: Scale, base: float, top: float | Non
             f'<line class="grid" x1="{scale(v):.1f}" x2="{scale(v):.1f}" y1="{top}" y2="{base}"/>' for v in values
         )
     )
-    return lines + "".join(_text(scale(v), base + 15, f"{v:g}", "middle") for v in values)
+    return lines + "".join(_text(scale(v), base + 15, f"{v:,g}", "middle") for v in values)
 
 
 def _axis_titles(x_label: str, y_label: str) -> str:
@@ -207,8 +232,8 @@ def _axis_titles(x_label: str, y_label: str) -> str:
     return _text((WIDTH + _LEFT) / 2, HEIGHT - 4, x_label, "middle") + title
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _svg(width: float, height: float, parts: Sequence[str], description: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,67 +13,102 @@ from prism_fast.sampling.config import GuidanceConfig
 from prism_fast.sampling.energy import guidance_term
 from prism_fast.study.experiment import BY_COUNT, EQUAL_IMAGES, REAL, Experiment
 from prism_fast.study.methods import COUNTED, FURTHER, PLAIN, PRISM
-from prism_fast.study.plots import Series, line_chart, ridges
+from prism_fast.study.plots import Point, Series, line_chart, ridges
 from prism_fast.study.real import balanced_rows, most_balanced
-from prism_fast.study.results import accuracy, figure, mean_and_spread, of
+from prism_fast.study.results import accuracy, figure, of
 from prism_fast.study.sources import in_batches, labels_of
 from prism_fast.teachers.taps import outputs_for
 
-_ABLATED = {m.name: m.scale for m in FURTHER if m.chart == "scale"} | {"dpe": 0.0, PRISM: 1.0}
+Row = Mapping[str, Any]
+
+_PARTS = {m.name: m.scale for m in FURTHER if m.chart == "scale"} | {"dpe": 0.0, PRISM: 1.0}
 """Methods that differ in the scale alone, with their part of the chosen one."""
+_VARIANTS = frozenset(method.name for method in FURTHER if method.follows or method.made_of != method.name)
+"""PRISM and plain with something left out or changed."""
+_ACCURACY = "student, % of the real test set"
 _HISTOGRAM = 10_000
 """Real images whose energies are shown, at most."""
 
 
-def curve_chart(figures: Mapping[str, Any]) -> str:
-    """Precision against recall, a line a method."""
-    series = [
-        Series(name=name, title=name, points=[(point["recall"], point["precision"]) for point in points])
-        for name, points in figures["curves"].items()
-    ]
-    return line_chart(series, "recall", "precision") if series else ""
+def curve_charts(figures: Mapping[str, Any]) -> str:
+    """Precision against recall, a line a method; what varies PRISM and plain has a chart of its own, beside PRISM."""
+    curves = figures["curves"]
+    methods = [name for name in curves if name not in _VARIANTS]
+    variants = [name for name in curves if name in _VARIANTS or name in (REAL, PRISM)]
+    groups = [methods, *([variants] if _VARIANTS & curves.keys() else [])]
+    charts = [line_chart([_curve(name, curves[name]) for name in group], "recall", "precision") for group in groups]
+    return _side_by_side(*charts) if curves else ""
+
+
+def _curve(name: str, points: Sequence[Mapping[str, float]]) -> Series:
+    return Series(name=name, title=name, points=[(point["recall"], point["precision"]) for point in points])
 
 
 def scale_charts(figures: Mapping[str, Any]) -> str:
     """Student, precision and recall against the scale; nothing where no scale but the chosen one was measured."""
-    rows = figures["rows"]
-    found = sorted((part, name) for name, part in _ABLATED.items() if of(rows, EQUAL_IMAGES, name))
-    if len(found) < 3:
+    found = [
+        (part, of(figures["rows"], EQUAL_IMAGES, name)) for part, name in sorted((p, n) for n, p in _PARTS.items())
+    ]
+    found = [(part, rows) for part, rows in found if rows]
+    seeds = _shared_seeds([rows for _, rows in found])
+    if len(found) < 3 or not seeds:
         return ""
-
-    def mean_of(name: str, metric: str) -> float:
-        own = of(rows, EQUAL_IMAGES, name)
-        if metric == "student":
-            return 100 * mean_and_spread([accuracy(row) for row in own])[0]
-        values = [value for row in own if (value := figure(row, metric, figures["headline"])) is not None]
-        return mean_and_spread(values)[0]
-
-    student = Series(name=PRISM, title="student", points=[(part, mean_of(name, "student")) for part, name in found])
-    parts = [part for part, _ in found]
-    way = Series(
-        name=PRISM,
-        title=f"prism, {parts[0]:g} to {parts[-1]:g} times the chosen scale",
-        points=[(mean_of(name, "recall"), mean_of(name, "precision")) for _, name in found],
-    )
+    student = [(part, _mean_accuracy(rows, seeds)) for part, rows in found]
+    way = [_place(rows, seeds, figures["headline"]) for _, rows in found]
+    told = f"prism, {_told(seeds)}"
+    right = Series(name=PRISM, title=f"{told}, at each part", points=way, labels=[f"{part:g}" for part, _ in found])
     return _side_by_side(
-        line_chart([student], "part of the chosen scale", "student, % of the real test set"),
-        line_chart([way], "recall", "precision"),
+        line_chart([_with_values(PRISM, told, student)], "part of the chosen scale", _ACCURACY),
+        line_chart([right], "recall", "precision"),
     )
 
 
 def accuracy_chart(figures: Mapping[str, Any]) -> str:
     """Student against the number of images; nothing where one number alone was measured."""
-    series = []
-    for name in COUNTED:
-        rows = [row for row in figures["rows"] if row["recipe"] == name and row["table"] in (EQUAL_IMAGES, BY_COUNT)]
-        counts = sorted({row["images"] for row in rows})
-        if len(counts) > 1:
-            points = [
-                (float(count), 100 * mean_and_spread([accuracy(row) for row in rows if row["images"] == count])[0])
-                for count in counts
-            ]
-            series.append(Series(name=name, title=name, points=points))
-    return line_chart(series, "images", "student, % of the real test set") if series else ""
+    groups: dict[str, dict[int, list[Row]]] = {}
+    for row in figures["rows"]:
+        if row["recipe"] in COUNTED and row["table"] in (EQUAL_IMAGES, BY_COUNT):
+            groups.setdefault(row["recipe"], {}).setdefault(row["images"], []).append(row)
+    groups = {name: by_count for name, by_count in groups.items() if len(by_count) > 1}
+    seeds = _shared_seeds([rows for by_count in groups.values() for rows in by_count.values()])
+    if not seeds:
+        return ""
+    series = [
+        _with_values(
+            name,
+            f"{name}, {_told(seeds)}",
+            [(float(count), _mean_accuracy(rows, seeds)) for count, rows in sorted(by_count.items())],
+        )
+        for name, by_count in groups.items()
+    ]
+    return line_chart(series, "images", _ACCURACY, x_ticks=sorted({x for line in series for x, _ in line.points}))
+
+
+def _with_values(name: str, title: str, points: Sequence[Point]) -> Series:
+    return Series(name=name, title=title, points=points, labels=[f"{y:.1f}" for _, y in points])
+
+
+def _shared_seeds(groups: Sequence[Sequence[Row]]) -> list[int]:
+    """Seeds of which every point has a row: a mean over other seeds than its neighbours' would make a bend."""
+    return sorted(set.intersection(*({row["seed"] for row in rows} for rows in groups))) if groups else []
+
+
+def _told(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
+
+
+def _mean_accuracy(rows: Sequence[Row], seeds: Sequence[int]) -> float:
+    return 100 * fmean(accuracy(row) for row in rows if row["seed"] in seeds)
+
+
+def _place(rows: Sequence[Row], seeds: Sequence[int], extractor: str) -> Point:
+    """Recall and precision, means over seeds; not a number where one of these was not measured."""
+
+    def mean(metric: str) -> float:
+        values = [figure(row, metric, extractor) for row in rows if row["seed"] in seeds]
+        return fmean(math.nan if value is None else value for value in values)
+
+    return mean("recall"), mean("precision")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OW
 from prism_fast.study.looking import CLASSIFIERS
 from prism_fast.study.methods import PRISM, Method
 from prism_fast.study.results import accuracy, figure, mean_and_spread, of
-from prism_fast.study.study_charts import accuracy_chart, curve_chart, energy_chart, scale_charts
+from prism_fast.study.study_charts import accuracy_chart, curve_charts, energy_chart, scale_charts
 from prism_fast.study.study_config import SHIFTED_IMAGES, StudyConfig
 from prism_fast.study.study_samples import sample_figures
 from prism_fast.study.study_text import in_table, interval, seeds_of, verdict, with_spread
@@ -57,7 +57,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
         *_overlaps(figures),
         *_section("Students on shifted real images", _shifts(figures, min(SHIFTED_IMAGES, config.images))),
         "<h2>Precision and recall</h2>",
-        _chart(curve_chart(figures)),
+        curve_charts(figures),
         _note(
             "In the judge's features, seed 0; k from 1 (lower left) to 10 (upper right). <i>real</i>: other real "
             "images against the same ones, what a perfect generator would get."

@@ -24,7 +24,7 @@ from prism_fast.study.preparations import first_student, inverted_images, learne
 from prism_fast.study.results import claims, comparisons, controls, gap, gap_by_seed, of, overlap_comparisons
 from prism_fast.study.stages import Stages
 from prism_fast.study.student_config import student_config
-from prism_fast.study.study_charts import accuracy_chart, scale_charts
+from prism_fast.study.study_charts import accuracy_chart, curve_charts, scale_charts
 from prism_fast.study.study_config import SUITES, StudyConfig, usual
 from prism_fast.study.trials import Trial, choose
 from prism_fast.tokens.config import TokensConfig
@@ -278,6 +278,28 @@ def test_charts_of_scale_and_number_show_what_was_measured_and_nothing_else() ->
     assert scale_charts({"rows": few[:4], "headline": "judge"}) == accuracy_chart({"rows": few}) == ""
     more = [{**row, "images": 8000} for row in rows(BY_COUNT, plain=[0.6, 0.6], prism=[0.9, 0.9])]
     assert accuracy_chart({"rows": few + more}).count("<polyline") == 2
+
+
+def test_points_of_a_chart_are_means_over_the_same_seeds() -> None:
+    made = rows(EQUAL_IMAGES, plain=[0.5, 0.6], dpe=[0.61], prism=[0.71, 0.9], scale_half=[0.66, 0.8])
+    few = [{**row, "images": 4000} for row in made]
+    student, _ = scale_charts({"rows": few, "headline": "judge"}).split("</svg>")[:2]
+    assert re.findall(r'"label at"[^>]*>([^<]*)<', student) == ["61.0", "66.0", "71.0"]
+    more = [{**row, "images": 8000} for row in rows(BY_COUNT, plain=[0.55], prism=[0.95])]
+    drawn = accuracy_chart({"rows": few + more})
+    assert re.findall(r'"label at"[^>]*>([^<]*)<', drawn) == ["50.0", "55.0", "71.0", "95.0"]
+    assert "prism, seed 0" in drawn and ">4,000<" in drawn and ">8,000<" in drawn
+    assert "mean of 2 seeds" in accuracy_chart({"rows": few + [{**row, "seed": s} for row in more for s in (0, 1)]})
+
+
+def test_variants_of_prism_have_a_chart_of_curves_of_their_own() -> None:
+    points = [{"precision": 0.5, "recall": 0.1 * k} for k in range(1, 4)]
+    main = {"real": points, "plain": points, "ddis": points, "prism": points}
+    assert curve_charts({"curves": {}}) == ""
+    assert curve_charts({"curves": main}).count("<svg") == 1
+    left, right = curve_charts({"curves": main | {"no-gate": points, "eda": points}}).split("</svg>")[:2]
+    assert re.findall(r'"line arm-([a-z-]+)"', left) == ["real", "plain", "ddis", "prism"]
+    assert re.findall(r'"line arm-([a-z-]+)"', right) == ["real", "prism", "no-gate", "eda"]
 
 
 def test_who_is_no_cheaper_stands_with_equal_images_at_equal_compute() -> None:

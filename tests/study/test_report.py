@@ -129,6 +129,19 @@ def test_line_charts_keep_to_their_frame_and_leave_out_what_is_not_finite() -> N
     assert "a &lt;b&gt;" in line_chart([Series(name="plain", title="a <b>", points=points)], "x", "y")
 
 
+def test_labelled_points_are_dots_and_x_may_be_logarithmic() -> None:
+    points = [(1000.0, 1.0), (2000.0, math.nan), (4000.0, 2.0), (16000.0, 3.0)]
+    line = Series(name="plain", title="a", points=points, labels=["a", "b", "c", "<d>"])
+    svg = svg_of(line_chart([line], "x", "y", x_ticks=(1000, 4000, 16000)))
+    places = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in svg.findall("circle")]
+    assert len(places) == 3  # the one that is not finite is left out with its label
+    (first, _), (middle, _), (last, _) = places
+    assert middle - first == pytest.approx(last - middle, abs=0.2)
+    texts = [label.text for label in svg.findall("text")]
+    assert [text for text in texts if text in ("a", "b", "c", "<d>")] == ["a", "c", "<d>"]
+    assert {"1,000", "4,000", "16,000"} <= set(texts)
+
+
 def test_scatter_charts_show_every_mark_and_write_the_labels_apart() -> None:
     marks = [Mark(name="prism", title=title, x=x, y=y) for title, x, y in (("a", 1, 1), ("b", 1, 1), ("c", 2, -0.5))]
     text = scatter_chart(marks, "ms", "kept", 0.9, {"a", "b"}, [Series(name="prism", title="all", points=())])
