@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prism_fast.config import comma_separated
 from prism_fast.errors import UserError
 from prism_fast.progress import ProgressFactory, progress
 from prism_fast.study.commit import commit
@@ -54,11 +55,27 @@ SETTINGS = (
 )
 
 
-def look(config: StudyConfig, say: Say, bars: ProgressFactory = progress) -> dict[str, Any]:
+def settings_named(names: str) -> tuple[Method, ...]:
+    """Settings by their names, between commas; all of them where none is named.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    named = set(comma_separated(names))
+    every = [method.name for method in SETTINGS]
+    if unknown := sorted(named - set(every)):
+        raise UserError(f"--settings {', '.join(unknown)}: unknown; choose from {', '.join(every)}")
+    return tuple(method for method in SETTINGS if method.name in (named or every))
+
+
+def look(
+    config: StudyConfig, settings: tuple[Method, ...], say: Say, bars: ProgressFactory = progress
+) -> dict[str, Any]:
     """Draws sets, trains and measures students, or finds them; everything for the JSON file.
 
     Args:
         config: of the study, of which seed 0 is taken and of real images the splits.
+        settings: what is looked at, beside real images.
         say: where lines of text go.
         bars: progress of the long parts.
 
@@ -67,13 +84,13 @@ def look(config: StudyConfig, say: Say, bars: ProgressFactory = progress) -> dic
     """
     workers = workers_of(config)
     with divided_threads(workers):
-        study = Experiment(config, say, bars, SETTINGS, workers)
-        with helpers(config, SETTINGS, workers, say):
+        study = Experiment(config, say, bars, settings, workers)
+        with helpers(config, settings, workers, say):
             found = study.run()
     if found.failures:
         raise UserError("; ".join(f"{name}: {why}" for name, why in found.failures.items()))
     images = len(study.test)
-    about = {method.name: method for method in SETTINGS}
+    about = {method.name: method for method in settings}
     rows = []
     for row in found.rows:
         if row["seed"] > 0:
@@ -127,11 +144,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints the table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4000, help="in each set; the steps follow from them")
+    parser.add_argument("--settings", default="", metavar="NAMES", help="between commas; left out: all of them")
     parser.add_argument("--runs", default="runs/ranges", help="sets and students; continues there")
     parser.add_argument("--out", type=out_file, default="docs/study/ranges.json", help="JSON file for the figures")
     options = parser.parse_args(arguments)
     try:
-        found = look(study_of(options.runs, options.images), print)
+        found = look(study_of(options.runs, options.images), settings_named(options.settings), print)
         write_figures(options.out, found)
     except UserError as error:
         parser.error(str(error))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from prism_fast.errors import UserError
 from prism_fast.study import ranges
 from prism_fast.study.methods import MAIN, synthesis_config
-from prism_fast.study.ranges import SETTINGS, main, study_of, table
+from prism_fast.study.ranges import SETTINGS, main, settings_named, study_of, table
 from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import IMAGES, tiny_study
 from tests.study.worlds import TRAIN_IMAGES, one_thread, use_fake_splits
@@ -33,6 +34,13 @@ def test_settings_are_those_of_the_study_with_other_values() -> None:
     assert config_of("prism-wide-gate").sampler.guidance.gate_quantile == 0.75
     config = study_of("there", 4000)
     assert config == StudyConfig(out="there", seeds=2, further_seeds=1, reference="V", more=1.0)
+
+
+def test_settings_are_named_between_commas() -> None:
+    assert settings_named("") == SETTINGS
+    assert [method.name for method in settings_named("prism-chosen, plain-cfg-1")] == ["plain-cfg-1", "prism-chosen"]
+    with pytest.raises(UserError, match=r"--settings plain: unknown; choose from plain-cfg-3, .*prism-cfg-1"):
+        settings_named("plain,prism-chosen")
 
 
 @pytest.fixture
