@@ -26,7 +26,8 @@ from prism_fast.study.study_config import StudyConfig
 from prism_fast.synthesis.job import synthesize
 
 _RECORD = "set.json"
-_AGAIN = "; other images since: "
+AGAIN = "; other images since: "
+"""In the name of a set's machine, before that which drew other images in their place."""
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Draws:
                     )
                 if kept.get("settings") == settings and one.set.fingerprint != kept["identity"]:
                     _log.warning("%s: not the images that its figures are of", folder)
-                    kept["machine"] = f"{kept['machine'].partition(_AGAIN)[0]}{_AGAIN}{self._machine}"
+                    kept["machine"] = f"{kept['machine'].partition(AGAIN)[0]}{AGAIN}{self._machine}"
                     write_json(record, kept)
                 made.append(one)
             return tuple(made)

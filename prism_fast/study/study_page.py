@@ -10,6 +10,7 @@ from typing import Any
 from prism_fast.metrics.comparison import FRECHET, KERNEL, OVERLAPS
 from prism_fast.metrics.shifts import SHIFTS
 from prism_fast.study import page
+from prism_fast.study.draws import AGAIN
 from prism_fast.study.evaluation_page import TITLES
 from prism_fast.study.experiment import CEILING, EQUAL_COMPUTE, EQUAL_IMAGES, OWN_LOSS, REAL, Experiment
 from prism_fast.study.looking import CLASSIFIERS
@@ -50,6 +51,7 @@ def page_html(study: Experiment, figures: Figures) -> str:
             "The difference is that of the same seeds, with Student's 95 % interval, in points; Holm's p-values are of "
             "the rivals that PRISM has to beat, over all of them."
         ),
+        *_machines(figures),
         *(_note(f"<b>{escape(name)}</b> is {escape(caveat)}.") for name, caveat in figures["caveats"].items()),
         *_section("Control: a random direction", _controls(figures)),
         *_further_tables(figures, methods),
@@ -111,6 +113,13 @@ def _troubles(figures: Figures) -> list[str]:
         names = ", ".join(map(escape, figures["left_out"]))
         lines.append(f'<p class="warning">Left out, for this version has no recipe of that name: {names}.</p>')
     return lines
+
+
+def _machines(figures: Figures) -> list[str]:
+    """What the seconds of sampling are worth, where machines of several kinds drew the sets."""
+    kinds = {row["machine"].partition(AGAIN)[0] for row in figures["rows"] if "machine" in row}
+    text = "Sets were drawn on several kinds of machines ({}): results.json says which, for seconds of sampling differ."
+    return [_note(text.format(escape("; ".join(sorted(kinds)))))] if len(kinds) > 1 else []
 
 
 def _tiles(figures: Figures) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from prism_fast.study.experiment import EQUAL_COMPUTE, EQUAL_IMAGES
 from prism_fast.study.sources import MemorySource
-from prism_fast.study.study_page import _further_tables
+from prism_fast.study.study_page import _further_tables, _machines
 from prism_fast.study.study_samples import COLUMNS, read_samples, sample_figures, samples
 
 COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "study" / "fashion" / "shown").glob("*.json"))
@@ -94,3 +94,11 @@ def test_the_limit_of_equal_compute_is_the_studys(more: float, told: str) -> Non
     }  # fmt: skip
     text = unescape("".join(_further_tables(figures, {})))
     assert f"PRISM's seconds of sampling buy, {told}" in text and "twice" not in text
+
+
+def test_several_kinds_of_machines_are_named() -> None:
+    one, other = {"machine": "A, threads 1"}, {"machine": "B, threads 1"}
+    again = {"machine": "A, threads 1; other images since: B, threads 1"}  # the seconds are A's
+    assert _machines({"rows": [{}, one, again]}) == []
+    (told,) = _machines({"rows": [other, one]})
+    assert "(A, threads 1; B, threads 1)" in told
