@@ -37,7 +37,7 @@ def curve_charts(figures: Mapping[str, Any]) -> str:
     variants = [name for name in curves if name in _VARIANTS or name in (REAL, PRISM)]
     groups = [methods, *([variants] if _VARIANTS & curves.keys() else [])]
     charts = [line_chart([_curve(name, curves[name]) for name in group], "recall", "precision") for group in groups]
-    return _side_by_side(*charts) if curves else ""
+    return _laid_out(*charts) if curves else ""
 
 
 def _curve(name: str, points: Sequence[Mapping[str, float]]) -> Series:
@@ -57,7 +57,7 @@ def scale_charts(figures: Mapping[str, Any]) -> str:
     way = [_place(rows, seeds, figures["headline"]) for _, rows in found]
     told = f"prism, {_told(seeds)}"
     right = Series(name=PRISM, title=f"{told}, at each part", points=way, labels=[f"{part:g}" for part, _ in found])
-    return _side_by_side(
+    return _laid_out(
         line_chart([_with_values(PRISM, told, student)], "part of the chosen scale", _ACCURACY),
         line_chart([right], "recall", "precision"),
     )
@@ -81,7 +81,8 @@ def accuracy_chart(figures: Mapping[str, Any]) -> str:
         )
         for name, by_count in groups.items()
     ]
-    return line_chart(series, "images", _ACCURACY, x_ticks=sorted({x for line in series for x, _ in line.points}))
+    ticks = sorted({x for line in series for x, _ in line.points})
+    return _laid_out(line_chart(series, "images", _ACCURACY, x_ticks=ticks))
 
 
 def _with_values(name: str, title: str, points: Sequence[Point]) -> Series:
@@ -126,8 +127,12 @@ def energy_chart(study: Experiment) -> str:
     shown = [(REAL, REAL, real)]
     drawn = [name for name in (PLAIN, PRISM) if name in study.found.shown]
     shown += [(n, n, torch.tensor(study.found.shown[n]["energies"], dtype=torch.float64)) for n in drawn]
-    return ridges(shown, "energy E")
+    return _laid_out(ridges(shown, "energy E"))
 
 
-def _side_by_side(*charts: str) -> str:
-    return '<div class="charts">' + "".join(f"<div>{chart}</div>" for chart in charts) + "</div>"
+def _laid_out(*charts: str) -> str:
+    """Several beside each other, one at a width at which its writing has the size of the page's."""
+    shown = [chart for chart in charts if chart]
+    if len(shown) < 2:
+        return "".join(f'<div class="chart">{chart}</div>' for chart in shown)
+    return '<div class="charts">' + "".join(f"<div>{chart}</div>" for chart in shown) + "</div>"

@@ -65,9 +65,9 @@ def page_html(study: Experiment, figures: Figures) -> str:
             "images against the same ones, what a perfect generator would get."
         ),
         *_section("Scale of the guidance", scale_charts(figures)),
-        *_section("Number of images", _chart(accuracy_chart(figures))),
+        *_section("Number of images", accuracy_chart(figures)),
         "<h2>Energies</h2>",
-        _chart(energy_chart(study)),
+        energy_chart(study),
         _note("The teacher's energy E of images of seed 0 and of real test images; the line is the median."),
         "<h2>Samples</h2>",
         _samples(study, figures),
@@ -93,11 +93,6 @@ def _note(text: str) -> str:
 
 def _small(text: str) -> str:
     return f"<small>{text}</small>" if text else ""
-
-
-def _chart(chart: str) -> str:
-    """At a width at which its writing has the size of the page's."""
-    return f'<div class="chart">{chart}</div>' if chart else ""
 
 
 def _section(title: str, charts: str) -> list[str]:
