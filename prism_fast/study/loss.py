@@ -5,6 +5,8 @@ one ``plain`` set is learned from with that training and with a short list of ot
 from the same first weights; the students are measured on split V of the real images, never on the test set. What is
 best on V is ``oracle-tuned``: it is told, and decides nothing by itself.
 
+``--method`` learns from images of another method, to see whether what helps ``plain`` helps it as much.
+
 Settings are compared image by image: the error of a difference is that of V's images alone. Another seed's student
 differs too, and the best of several is flattered by being chosen.
 """
@@ -13,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prism_fast.config import canonical, environment, resolve_device
+from prism_fast.config import canonical, comma_separated, environment, resolve_device
 from prism_fast.data.sources import load_source_models
 from prism_fast.distill.config import DistillConfig
 from prism_fast.distill.trainer import distill
@@ -33,7 +35,8 @@ from prism_fast.recipes.fields import Fields, build, lay_over
 from prism_fast.study.commit import commit
 from prism_fast.study.experiment import TRIAL_SEED
 from prism_fast.study.gates import made_from
-from prism_fast.study.methods import MAIN, PLAIN, synthesis_config
+from prism_fast.study.methods import MAIN, PLAIN, Method, synthesis_config
+from prism_fast.study.ranges import SETTINGS
 from prism_fast.study.real import real_images
 from prism_fast.study.scripts import out_file, write_figures
 from prism_fast.study.stages import CLOCKS, Stages, clock_for
@@ -67,10 +70,14 @@ def settings(study: DistillConfig) -> dict[str, Fields]:
     }
 
 
-def set_config(study: StudyConfig) -> SynthesisConfig:
-    """The ``plain`` set, drawn as the study draws it, of the trials' seed, which no set of the tables has."""
-    (plain,) = (method for method in MAIN if method.name == PLAIN)
-    return synthesis_config(study, plain, chosen={}, images=study.images, seed=TRIAL_SEED)
+def methods() -> dict[str, Method]:
+    """Whose images there are: ``plain``'s, and those of the settings of :mod:`prism_fast.study.ranges`."""
+    return {method.name: method for method in (*MAIN, *SETTINGS) if method.name == PLAIN or method in SETTINGS}
+
+
+def set_config(study: StudyConfig, method: Method) -> SynthesisConfig:
+    """A method's set, drawn as the study draws it, of the trials' seed, which no set of the tables has."""
+    return synthesis_config(study, method, chosen={}, images=study.images, seed=TRIAL_SEED)
 
 
 def student_configs(study: StudyConfig, seed: int, folder: Path) -> dict[str, DistillConfig]:
@@ -120,20 +127,32 @@ def compare(correct: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"rows": rows, "best": best, "behind": behind}
 
 
-def check(study: StudyConfig, seed: int, runs: Path, bars: ProgressFactory = progress) -> dict[str, Any]:
+def check(
+    study: StudyConfig,
+    method: str,
+    names: Sequence[str],
+    seed: int,
+    runs: Path,
+    bars: ProgressFactory = progress,
+) -> dict[str, Any]:
     """Draws the set, trains and measures the students, or finds them again; everything for the JSON file.
 
     Args:
         study: the shared sizes; its ``images`` are those of the set.
+        method: of :func:`methods`.
+        names: settings beside the study's own; none: all of them.
         seed: of the students.
-        runs: what is kept lies in ``images-N`` of it.
+        runs: what is kept lies in ``images-N`` of it, of another method in a folder of its name.
         bars: progress of the long parts.
 
     Raises:
-        UserError: what synthesis and distillation refuse.
+        UserError: an unknown name; what synthesis and distillation refuse.
     """
-    folder = runs / f"images-{study.images}"
-    drawn, students = set_config(study), student_configs(study, seed, folder)
+    folder = runs / ("" if method == PLAIN else method) / f"images-{study.images}"
+    students = student_configs(study, seed, folder)
+    drawn = set_config(study, methods()[_known("--method", method, methods())])
+    asked = {STUDY, *(_known("--settings", name, students) for name in names or students)}
+    students = {name: config for name, config in students.items() if name in asked}
     device = resolve_device(study.device)
     clock = clock_for(device.type)
     stages = Stages(folder, CLOCKS[clock])
@@ -157,6 +176,7 @@ def check(study: StudyConfig, seed: int, runs: Path, bars: ProgressFactory = pro
     return {
         **found,
         "rows": rows,
+        "method": method,
         "seed": seed,
         "real": {"split": SPLIT, "images": len(labels)},
         "seconds": {"synthesize": seconds["synthesize"], "all": round(math.fsum(seconds.values()), 3)},
@@ -166,6 +186,12 @@ def check(study: StudyConfig, seed: int, runs: Path, bars: ProgressFactory = pro
         "environment": environment(device, "float32"),
         "commit": commit(),
     }
+
+
+def _known(option: str, name: str, known: Iterable[str]) -> str:
+    if name not in known:
+        raise UserError(f"{option} {name}: unknown; choose from {', '.join(known)}")
+    return name
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -196,12 +222,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints the table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4000, help="in the set; the steps follow from them")
+    parser.add_argument("--method", default=PLAIN, help="whose images: plain, or a setting of prism_fast.study.ranges")
+    parser.add_argument("--settings", default="", metavar="NAMES", help="between commas; left out: all of them")
     parser.add_argument("--seed", type=int, default=0, help="of the students")
     parser.add_argument("--runs", type=Path, default=Path("runs/loss"), help="set and students; continues there")
     parser.add_argument("--out", type=out_file, default="docs/study/loss.json", help="JSON file for the figures")
     options = parser.parse_args(arguments)
     try:
-        found = check(StudyConfig(images=options.images), options.seed, options.runs)
+        study, names = StudyConfig(images=options.images), comma_separated(options.settings)
+        found = check(study, options.method, names, options.seed, options.runs)
         write_figures(options.out, found)
     except UserError as error:
         parser.error(str(error))
