@@ -18,7 +18,8 @@ from prism_fast.progress import silent
 from prism_fast.recipes.fields import lay_over
 from prism_fast.study import loss
 from prism_fast.study.experiment import TRIAL_SEED
-from prism_fast.study.loss import STUDY, check, compare, main, set_config, student_configs, summary, table
+from prism_fast.study.loss import STUDY, check, compare, main, methods, set_config, student_configs, summary, table
+from prism_fast.study.ranges import SETTINGS
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import StudyConfig
 from tests.study.studies import IMAGES, tiny_study
@@ -58,10 +59,17 @@ def test_settings_change_one_thing_of_the_study() -> None:
 
 
 def test_the_set_is_drawn_as_the_study_draws_plain() -> None:
-    config = set_config(StudyConfig(images=200))
+    config = set_config(StudyConfig(images=200), methods()["plain"])
     assert (config.recipe, config.images, config.seed) == ("plain", 200, TRIAL_SEED)
     assert (config.prompts.sense, config.prompts.content, config.sampler.guidance) == ("name", "none", None)
     assert (config.sampler.steps, config.sampler.cfg_scale, config.sampler.reuse_features) == (12, 3.0, 3)
+
+
+def test_other_methods_have_their_values_and_the_same_seed() -> None:
+    prism = set_config(StudyConfig(images=200), methods()["prism-chosen"])
+    assert (prism.recipe, prism.images, prism.seed) == ("prism", 200, TRIAL_SEED)
+    assert (prism.sampler.guidance.scale, prism.sampler.cfg_scale) == (0.3, 1.5)
+    assert set(methods()) == {"plain", *(method.name for method in SETTINGS)}  # nothing that would have to be tuned
 
 
 def test_a_training_that_has_no_half_is_refused() -> None:
@@ -171,10 +179,30 @@ def test_it_runs_and_goes_on(
     gone = tmp_path / "runs" / f"images-{IMAGES}" / "seed-5" / "no-crops"
     gone.rename(tmp_path / "gone")
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("shards/*")}
-    again = check(small(IMAGES), 5, tmp_path / "runs", silent)
+    again = check(small(IMAGES), "plain", (), 5, tmp_path / "runs", silent)
     assert len(first_weights) == len(CHANGED) + 1 and gone.exists()
     assert shards == {path: path.stat().st_mtime_ns for path in shards}
     assert {**again, "commit": None} == {**found, "commit": None}
+
+    few = check(small(IMAGES), "plain", ("double-steps",), 5, tmp_path / "runs", silent)
+    assert [row["setting"] for row in few["rows"]] == [STUDY, "double-steps"]
+    assert few["rows"][0] == found["rows"][0] and len(first_weights) == len(CHANGED) + 1
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--method", "prism"], "--method prism: unknown; choose from plain, plain-cfg-3, "),
+        (["--settings", "study, triple-steps"], "--settings triple-steps: unknown; choose from study, temperature-1, "),
+    ],
+)
+def test_unknown_names_are_told_with_the_known_ones(
+    more: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], split_v: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*more, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "loss.json")])
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()) and not split_v
 
 
 def test_what_cannot_be_done_is_told_without_a_traceback(
