@@ -398,7 +398,7 @@ class Experiment:
             },
             **found,
         }
-        self._told(f"{stage}: measure", f"student {100 * row['student_accuracy']:.2f} % on the real test set")
+        self._told(f"{stage}: measure", f"student {100 * row['student_accuracy']:.2f} % on real images")
         return row
 
     def _real_images(self, real: Source, seed: int) -> Source:
