@@ -266,6 +266,12 @@ def use_gpu(name: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = name
 
 
+def malloc_is_set() -> bool:
+    """Whether the user has told glibc by the environment which memory to give back to the system."""
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+    return any(name in os.environ for name in names) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+
+
 def without_usage_statistics() -> None:
     """A Ray that this process starts reports nothing to its makers."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -8,12 +8,12 @@ and clears it, and it is in no cache.
 from __future__ import annotations
 
 import ctypes
-import os
+
+from prism_fast.config import malloc_is_set
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _MOST = 2**31 - 1  # mallopt takes an int
 _MMAP_THRESHOLDS = (2**30, 2**25)  # older versions of glibc refuse more than 32 MiB
-_OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
 
 def keep_freed_memory() -> bool:
@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not where the environment sets what this would, nor with a C library that is not glibc.
     """
-    if any(name in os.environ for name in _OF_THE_USER) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if malloc_is_set():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
