@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from prism_fast.study.gates import made_from
 from prism_fast.study.methods import MAIN, PLAIN, Method, synthesis_config
 from prism_fast.study.ranges import SETTINGS
 from prism_fast.study.real import real_images
-from prism_fast.study.scripts import out_file, write_figures
+from prism_fast.study.scripts import known_names, out_file, write_figures
 from prism_fast.study.stages import CLOCKS, Stages, clock_for
 from prism_fast.study.student_config import student_config
 from prism_fast.study.study_config import StudyConfig
@@ -72,7 +72,8 @@ def settings(study: DistillConfig) -> dict[str, Fields]:
 
 def methods() -> dict[str, Method]:
     """Whose images there are: ``plain``'s, and those of the settings of :mod:`prism_fast.study.ranges`."""
-    return {method.name: method for method in (*MAIN, *SETTINGS) if method.name == PLAIN or method in SETTINGS}
+    (plain,) = (method for method in MAIN if method.name == PLAIN)
+    return {method.name: method for method in (plain, *SETTINGS)}
 
 
 def set_config(study: StudyConfig, method: Method) -> SynthesisConfig:
@@ -149,9 +150,10 @@ def check(
         UserError: an unknown name; what synthesis and distillation refuse.
     """
     folder = runs / ("" if method == PLAIN else method) / f"images-{study.images}"
-    students = student_configs(study, seed, folder)
-    drawn = set_config(study, methods()[_known("--method", method, methods())])
-    asked = {STUDY, *(_known("--settings", name, students) for name in names or students)}
+    known = methods()
+    known_names("--method", [method], known)
+    drawn, students = set_config(study, known[method]), student_configs(study, seed, folder)
+    asked = {STUDY, *known_names("--settings", names, students)}
     students = {name: config for name, config in students.items() if name in asked}
     device = resolve_device(study.device)
     clock = clock_for(device.type)
@@ -186,12 +188,6 @@ def check(
         "environment": environment(device, "float32"),
         "commit": commit(),
     }
-
-
-def _known(option: str, name: str, known: Iterable[str]) -> str:
-    if name not in known:
-        raise UserError(f"{option} {name}: unknown; choose from {', '.join(known)}")
-    return name
 
 
 def table(found: Mapping[str, Any]) -> str:

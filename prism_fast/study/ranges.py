@@ -23,7 +23,7 @@ from prism_fast.study.experiment import Experiment, Say
 from prism_fast.study.helpers import divided_threads, helpers, workers_of
 from prism_fast.study.methods import PLAIN, PRISM, Method
 from prism_fast.study.results import figure
-from prism_fast.study.scripts import out_file, write_figures
+from prism_fast.study.scripts import known_names, out_file, write_figures
 from prism_fast.study.study_config import StudyConfig
 
 SPLIT = "V"
@@ -61,11 +61,8 @@ def settings_named(names: str) -> tuple[Method, ...]:
     Raises:
         UserError: an unknown name.
     """
-    named = set(comma_separated(names))
-    every = [method.name for method in SETTINGS]
-    if unknown := sorted(named - set(every)):
-        raise UserError(f"--settings {', '.join(unknown)}: unknown; choose from {', '.join(every)}")
-    return tuple(method for method in SETTINGS if method.name in (named or every))
+    by_name = {method.name: method for method in SETTINGS}
+    return tuple(by_name[name] for name in known_names("--settings", comma_separated(names), by_name))
 
 
 def look(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,15 @@ def write_figures(path: Path, figures: Any) -> None:
         UserError: the place cannot be written; what was there is as it was.
     """
     write_json(path, figures, INDENT)
+
+
+def known_names(option: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The known ones among the names that an option gives, in their own order; all of them where it gives none.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    every = list(known)
+    if unknown := sorted(set(names) - set(every)):
+        raise UserError(f"{option} {', '.join(unknown)}: unknown; choose from {', '.join(every)}")
+    return [name for name in every if name in (names or every)]

@@ -15,14 +15,12 @@ from prism_fast.study.experiment import BY_COUNT, EQUAL_IMAGES, REAL, Experiment
 from prism_fast.study.methods import COUNTED, FURTHER, PLAIN, PRISM
 from prism_fast.study.plots import Point, Series, line_chart, ridges
 from prism_fast.study.real import balanced_rows, most_balanced
-from prism_fast.study.results import accuracy, figure, of
+from prism_fast.study.results import Row, accuracy, figure, of
 from prism_fast.study.sources import in_batches, labels_of
 from prism_fast.teachers.taps import outputs_for
 
-Row = Mapping[str, Any]
-
-_PARTS = {m.name: m.scale for m in FURTHER if m.chart == "scale"} | {"dpe": 0.0, PRISM: 1.0}
-"""Methods that differ in the scale alone, with their part of the chosen one."""
+_PARTS = sorted([(m.scale, m.name) for m in FURTHER if m.chart == "scale"] + [(0.0, "dpe"), (1.0, PRISM)])
+"""Methods that differ in the scale alone, with their part of the chosen one before them."""
 _VARIANTS = frozenset(method.name for method in FURTHER if method.follows or method.made_of != method.name)
 """PRISM and plain with something left out or changed."""
 _ACCURACY = "student, % of the real test set"
@@ -46,10 +44,7 @@ def _curve(name: str, points: Sequence[Mapping[str, float]]) -> Series:
 
 def scale_charts(figures: Mapping[str, Any]) -> str:
     """Student, precision and recall against the scale; nothing where no scale but the chosen one was measured."""
-    found = [
-        (part, of(figures["rows"], EQUAL_IMAGES, name)) for part, name in sorted((p, n) for n, p in _PARTS.items())
-    ]
-    found = [(part, rows) for part, rows in found if rows]
+    found = [(part, rows) for part, name in _PARTS if (rows := of(figures["rows"], EQUAL_IMAGES, name))]
     seeds = _shared_seeds([rows for _, rows in found])
     if len(found) < 3 or not seeds:
         return ""
